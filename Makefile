@@ -1,0 +1,36 @@
+# Every target makes .venv itself where it is missing; a second call reuses it.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.DEFAULT_GOAL := help
+.PHONY: help venv quickstart test lint clean
+
+help: ## say what can be made
+	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+venv: $(VENV)/.installed ## make .venv with the versions of infra/requirements.lock
+
+$(VENV)/.installed: pyproject.toml infra/requirements.lock
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))' || \
+	  { echo "PYTHON: got $$($(PYTHON) --version 2>&1); rayception runs on Python 3.11 to 3.13. Name one: make PYTHON=python3.12 $(MAKECMDGOALS)." >&2; exit 2; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || \
+	  { echo "$(VENV): python cannot make a virtual environment; it needs the venv module. On Debian and Ubuntu: apt-get install python3-venv." >&2; exit 2; }
+	@echo "Installing into $(VENV) (about two minutes, once) ..."
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint infra/requirements.lock --editable '.[dev]'
+	@touch $@
+
+quickstart: venv ## train inception_v3 on real digits with Ray, S3 and MLflow on this machine
+	@$(BIN)/rayception run jobs/quickstart.yaml
+
+test: venv ## every test, with the real services
+	@$(BIN)/python -m pytest
+
+lint: venv ## ruff, mypy --strict, import contracts
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+
+clean: ## remove .venv and caches; the stack's data in .rayception stay
+	@rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
