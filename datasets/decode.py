@@ -1,0 +1,77 @@
+"""Image and label bytes -> arrays."""
+
+import io
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+
+from datasets.errors import DataError
+
+IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
+MAX_PIXELS = 100_000_000  # a decompression bomb's guard: 300 MB of RGB
+
+
+def decode_image(content: bytes | memoryview, where: str) -> NDArray[np.uint8]:
+    """uint8 (H, W, 3) RGB of a JPEG, PNG or WebP of any mode, turned as its EXIF says.
+
+    Grey, palette, CMYK and alpha become RGB (alpha over white), 16-bit samples keep their upper
+    8 bits. Raises DataError for bytes that are no whole image or too large.
+    """
+    try:
+        with Image.open(io.BytesIO(content)) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise DataError(
+                    f"{where}: got {image.width} x {image.height} pixels; at most {MAX_PIXELS:,}. "
+                    "Shrink the image or take it out."
+                )
+            return np.array(_rgb(ImageOps.exif_transpose(image)), dtype=np.uint8)
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise DataError(
+            f"{where}: got {len(content)} bytes that are no whole image ({type(error).__name__}); "
+            "a sample holds a JPEG, PNG or WebP. Replace the file or take the sample out."
+        ) from error
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I;16") or image.mode == "I":
+        upper = np.asarray(image).astype(np.uint32) >> 8
+        return Image.fromarray(np.minimum(upper, 255).astype(np.uint8)).convert("RGB")
+    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, "white")
+        return Image.alpha_composite(white, image).convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def find_image(sample: dict[str, Any], where: str) -> bytes:
+    """The sample's image bytes. Raises DataError where it has none."""
+    for extension in IMAGE_EXTENSIONS:
+        if extension in sample:
+            found: bytes = sample[extension]
+            return found
+    raise DataError(
+        f"{where}: got {_files(sample)}; a sample has an image, .{' or .'.join(IMAGE_EXTENSIONS)}. "
+        "Pack the split again."
+    )
+
+
+def decode_label(sample: dict[str, Any], num_classes: int, where: str) -> int:
+    """The sample's class, 0 <= class < num_classes. Raises DataError."""
+    for extension in ("cls", "txt"):
+        if extension in sample:
+            text = bytes(sample[extension]).decode("ascii", "replace").strip()
+            if text.isdigit() and int(text) < num_classes:
+                return int(text)
+            raise DataError(
+                f"{where}.{extension}: got {text[:40]!r}; a class is a number from 0 to "
+                f"{num_classes - 1}. Mend the label, or index the split again."
+            )
+    raise DataError(
+        f"{where}: got {_files(sample)}; a sample has a label, .cls or .txt. Pack the split again."
+    )
+
+
+def _files(sample: dict[str, Any]) -> str:
+    return ", ".join(f".{key}" for key in sample if not key.startswith("__")) or "no file"

@@ -1,0 +1,172 @@
+"""Shards -> samples in the canonical order, by byte ranges; plugs into webdataset's pipelines.
+
+A plan of tickets runs ahead of the consumer: as soon as a ticket needs a window that nobody has
+asked for, its ranges are fetched in a thread. A window's bytes live as long as a ticket in flight
+needs them, so memory is bounded by the lanes in use times their window.
+"""
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import webdataset as wds
+from webdataset.tariterators import base_plus_ext
+
+from datasets.errors import DataError
+from datasets.manifest import Manifest
+from datasets.order import Order, Window
+from datasets.store import Store
+from datasets.tar import members
+
+REQUEST_BYTES = 8 * 2**20  # of one range request
+Sample = dict[str, Any]  # webdataset's: __key__, __url__, extension -> bytes
+Samples = dict[tuple[int, int], Sample]  # by (shard, sample)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Ticket:
+    """One sample to come: its global position, who it is, and the window that holds it."""
+
+    position: int
+    epoch: int
+    shard: int
+    sample: int
+    window: "Future[Samples]"
+
+
+def train_tickets(
+    positions: Iterable[int], order: Order, fetch: Callable[[Window], "Future[Samples]"]
+) -> Iterator[Ticket]:
+    """Tickets of ascending global positions. `fetch` is called once a window, when first needed."""
+    # (epoch, lane) -> its remaining windows, the open one and what it will hold
+    lanes: dict[tuple[int, int], tuple[Iterator[Window], Window, Future[Samples]]] = {}
+    current = -1
+    for position in positions:
+        epoch, place = divmod(int(position), order.num_samples)
+        lane, index = place % order.num_lanes, place // order.num_lanes
+        if epoch != current:  # an earlier epoch's lanes are done
+            lanes = {key: kept for key, kept in lanes.items() if key[0] >= epoch}
+            current = epoch
+        opened = lanes.get((epoch, lane))
+        if opened is None:
+            windows = order.windows(epoch, lane, index)
+            window = next(windows)
+            lanes[epoch, lane] = opened = (windows, window, fetch(window))
+        windows, window, future = opened
+        while index >= window.first_index + len(window.samples):
+            window = next(windows)
+            if index < window.first_index + len(window.samples):
+                lanes[epoch, lane] = (windows, window, future := fetch(window))
+        shard, sample = window.samples[index - window.first_index].tolist()
+        yield Ticket(position, epoch, shard, sample, future)
+
+
+def fetch_window(store: Store, manifest: Manifest, window: Window) -> Samples:
+    """All samples of a window, its runs read by ranges of at most 8 MiB.
+
+    Raises DataError (a shard that is cut, damaged, replaced or misnumbered), StoreError.
+    """
+    found: Samples = {}
+    for shard, first, count in window.runs:
+        start, length = manifest.shards[shard].byte_range(first, count)
+        url, etag = manifest.shard_url(shard), manifest.shards[shard].etag
+        pieces = [
+            store.read_range(url, at, min(REQUEST_BYTES, start + length - at), etag)
+            for at in range(start, start + length, REQUEST_BYTES)
+        ]
+        content = pieces[0] if len(pieces) == 1 else b"".join(pieces)
+        samples = list(split_samples(memoryview(content), url))
+        offsets = manifest.shards[shard].offsets[first : first + count + 1]
+        starts = [int(offset - offsets[0]) * 512 for offset in offsets[:-1]]
+        if [begin for begin, _ in samples] != starts:
+            raise DataError(
+                f"{url}: got {len(samples)} samples from sample {first} where its index has "
+                f"{count}, or at other bytes; shard and index must agree. Index it again."
+            )
+        for number, (_, sample) in enumerate(samples, start=first):
+            found[shard, number] = sample
+    return found
+
+
+def split_samples(content: memoryview, url: str) -> Iterator[tuple[int, Sample]]:
+    """(first byte, sample) of each sample in whole tar members, grouped by webdataset's key rule.
+
+    Raises DataError where a member is damaged, cut or stands twice in its sample.
+    """
+    key: str | None = None
+    begin = 0
+    sample: Sample = {}
+    for name, start, _, body in members(content, url):
+        base, extension = base_plus_ext(name)
+        if base is None:
+            continue
+        if base != key:
+            if key is not None:
+                yield begin, sample
+            key, begin, sample = base, start, {"__key__": base, "__url__": url}
+        extension = extension.lower()
+        if extension in sample:
+            raise DataError(
+                f"{url}: got {name} twice in sample {base}; a sample has each file once. "
+                "Pack the shard again."
+            )
+        sample[extension] = body
+    if key is not None:
+        yield begin, sample
+
+
+def stream(tickets: Iterable[Ticket], *, lookahead: int) -> Callable[[], Iterator[Sample]]:
+    """A source for `webdataset.DataPipeline`: samples in the tickets' order.
+
+    `lookahead` tickets are drawn before the first is waited for, which starts their windows'
+    fetches. Each sample also carries __position__, __epoch__, __shard__ and __sample__.
+    """
+
+    def source() -> Iterator[Sample]:
+        ahead: deque[Ticket] = deque()
+        for ticket in tickets:
+            ahead.append(ticket)
+            if len(ahead) > lookahead:
+                yield _redeem(ahead.popleft())
+        while ahead:
+            yield _redeem(ahead.popleft())
+
+    return source
+
+
+def _redeem(ticket: Ticket) -> Sample:
+    sample = ticket.window.result()[ticket.shard, ticket.sample]
+    return {
+        **sample,
+        "__position__": ticket.position,
+        "__epoch__": ticket.epoch,
+        "__shard__": ticket.shard,
+        "__sample__": ticket.sample,
+    }
+
+
+def in_threads(
+    work: Callable[[Sample], Any], pool: ThreadPoolExecutor, *, ahead: int
+) -> Callable[[Iterable[Sample]], Iterator[Any]]:
+    """A pipeline stage: `work` on each sample in the pool's threads, results strictly in order.
+
+    An exception in a thread is raised at its sample's place.
+    """
+
+    def stage(samples: Iterable[Sample]) -> Iterator[Any]:
+        running: deque[Future[Any]] = deque()
+        for sample in samples:
+            running.append(pool.submit(work, sample))
+            if len(running) > ahead:
+                yield running.popleft().result()
+        while running:
+            yield running.popleft().result()
+
+    return stage
+
+
+def build_pipeline(source: Callable[[], Iterator[Sample]], *stages: Any) -> Iterator[Any]:
+    """A webdataset pipeline over our source; stages are webdataset's or our own."""
+    return iter(wds.DataPipeline(source, *stages))

@@ -1,0 +1,5 @@
+"""What is wrong with a network's description or weights, in one line."""
+
+
+class ModelError(ValueError):
+    """`<name>: got <value>; <rule>. <what to do>.`"""

@@ -1,0 +1,64 @@
+"""Scoring: top-1, top-5 and loss over every sample once, on however many ranks."""
+
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from inception.layers import normalize
+from inception.step import MicroBatch
+
+
+class Scores:
+    """Sums of one evaluation; padding has weight zero and counts for nothing."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._sums = torch.zeros(4, dtype=torch.float64, device=device)  # count, loss, top1, top5
+
+    def update(self, logits: Tensor, targets: Tensor, weights: Tensor) -> None:
+        """logits: (N, C); targets: int64 (N,); weights: float (N,), 0 or 1."""
+        logits = logits.float()
+        losses = F.cross_entropy(logits, targets, reduction="none")  # (N,)
+        best = logits.topk(min(5, logits.shape[1]), dim=1).indices  # (N, 5)
+        hits = best == targets[:, None]  # (N, 5)
+        rows = torch.stack(
+            [torch.ones_like(losses), losses, hits[:, 0].float(), hits.any(1).float()]
+        )  # (4, N)
+        # A padded row may hold anything: it is left out, not multiplied by zero.
+        self._sums += torch.where(weights > 0, rows, 0.0).double().sum(1)
+
+    def all_reduce(self) -> None:
+        """Sums over ranks. All ranks take part."""
+        if dist.is_initialized():
+            dist.all_reduce(self._sums)
+
+    def result(self) -> dict[str, float]:
+        """count, and the means: loss, top1 and top5 in 0..1."""
+        count, loss, top1, top5 = self._sums.tolist()
+        whole = max(count, 1.0)
+        return {"count": count, "loss": loss / whole, "top1": top1 / whole, "top5": top5 / whole}
+
+
+def evaluate(
+    model: nn.Module,
+    batches: Iterable[MicroBatch],
+    device: torch.device,
+    autocast: Callable[[], AbstractContextManager[object]] = nullcontext,
+) -> Scores:
+    """Scores this rank's batches in evaluation mode; the model's mode is put back after it."""
+    was_training = model.training
+    scores = Scores(device)
+    model.eval()
+    try:
+        with torch.inference_mode():
+            for batch in batches:
+                images = normalize(batch.images.to(device, non_blocking=True))
+                with autocast():
+                    logits = model(images)
+                scores.update(logits, batch.targets.to(device), batch.weights.to(device))
+    finally:
+        model.train(was_training)
+    return scores

@@ -1,0 +1,35 @@
+"""The training loss: label smoothing on both heads, the side head's weighted."""
+
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def inception_loss(
+    logits: Tensor,
+    side_logits: Tensor | None,
+    targets: Tensor,
+    *,
+    label_smoothing: float = 0.1,
+    side_weight: float = 0.4,
+    weights: Tensor | None = None,
+) -> Tensor:
+    """Mean over the N samples of cross-entropy(main) + side_weight x cross-entropy(side).
+
+    logits, side_logits: (N, C); targets: int64 (N,); weights: float (N,), zero for a damaged
+    sample, whose place in the mean stays. Label smoothing is the paper's section 7 (epsilon 0.1:
+    1 - epsilon on the truth plus epsilon / C on every class), on both heads as TensorFlow has it.
+    """
+    loss = _cross_entropy(logits, targets, label_smoothing, weights)
+    if side_logits is not None:
+        side = _cross_entropy(side_logits, targets, label_smoothing, weights)
+        loss = loss + side_weight * side
+    return loss
+
+
+def _cross_entropy(
+    logits: Tensor, targets: Tensor, label_smoothing: float, weights: Tensor | None
+) -> Tensor:
+    losses = F.cross_entropy(
+        logits.float(), targets, label_smoothing=label_smoothing, reduction="none"
+    )  # (N,)
+    return losses.mean() if weights is None else (losses * weights).sum() / len(losses)

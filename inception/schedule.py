@@ -1,0 +1,36 @@
+"""The learning rate as a pure function of the (fractional) epoch. No torch here."""
+
+from math import cos, floor, pi
+
+from inception.errors import ModelError
+from inception.recipes import SCHEDULE_NAMES
+
+
+def learning_rate(
+    epoch: float,
+    *,
+    name: str,
+    lr: float,
+    epochs: float,
+    decay: float = 0.94,
+    every_epochs: float = 2.0,
+    warmup_epochs: float = 0.0,
+) -> float:
+    """The rate at `epoch` (0 at the first step).
+
+    Linear warm-up from lr / 10 over warmup_epochs, then: `staircase` lr x decay^floor(epoch /
+    every_epochs) (the paper: 0.94 every two epochs, counted from the start of training), `cosine`
+    to zero at `epochs`, `constant`. Raises ModelError for another name.
+    """
+    if name not in SCHEDULE_NAMES:
+        raise ModelError(
+            f"schedule.name: got {name!r}; one of {', '.join(SCHEDULE_NAMES)}. Choose one of them."
+        )
+    if epoch < warmup_epochs:
+        return lr * (0.1 + 0.9 * epoch / warmup_epochs)
+    if name == "staircase":
+        return lr * float(decay ** floor(epoch / every_epochs))
+    if name == "cosine":
+        done = (epoch - warmup_epochs) / (epochs - warmup_epochs)
+        return lr * 0.5 * (1 + cos(pi * min(1.0, done)))
+    return lr

@@ -1,0 +1,107 @@
+"""One optimizer step whose result does not depend on the number of ranks.
+
+The gradient of a global batch is the mean over its M micro-batches of a fixed size, wherever they
+are worked; batch norm sees one micro-batch at a time; dropout's mask is keyed by (seed, step,
+micro-batch). So 1, 2 or 16 ranks walk the same loss curve, up to the rounding of float sums.
+"""
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from inception.layers import normalize
+from inception.loss import inception_loss
+from inception.statistics import StepStatistics
+
+
+class MicroBatch(Protocol):
+    """What a loader gives: micro-batch `index` (0..M-1) of the step's global batch."""
+
+    @property
+    def index(self) -> int: ...
+    @property
+    def images(self) -> Tensor: ...  # uint8 (m, 3, H, W), channels last
+    @property
+    def targets(self) -> Tensor: ...  # int64 (m,)
+    @property
+    def weights(self) -> Tensor: ...  # float32 (m,), zero for a damaged sample
+
+
+@dataclass(frozen=True, slots=True)
+class StepResult:
+    """loss: this rank's share of the global batch's mean loss (the sum over ranks is the loss).
+    grad_norm: the global gradient's norm before clipping, the same on every rank."""
+
+    loss: Tensor
+    grad_norm: Tensor
+
+
+def train_step(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    micro_batches: Sequence[MicroBatch],
+    *,
+    num_micro_batches: int,
+    world_size: int,
+    seed: int,
+    step: int,
+    label_smoothing: float = 0.1,
+    side_weight: float = 0.4,
+    clip_norm: float | None = None,
+    autocast: Callable[[], AbstractContextManager[object]] = nullcontext,
+) -> StepResult:
+    """Works this rank's micro-batches of step `step` and updates the weights.
+
+    All ranks take part; gradients are all-reduced once, during the last micro-batch's backward.
+    DDP averages over ranks, so each micro-batch's loss is scaled by world_size / M. Every rank
+    needs at least one micro-batch (M >= world_size); they may hold different numbers.
+    """
+    assert micro_batches, "a rank without a micro-batch would miss the all-reduce"
+    device = next(model.parameters()).device
+    share = world_size / num_micro_batches
+    optimizer.zero_grad(set_to_none=True)
+    statistics = StepStatistics(model, share=share)
+    total = torch.zeros((), device=device)
+    last = len(micro_batches) - 1
+    for i, micro_batch in enumerate(micro_batches):
+        defer = isinstance(model, DistributedDataParallel) and i < last
+        with model.no_sync() if defer else nullcontext():  # type: ignore[operator]
+            statistics.before_forward()
+            torch.manual_seed(dropout_seed(seed, step, micro_batch.index))
+            images = normalize(micro_batch.images.to(device, non_blocking=True))
+            targets = micro_batch.targets.to(device, non_blocking=True)
+            weights = micro_batch.weights.to(device, non_blocking=True)
+            with autocast():
+                logits, side_logits = model(images)
+            loss = inception_loss(
+                logits,
+                side_logits,
+                targets,
+                label_smoothing=label_smoothing,
+                side_weight=side_weight,
+                weights=weights,
+            )
+            statistics.after_forward()
+            (loss * share).backward()  # type: ignore[no-untyped-call]
+            total += loss.detach() / num_micro_batches
+    statistics.finish()
+    # After the all-reduce, so that what is clipped is the global gradient.
+    grad_norm = nn.utils.clip_grad_norm_(
+        model.parameters(), clip_norm if clip_norm is not None else float("inf")
+    )
+    optimizer.step()
+    return StepResult(loss=total, grad_norm=grad_norm.detach())
+
+
+def dropout_seed(seed: int, step: int, index: int) -> int:
+    """A 63-bit mix of (seed, step, micro-batch): SplitMix64's finalizer over a linear key."""
+    mask = 2**64 - 1
+    z = (seed * 0x9E3779B97F4A7C15 + step * 0xBF58476D1CE4E5B9 + index * 0x94D049BB133111EB) & mask
+    z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & mask
+    z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & mask
+    return (z ^ (z >> 31)) >> 1

@@ -1,0 +1,231 @@
+"""The verbs; wiring only. Heavy packages (torch, ray, mlflow) are imported by the verb that needs
+them, so that `validate` and `plan` answer in milliseconds."""
+
+import json
+import os
+import signal
+import sys
+import time
+import traceback
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import typer
+from rich.console import Console
+
+from orchestration.errors import TOLD_IN_ONE_LINE, ServiceError, exit_code_of
+from orchestration.load import load_job
+
+INTERRUPTED = 130  # 128 + SIGINT, as a shell says it
+app = typer.Typer(
+    help="Trains the Inception family on a Ray cluster; the result does not depend on the cluster.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+stack_app = typer.Typer(
+    help="The embedded object store, MLflow server and Ray of this machine.", no_args_is_help=True
+)
+app.add_typer(stack_app, name="stack")
+console = Console(highlight=False)
+
+File = Annotated[Path, typer.Argument(metavar="FILE", help="The job's YAML.", show_default=False)]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[FIELD=VALUE]...", help="Overrides, such as optim.lr=0.1."),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for machines.")]
+
+
+@app.callback()
+def options(
+    debug: Annotated[bool, typer.Option(help="Show the traceback of an error.")] = False,
+) -> None:
+    if debug:
+        os.environ["RAYCEPTION_DEBUG"] = "1"
+
+
+@app.command()
+def validate(file: File, overrides: Overrides = None, as_json: AsJson = False) -> None:
+    """Check a job YAML, and nothing else."""
+    job = load_job(file, overrides or [])
+    if as_json:
+        from orchestration.load import to_dict
+
+        print_json(to_dict(job))
+    else:
+        console.print(f"{file}: job {job.name} is valid", soft_wrap=True)
+
+
+@app.command()
+def plan(file: File, overrides: Overrides = None, as_json: AsJson = False) -> None:
+    """Print every number that follows from a job; starts nothing."""
+    from orchestration.plan import make_plan
+    from orchestration.storage import count_samples
+
+    job = load_job(file, overrides or [])
+    train_samples, val_samples = count_samples(job)
+    made = make_plan(job, train_samples=train_samples, val_samples=val_samples)
+    if as_json:
+        print_json(asdict(made))
+        return
+    from orchestration.tables import print_plan
+
+    print_plan(console, job, made)
+
+
+@app.command()
+def run(file: File, overrides: Overrides = None, as_json: AsJson = False) -> None:
+    """Train a job and wait for it; what it calls `local` is started on this machine."""
+    job = load_job(file, overrides or [])
+    began = time.monotonic()
+    tell = partial(print, file=sys.stderr) if as_json else say
+    from orchestration.local import using
+    from orchestration.stack import stack_folder
+
+    folder = stack_folder()
+    cluster = job.cluster
+    num_cpus = max(os.cpu_count() or 1, cluster.accelerator.count * cluster.cpus_per_worker)
+    tell(f"starting {', '.join(sorted(job.uses())) or 'nothing'} (data in {folder})")
+    with using(folder, job.uses(), num_cpus=num_cpus, say=tell) as stack:
+        from orchestration.driver import connected, drive
+        from orchestration.render import show_progress
+
+        watch = partial(show_progress, Console(stderr=True) if as_json else console)
+        with connected(job, stack):
+            outcome = drive(job, stack=stack, say=tell, watch=watch)
+    wall_s = time.monotonic() - began
+    if as_json:
+        print_json({**asdict(outcome), "wall_s": wall_s})
+        return
+    from orchestration.tables import print_outcome
+
+    print_outcome(console, job, outcome, wall_s=wall_s, command=own_name())
+
+
+@app.command()
+def ui(
+    run_id: Annotated[str | None, typer.Argument(metavar="[RUN]", help="An MLflow run id.")] = None,
+    open_browser: Annotated[bool, typer.Option("--open/--no-open")] = True,
+) -> None:
+    """Open the embedded MLflow's UI, on a run's charts; Ctrl-C ends it."""
+    import webbrowser
+
+    from orchestration.local import using
+    from orchestration.stack import stack_folder
+
+    with using(stack_folder(), frozenset({"s3", "mlflow"}), num_cpus=1, say=say) as stack:
+        page = ""
+        if run_id is not None:
+            from orchestration.tracking import find_run
+
+            page = find_run(stack.mlflow_url, run_id).page
+        console.print(f"{stack.mlflow_url}{page}", soft_wrap=True)
+        if open_browser:
+            webbrowser.open(f"{stack.mlflow_url}{page}")
+        if not stack.kept:
+            console.print("Ctrl-C ends it.")
+            signal.pause()
+
+
+Port = Annotated[int | None, typer.Option(min=1, max=65535, show_default="a free one")]
+
+
+@stack_app.command("up")
+def stack_up(s3_port: Port = None, mlflow_port: Port = None, dashboard_port: Port = None) -> None:
+    """Start the stack and leave it running until `stack down`."""
+    from orchestration.local import up
+    from orchestration.stack import PARTS, stack_folder
+
+    wanted = {"s3": s3_port, "mlflow": mlflow_port, "dashboard": dashboard_port}
+    ports = {name: port for name, port in wanted.items() if port is not None}
+    folder = stack_folder()
+    say(f"starting the stack (data in {folder})")
+    num_cpus = os.cpu_count() or 1
+    up(folder, frozenset(PARTS), num_cpus=num_cpus, say=say, keep=True, ports=ports)
+    say(f"it stays up until `{own_name()} stack down`")
+
+
+@stack_app.command("status")
+def stack_status(as_json: AsJson = False) -> None:
+    """Say which services run and where."""
+    from orchestration.stack import PARTS, load_stack, stack_folder
+
+    folder = stack_folder()
+    stack = load_stack(folder)
+    parts = {
+        part: {
+            "is_up": stack is not None and stack.is_up(part),
+            "url": stack.urls().get(part) if stack is not None and stack.is_up(part) else None,
+            "pid": stack.processes[part][0] if stack is not None and stack.is_up(part) else None,
+        }
+        for part in PARTS
+    }
+    if as_json:
+        print_json({"folder": str(folder), "kept": bool(stack and stack.kept), "services": parts})
+        return
+    console.print(f"stack in {folder}", soft_wrap=True)
+    for part, state in parts.items():
+        words = f"up at {state['url']} (pid {state['pid']})" if state["is_up"] else "down"
+        console.print(f"  {part}: {words}", soft_wrap=True)
+
+
+@stack_app.command("down")
+def stack_down(
+    force: Annotated[bool, typer.Option(help="Also while a run uses the stack.")] = False,
+) -> None:
+    """Stop the stack; its data stay."""
+    from orchestration.local import down
+    from orchestration.stack import stack_folder
+
+    folder = stack_folder()
+    was_up = down(folder, force=force)
+    say(f"stack in {folder} {'stopped' if was_up else 'was not running'}; its data stay there")
+
+
+def say(line: str) -> None:
+    """One line of progress."""
+    console.print(f"- {line}", soft_wrap=True)
+
+
+def print_json(value: object) -> None:
+    print(json.dumps(value, indent=2))  # noqa: T201 - the one output that must stay plain
+
+
+def own_name() -> str:
+    """How this command was called, as the reader would type it again."""
+    called = Path(sys.argv[0])
+    try:
+        return str(called.resolve().relative_to(Path.cwd()))
+    except ValueError:
+        return called.name
+
+
+def fail(error: BaseException) -> NoReturn:
+    """Says the error in its one line and leaves with its exit code."""
+    if os.environ.get("RAYCEPTION_DEBUG"):
+        traceback.print_exception(error)
+    print(str(error), file=sys.stderr)  # noqa: T201 - markup in a message is not ours to render
+    sys.exit(exit_code_of(error))
+
+
+def main() -> None:
+    """Entry point: every known error is one line on stderr."""
+    try:
+        app()
+    except TOLD_IN_ONE_LINE as error:
+        fail(error)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)  # noqa: T201
+        sys.exit(INTERRUPTED)
+    except OSError as error:
+        if error.errno is not None and error.filename:
+            fail(
+                ServiceError(
+                    f"{error.filename}: got {error.strerror}; this machine refused. "
+                    "Check the path, its permissions and its disk."
+                )
+            )
+        raise

@@ -1,0 +1,141 @@
+"""Job + the data's size -> Plan: every derived number, computed once and handed on. Pure.
+
+Nothing downstream recomputes what follows from `world_size`: the driver makes the plan, the
+workers and the terminal read it.
+"""
+
+from dataclasses import dataclass
+from math import ceil
+
+from inception.cost import count_cost
+from inception.family import Architecture, build_architecture
+from inception.schedule import learning_rate
+from orchestration.errors import JobError
+from orchestration.job import Job
+
+# Forward + backward is about three forward passes; a multiply-add is two operations.
+FLOPS_PER_MULTIPLY_ADD = 2
+PASSES_PER_STEP = 3
+BYTES_PER_PARAMETER = 4
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Plan:
+    """What a job means on its cluster and data."""
+
+    world_size: int
+    num_nodes: int
+    ranks_per_node: int
+    train_samples: int
+    val_samples: int
+    global_batch_size: int
+    micro_batch_size: int
+    num_micro_batches: int  # of one optimizer step, over all ranks
+    max_micro_batches_per_rank: int
+    is_even: bool  # every rank works the same number of micro-batches
+    steps_per_epoch: float
+    total_steps: int
+    warmup_steps: int
+    epoch_ends: tuple[int, ...]  # the step after which each epoch's samples have all been seen
+    eval_batch_size: int
+    parameters: int  # with the side head
+    side_head_parameters: int
+    multiply_adds: int  # of one image, forward, without the side head
+    training_flops_per_image: int
+    training_flops: float  # of the whole job
+    gradient_bytes: int  # all-reduced in a step, float32
+    checkpoint_bytes: int  # weights, their average and two optimizer moments, float32
+
+    def is_checkpoint_step(self, step: int, every_steps: int | None) -> bool:
+        """Whether the state is written after `step` finished steps."""
+        return step in self.epoch_ends or bool(every_steps and step % every_steps == 0)
+
+    def epoch_at(self, step: int) -> float:
+        """Epochs seen after `step` steps, fractional: the schedule's clock."""
+        return step * self.global_batch_size / self.train_samples
+
+
+def build_job_architecture(job: Job) -> Architecture:
+    """The network that the job names."""
+    model = job.model
+    return build_architecture(
+        model.name,
+        num_classes=model.num_classes,
+        input_size=model.input_size,
+        width=model.width,
+        side_head=model.side_head,
+        dropout=model.dropout,
+        bn_momentum=model.bn_momentum,
+    )
+
+
+def learning_rate_at(job: Job, plan: Plan, step: int) -> float:
+    """The rate of step `step` (0 is the first)."""
+    schedule = job.schedule
+    return learning_rate(
+        plan.epoch_at(step),
+        name=schedule.name,
+        lr=job.optim.lr,
+        epochs=schedule.epochs,
+        decay=schedule.decay,
+        every_epochs=schedule.every_epochs,
+        warmup_epochs=schedule.warmup_epochs,
+    )
+
+
+def make_plan(job: Job, *, train_samples: int, val_samples: int) -> Plan:
+    """Raises JobError where the data's true size contradicts the job."""
+    for split, stated, found in (
+        ("train", job.data.train_samples, train_samples),
+        ("val", job.data.val_samples, val_samples),
+    ):
+        if stated is not None and stated != found:
+            raise JobError(
+                f"data.{split}_samples: got {stated}, but the manifest of "
+                f"{getattr(job.data, split)} counts {found}; a stated number is a promise. "
+                f"Write {found}, or name the prefix you meant."
+            )
+    accelerator = job.cluster.accelerator
+    world_size = job.cluster.num_nodes * accelerator.count
+    batch = job.data.global_batch_size
+    num_micro_batches = batch // job.data.micro_batch_size
+    if batch > train_samples:
+        raise JobError(
+            f"data.global_batch_size: got {batch}; at most the training split's "
+            f"{train_samples} samples. Write a smaller batch."
+        )
+    if job.data.shuffle.lanes > train_samples:
+        raise JobError(
+            f"data.shuffle.lanes: got {job.data.shuffle.lanes}; at most the training split's "
+            f"{train_samples} samples. Write fewer lanes."
+        )
+    cost = count_cost(build_job_architecture(job))
+    epochs = job.schedule.epochs
+    # Rounded up: the last batch runs on into the next epoch, so no sample is left out.
+    total_steps = ceil(epochs * train_samples / batch)
+    ends = [ceil(e * train_samples / batch) for e in range(1, ceil(epochs))] + [total_steps]
+    flops = FLOPS_PER_MULTIPLY_ADD * PASSES_PER_STEP * cost.multiply_adds
+    return Plan(
+        world_size=world_size,
+        num_nodes=job.cluster.num_nodes,
+        ranks_per_node=accelerator.count,
+        train_samples=train_samples,
+        val_samples=val_samples,
+        global_batch_size=batch,
+        micro_batch_size=job.data.micro_batch_size,
+        num_micro_batches=num_micro_batches,
+        max_micro_batches_per_rank=ceil(num_micro_batches / world_size),
+        is_even=num_micro_batches % world_size == 0,
+        steps_per_epoch=train_samples / batch,
+        total_steps=total_steps,
+        warmup_steps=round(job.schedule.warmup_epochs * train_samples / batch),
+        epoch_ends=tuple(ends),
+        eval_batch_size=job.data.micro_batch_size,
+        parameters=cost.parameters,
+        side_head_parameters=cost.side_head_parameters,
+        multiply_adds=cost.multiply_adds,
+        training_flops_per_image=flops,
+        training_flops=float(flops) * total_steps * batch,
+        gradient_bytes=BYTES_PER_PARAMETER * cost.parameters,
+        checkpoint_bytes=4 * BYTES_PER_PARAMETER * cost.parameters,
+    )

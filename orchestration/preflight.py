@@ -1,0 +1,94 @@
+"""What must hold before training starts: said in seconds, by the error law."""
+
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+from datasets.manifest import Manifest, load_manifest
+from datasets.pack import pack
+from datasets.sources import digits
+from datasets.store import Store
+from orchestration.errors import JobError, ServiceError
+from orchestration.job import LOCAL, Job
+from orchestration.local import Say
+from orchestration.stack import ROOT
+
+PACKAGES = ("orchestration", "inception", "datasets")
+SAMPLES_PER_SHARD = 128  # of a packed `data.source`
+
+
+def check_imports() -> None:
+    """Our package names must resolve below our root: another distribution is called `datasets`."""
+    for name in PACKAGES:
+        spec = importlib.util.find_spec(name)
+        origin = Path(spec.origin).resolve() if spec and spec.origin else None
+        if origin is None or ROOT not in origin.parents:
+            raise ServiceError(
+                f"{name}: got {origin}; the package of rayception lies below {ROOT}. Uninstall "
+                "the distribution that shadows it, or run in rayception's own environment."
+            )
+
+
+def prepare_data(job: Job, store: Store, say: Say) -> tuple[Manifest, Manifest]:
+    """The manifests of both splits, packed from `data.source` first where they are not there.
+
+    Raises DataError (no shards, no index, damaged), StoreError, JobError (classes differ).
+    """
+    for split in ("train", "val"):
+        url = getattr(job.data, split)
+        if job.data.source and not store.exists(f"{url.rstrip('/')}/index.json"):
+            samples, classes = digits(split, seed=0)
+            manifest = pack(
+                samples, store, url, classes=classes, samples_per_shard=SAMPLES_PER_SHARD
+            )
+            say(f"packed {manifest.num_samples} samples into {url}")
+    train, val = load_manifest(store, job.data.train), load_manifest(store, job.data.val)
+    for split, manifest in (("train", train), ("val", val)):
+        if manifest.num_classes > job.model.num_classes:
+            raise JobError(
+                f"model.num_classes: got {job.model.num_classes}, but data.{split} has "
+                f"{manifest.num_classes} classes; every label needs an output. "
+                f"Write {manifest.num_classes}."
+            )
+    return train, val
+
+
+def check_storage(store: Store, run_url: str) -> None:
+    """The run's storage takes a write. Raises StoreError."""
+    store.write(f"{run_url}/.writable", b"")
+    store.delete(f"{run_url}/.writable")
+
+
+def check_cluster(job: Job, nodes: list[dict[str, Any]]) -> None:
+    """Whether the live nodes can ever hold the job; Ray itself would wait for ever.
+
+    nodes: as `ray.nodes()` gives them. Raises ServiceError, naming what the cluster has.
+    """
+    cluster, accelerator = job.cluster, job.cluster.accelerator
+    alive = [node["Resources"] for node in nodes if node["Alive"]]
+    cpus = cluster.cpus_per_worker
+    if accelerator.is_gpu:
+        marker = f"accelerator_type:{accelerator.type}"
+        ranks = [
+            int(min(has.get("GPU", 0), has.get("CPU", 0) // cpus)) for has in alive if marker in has
+        ]
+        what = f"{accelerator.type} with {cpus} CPUs each"
+    else:
+        ranks = [int(has.get("CPU", 0) // cpus) for has in alive]
+        what = f"{cpus} CPUs each"
+    wanted = cluster.num_nodes * accelerator.count
+    fitting = sum(min(here, accelerator.count) for here in ranks)
+    if fitting >= wanted:
+        return
+    types = sorted({key.split(":")[1] for has in alive for key in has if "accelerator_type" in key})
+    total = {key: int(sum(has.get(key, 0) for has in alive)) for key in ("CPU", "GPU")}
+    remedy = (
+        "Run `rayception stack down` and start again, or ask for less"
+        if cluster.address == LOCAL
+        else "Add nodes, or ask for less in cluster.accelerators and cluster.num_nodes"
+    )
+    raise ServiceError(
+        f"cluster.accelerators: got {cluster.accelerators} on {cluster.num_nodes} nodes, which is "
+        f"{wanted} ranks ({what}); the cluster has room for {fitting} on {len(alive)} nodes with "
+        f"{total['CPU']} CPUs, {total['GPU']} GPUs ({', '.join(types) or 'no GPU type'}). {remedy}."
+    )

@@ -1,0 +1,59 @@
+"""Processes that outlive a call: known by pid and start time, ended with all their children."""
+
+import contextlib
+import os
+from collections.abc import Iterable
+
+import psutil
+
+# Who a process is: its pid and its start time (a pid alone may belong to another one by now).
+Who = tuple[int, float]
+MARKER = "RAYCEPTION_STACK"
+STOP_LIMIT_S = 15.0
+
+
+def identify(pid: int) -> Who:
+    """Raises psutil.NoSuchProcess."""
+    return pid, float(psutil.Process(pid).create_time())
+
+
+def find_process(who: Who | None) -> psutil.Process | None:
+    """This very process where it still runs, else None."""
+    if who is None:
+        return None
+    try:
+        process = psutil.Process(who[0])
+        same = abs(process.create_time() - who[1]) < 0.01
+        return process if same and process.status() != psutil.STATUS_ZOMBIE else None
+    except psutil.NoSuchProcess:
+        return None
+
+
+def end_processes(whos: Iterable[Who | None], *, marker: str | None = None) -> None:
+    """SIGTERM and 15 s of patience, then SIGKILL to what is left, children included.
+
+    marker: also ends every process whose environment says MARKER=marker.
+    """
+    processes = [process for who in whos if (process := find_process(who)) is not None]
+    everything = list(processes)
+    for process in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            everything += process.children(recursive=True)
+            process.terminate()
+    psutil.wait_procs(processes, timeout=STOP_LIMIT_S)
+    if marker is not None:
+        everything += marked_processes(marker)
+    for process in everything:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+    psutil.wait_procs(everything, timeout=STOP_LIMIT_S)
+
+
+def marked_processes(marker: str) -> list[psutil.Process]:
+    """Every other process that carries MARKER=marker in its environment."""
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if process.pid != os.getpid() and process.environ().get(MARKER) == marker:
+                found.append(process)
+    return found

@@ -1,0 +1,36 @@
+"""Rules about one value of a job; each raises JobError by the error law."""
+
+import re
+from collections.abc import Sequence
+from difflib import get_close_matches
+
+from orchestration.errors import JobError
+
+
+def choose(path: str, value: str, known: Sequence[str]) -> None:
+    if value not in known:
+        near = get_close_matches(str(value), known, n=1)
+        hint = f"Did you mean {near[0]}?" if near else "Choose one of them."
+        raise JobError(f"{path}: got {value!r}; one of {', '.join(known)}. {hint}")
+
+
+def at_least(path: str, value: int, least: int) -> None:
+    if value < least:
+        raise JobError(f"{path}: got {value}; at least {least}. Write {least} or more.")
+
+
+def above(path: str, value: float, bound: float) -> None:
+    if not value > bound:
+        raise JobError(f"{path}: got {value}; more than {bound:g}. Write a larger number.")
+
+
+def within(path: str, value: float, low: float, high: float) -> None:
+    if not low <= value <= high:
+        raise JobError(
+            f"{path}: got {value}; from {low:g} to {high:g}. Write a number in that range."
+        )
+
+
+def without_userinfo(url: str) -> str:
+    """The URL less anything before an @: a mistyped password must not come back in an error."""
+    return re.sub(r"//[^/]*@", "//***@", url)

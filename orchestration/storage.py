@@ -1,0 +1,67 @@
+"""The job's object store, as our Store and as Ray's storage path see it."""
+
+import os
+from urllib.parse import urlencode, urlsplit
+
+from datasets.manifest import load_manifest
+from datasets.store import Store, StoreConfig
+from orchestration.errors import JobError
+from orchestration.job import LOCAL, Job
+from orchestration.services import REGION, s3_environment
+from orchestration.stack import Stack, load_stack, stack_folder
+
+
+def build_store_config(job: Job, stack: Stack | None) -> StoreConfig:
+    """Where the job's s3:// URLs lie; `local` is the embedded stack's store."""
+    storage = job.storage
+    if storage.endpoint_url == LOCAL:
+        assert stack is not None, "a job that says local has a stack"
+        return StoreConfig(endpoint_url=stack.s3_url, region=REGION, addressing="path")
+    return StoreConfig(
+        endpoint_url=storage.endpoint_url,
+        region=storage.region,
+        anonymous=storage.anonymous,
+        addressing=storage.addressing,
+    )
+
+
+def ray_path(url: str, config: StoreConfig) -> str:
+    """`url` as Ray Train's storage path: pyarrow takes an S3 endpoint in the URL's query.
+
+    Credentials stay in the environment; a filesystem object would be pickled with them.
+    """
+    if not url.startswith("s3://"):
+        return url.removeprefix("file://")
+    query = {}
+    if config.endpoint_url:
+        endpoint = urlsplit(config.endpoint_url)
+        query = {"endpoint_override": endpoint.netloc, "scheme": endpoint.scheme}
+    if config.region:
+        query["region"] = config.region
+    return f"{url}?{urlencode(query, safe=':')}" if query else url
+
+
+def count_samples(job: Job) -> tuple[int, int]:
+    """(train, val) samples: as the job states them, else from the manifests.
+
+    Raises JobError where they lie in an embedded store that is not running, DataError and
+    StoreError as `load_manifest`.
+    """
+    stated = job.data.train_samples, job.data.val_samples
+    if stated[0] is not None and stated[1] is not None:
+        return stated[0], stated[1]
+    stack = load_stack(stack_folder())
+    needs_stack = job.storage.endpoint_url == LOCAL and job.data.train.startswith("s3://")
+    if needs_stack and (stack is None or not stack.is_up("s3")):
+        raise JobError(
+            "data.train_samples: got nothing, and the embedded store that holds the manifest is "
+            "down; planning needs both splits' sizes. State data.train_samples and "
+            "data.val_samples, or run `rayception stack up` first."
+        )
+    if needs_stack and stack is not None:
+        os.environ.update(s3_environment(stack.secrets))
+    store = Store(build_store_config(job, stack))
+    return (
+        load_manifest(store, job.data.train).num_samples,
+        load_manifest(store, job.data.val).num_samples,
+    )

@@ -1,0 +1,338 @@
+"""What each rank runs: restore, then batch -> train_step -> log -> checkpoint, to the last step.
+
+Order of operations of one step, and why: the batch is taken first (its wait is the data's, not the
+step's); gradients are all-reduced inside `train_step`; the weight average follows the optimizer;
+then, on checkpoint steps, batch-norm statistics are averaged over ranks (all ranks take part), the
+held-out split is scored (all ranks), rank 0 writes the state, and `ray.train.report` makes the
+checkpoint known (a barrier of all ranks).
+"""
+
+import logging
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import ray.train
+import ray.train.torch
+import torch
+import torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+
+from datasets.augment import Augment
+from datasets.loader import EvalLoader, TrainLoader
+from datasets.manifest import Manifest, load_manifest
+from datasets.order import Order
+from datasets.store import Store, StoreConfig
+from inception.ema import WeightAverage
+from inception.evaluate import evaluate
+from inception.network import build_network
+from inception.optim import build_optimizer
+from inception.precision import autocast_for
+from inception.statistics import average_bn_statistics
+from inception.step import train_step
+from orchestration.checkpoint import TrainState, load_checkpoint, newest_checkpoint, save_checkpoint
+from orchestration.errors import TrainingError
+from orchestration.job import Job
+from orchestration.load import from_dict
+from orchestration.plan import Plan, build_job_architecture, learning_rate_at
+from orchestration.progress import Progress
+from orchestration.storage import ray_path
+from orchestration.tracking import MetricWriter, RunRef
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Assignment:
+    """What the driver hands to every rank; plain values, no secret among them."""
+
+    job: dict[str, Any]
+    plan: Plan
+    run: RunRef
+    run_url: str
+    store: StoreConfig
+    board: Any  # the progress actor
+
+
+def build_order(job: Job, manifest: Manifest) -> Order:
+    """The canonical order of the training split."""
+    shuffle = job.data.shuffle
+    return Order(
+        seed=job.seed,
+        samples_per_shard=manifest.samples_per_shard,
+        num_lanes=shuffle.lanes,
+        pieces=shuffle.pieces,
+        slices=shuffle.slices,
+    )
+
+
+def data_position(job: Job, manifest: Manifest) -> dict[str, Any]:
+    """Which sequence of samples a run walks: what a checkpoint must agree with."""
+    shuffle = job.data.shuffle
+    return {
+        "seed": job.seed,
+        "lanes": shuffle.lanes,
+        "pieces": shuffle.pieces,
+        "slices": shuffle.slices,
+        "global_batch_size": job.data.global_batch_size,
+        "micro_batch_size": job.data.micro_batch_size,
+        "fingerprint": manifest.fingerprint,
+    }
+
+
+def train_loop(config: dict[str, Assignment]) -> None:
+    """Entry of Ray Train on each rank. Raises TrainingError, DataError or StoreError."""
+    hand = config["assignment"]
+    Rank(hand).train()
+
+
+class Rank:
+    """One rank of one attempt: its model, its data, its place in the group."""
+
+    def __init__(self, hand: Assignment) -> None:
+        context = ray.train.get_context()
+        self.rank: int = context.get_world_rank()
+        self.world_size: int = context.get_world_size()
+        self.hand = hand
+        self.plan = hand.plan
+        self.job = job = from_dict(hand.job)
+        self.store = Store(hand.store)
+        self.train_manifest = load_manifest(self.store, job.data.train)
+        self.val_manifest = load_manifest(self.store, job.data.val)
+        self.position = data_position(job, self.train_manifest)
+        # get_device() names cuda:0 wherever the node claims a GPU, so torch is asked first.
+        self.device = (
+            ray.train.torch.get_device() if torch.cuda.is_available() else torch.device("cpu")
+        )
+        self.autocast = autocast_for(self.device, job.model.precision)
+        model = build_network(build_job_architecture(job), seed=job.seed)
+        self.model = model.to(self.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        optim = job.optim
+        self.optimizer = build_optimizer(
+            self.model,
+            name=optim.name,
+            lr=optim.lr,
+            weight_decay=optim.weight_decay,
+            momentum=optim.momentum,
+            decay=optim.decay,
+            eps=optim.eps,
+        )
+        self.average = (
+            WeightAverage(self.model, decay=optim.average_decay)
+            if optim.average_decay is not None
+            else None
+        )
+        self.step = self._restore()
+        # Running statistics are averaged by us where they are used; DDP must not broadcast them.
+        self.ddp = DistributedDataParallel(
+            self.model, broadcast_buffers=False, gradient_as_bucket_view=True
+        )
+        self.writer = MetricWriter(hand.run) if self.rank == 0 else None
+        self.attempt = ray.get(hand.board.begin_attempt.remote()) if self.rank == 0 else 0
+        self.top1: float | None = None
+        self.training_s = 0.0
+        self.first_step = self.step
+
+    def train(self) -> None:
+        """To the last step of the plan. All ranks walk the same steps."""
+        job, plan = self.job, self.plan
+        augment = job.data.augment
+        try:
+            with TrainLoader(
+                self.store,
+                self.train_manifest,
+                build_order(job, self.train_manifest),
+                rank=self.rank,
+                world_size=self.world_size,
+                global_batch_size=plan.global_batch_size,
+                micro_batch_size=plan.micro_batch_size,
+                input_size=job.model.input_size,
+                augment=Augment(area=augment.area, aspect=augment.aspect, flip=augment.flip),
+                threads=job.data.loader_workers,
+                start_position=self.step * plan.global_batch_size,
+            ) as loader:
+                self._train_steps(loader)
+        finally:
+            if self.writer is not None and (lost := self.writer.close()):
+                logger.warning("MLflow did not take %d metric points before the end", lost)
+
+    def _train_steps(self, loader: TrainLoader) -> None:
+        job, plan = self.job, self.plan
+        losses: list[torch.Tensor] = []
+        norms: list[torch.Tensor] = []
+        began, waited = time.monotonic(), loader.wait_s
+        batches = iter(loader)
+        while self.step < plan.total_steps:
+            lr = learning_rate_at(job, plan, self.step)
+            for group in self.optimizer.param_groups:
+                group["lr"] = lr
+            result = train_step(
+                self.ddp,
+                self.optimizer,
+                next(batches),
+                num_micro_batches=plan.num_micro_batches,
+                world_size=self.world_size,
+                seed=job.seed,
+                step=self.step,
+                label_smoothing=job.loss.label_smoothing,
+                side_weight=job.loss.side_weight,
+                clip_norm=job.optim.clip_norm,
+                autocast=self.autocast,
+            )
+            if self.average is not None:
+                self.average.update()
+            self.step += 1
+            losses.append(result.loss)
+            norms.append(result.grad_norm)
+            is_checkpoint = plan.is_checkpoint_step(self.step, job.checkpoint.every_steps)
+            if len(losses) == job.tracking.log_every_steps or is_checkpoint:
+                self._log(losses, norms, time.monotonic() - began, loader.wait_s - waited)
+                losses, norms = [], []
+                if is_checkpoint:
+                    self._checkpoint()
+                began, waited = time.monotonic(), loader.wait_s
+
+    def _log(
+        self,
+        losses: list[torch.Tensor],
+        norms: list[torch.Tensor],
+        elapsed_s: float,
+        wait_s: float,
+    ) -> None:
+        """Sums the ranks' shares of the last steps' losses (all ranks take part) and sends them."""
+        table = torch.stack([torch.stack(losses), torch.stack(norms)]).float()  # (2, steps)
+        dist.all_reduce(table[0])
+        values = table.tolist()
+        self.training_s += elapsed_s
+        if not all(map(_is_finite, values[0])):
+            bad = (
+                self.step
+                - len(losses)
+                + next(i for i, value in enumerate(values[0]) if not _is_finite(value))
+            )
+            raise TrainingError(
+                f"train/loss: got {values[0][bad - self.step + len(losses)]} in step {bad}; a loss "
+                "is a finite number. Lower optim.lr, or set optim.clip_norm, and run again."
+            )
+        if self.writer is None:
+            return
+        rate = len(losses) * self.plan.global_batch_size / elapsed_s
+        wait_fraction = min(1.0, wait_s / elapsed_s)
+        for i, (loss, norm) in enumerate(zip(*values, strict=True)):
+            step = self.step - len(losses) + i + 1
+            self.writer.log(
+                step,
+                {
+                    "train/loss": loss,
+                    "train/grad_norm": norm,
+                    "train/lr": learning_rate_at(self.job, self.plan, step - 1),
+                    "train/epoch": self.plan.epoch_at(step),
+                },
+            )
+        self.writer.log(
+            self.step,
+            {"train/images_per_second": rate, "train/data_wait_fraction": wait_fraction},
+        )
+        self.hand.board.post.remote(
+            Progress(
+                phase="training",
+                step=self.step,
+                total_steps=self.plan.total_steps,
+                epoch=self.plan.epoch_at(self.step),
+                loss=values[0][-1],
+                images_per_second=rate,
+                data_wait_fraction=wait_fraction,
+                top1=self.top1,
+                attempt=self.attempt,
+            )
+        )
+
+    def _checkpoint(self) -> None:
+        """Averages statistics, scores the held-out split at an epoch's end, writes and reports.
+
+        All ranks take part; rank 0 alone writes.
+        """
+        average_bn_statistics(self.model)
+        if self.average is not None:
+            self.average.average_statistics()
+        metrics: dict[str, float] = {"step": float(self.step)}
+        if self.step in self.plan.epoch_ends:
+            metrics |= self._evaluate("val")
+            if self.average is not None:
+                with self.average.applied(self.model):
+                    metrics |= self._evaluate("val_ema")
+            self.top1 = metrics.get("val_ema/top1", metrics["val/top1"])
+            if self.writer is not None:
+                self.writer.log(
+                    self.step, {key: value for key, value in metrics.items() if "/" in key}
+                )
+        trained = (self.step - self.first_step) * self.plan.global_batch_size
+        metrics["images_per_second"] = trained / max(self.training_s, 1e-9)
+        checkpoint = None
+        if self.rank == 0:
+            state = TrainState(
+                step=self.step,
+                model=self.model.state_dict(),
+                optimizer=self.optimizer.state_dict(),
+                average=self.average.state_dict() if self.average is not None else None,
+                data=self.position,
+            )
+            url = save_checkpoint(self.store, self.hand.run_url, state)
+            checkpoint = ray.train.Checkpoint(ray_path(url, self.hand.store))
+        ray.train.report(
+            metrics,
+            checkpoint=checkpoint,
+            checkpoint_upload_mode=ray.train.CheckpointUploadMode.NO_UPLOAD,
+        )
+
+    def _evaluate(self, prefix: str) -> dict[str, float]:
+        """Every held-out sample once, all ranks together; percent and mean loss."""
+        with EvalLoader(
+            self.store,
+            self.val_manifest,
+            rank=self.rank,
+            world_size=self.world_size,
+            batch_size=self.plan.eval_batch_size,
+            input_size=self.job.model.input_size,
+            crop=self.job.data.eval_crop,
+            threads=self.job.data.loader_workers,
+        ) as loader:
+            scores = evaluate(self.model, loader, self.device, self.autocast)
+        scores.all_reduce()
+        result = scores.result()
+        if result["count"] != self.plan.val_samples:
+            raise TrainingError(
+                f"{self.job.data.val}: got {result['count']:.0f} scored samples; the manifest "
+                f"counts {self.plan.val_samples}. Pack or index the split again."
+            )
+        return {
+            f"{prefix}/top1": 100 * result["top1"],
+            f"{prefix}/top5": 100 * result["top5"],
+            f"{prefix}/loss": result["loss"],
+        }
+
+    def _restore(self) -> int:
+        """Loads the newest whole checkpoint of this run; -> finished steps (0 without one).
+
+        Rank 0 chooses and tells the others, so that all begin at the same step.
+        """
+        chosen = [newest_checkpoint(self.store, self.hand.run_url) if self.rank == 0 else None]
+        dist.broadcast_object_list(chosen, src=0)
+        if chosen[0] is None:
+            return 0
+        state = load_checkpoint(self.store, chosen[0])
+        if state.data != self.position:
+            differing = [k for k, v in self.position.items() if state.data.get(k) != v]
+            raise TrainingError(
+                f"{chosen[0]}: got another {', '.join(differing)} than the job; a run goes on "
+                "over the same samples in the same order. Restore the job's data section."
+            )
+        self.model.load_state_dict(state.model)
+        self.optimizer.load_state_dict(state.optimizer)
+        if self.average is not None and state.average is not None:
+            self.average.load_state_dict(state.average)
+        return state.step
+
+
+def _is_finite(value: float) -> bool:
+    return value - value == 0.0

@@ -1,0 +1,105 @@
+"""One checkout's rayception as a person calls it, and one stack for the tests that share it."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+RAYCEPTION = str(Path(sys.executable).parent / "rayception")
+
+
+class Home:
+    """A RAYCEPTION_HOME of a test: its commands, and the processes that belong to it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        clean = {
+            k: v for k, v in os.environ.items() if not k.startswith(("AWS_", "MLFLOW_", "RAY"))
+        }
+        self.environment = clean | {"RAYCEPTION_HOME": str(folder)}
+
+    def call(self, *arguments: str, timeout_s: float = 300) -> "subprocess.CompletedProcess[str]":
+        """Runs `rayception ARGUMENTS` to its end."""
+        return subprocess.run(
+            [RAYCEPTION, *arguments],
+            cwd=ROOT,
+            env=self.environment,
+            capture_output=True,
+            text=True,
+            timeout=timeout_s,
+        )
+
+    def start(self, *arguments: str) -> "subprocess.Popen[str]":
+        """Starts `rayception ARGUMENTS` in a process group of its own, as a shell does."""
+        return subprocess.Popen(
+            [RAYCEPTION, *arguments],
+            cwd=ROOT,
+            env=self.environment,
+            stdout=(self.folder / "stdout").open("w"),
+            stderr=(self.folder / "stderr").open("w"),
+            text=True,
+            start_new_session=True,
+        )
+
+    @property
+    def state(self) -> dict[str, Any]:
+        state: dict[str, Any] = json.loads((self.folder / "stack.json").read_text())
+        return state
+
+    def processes(self) -> list[psutil.Process]:
+        """Every process that belongs to this home: services, their children, the reaper."""
+        found = []
+        for process in psutil.process_iter():
+            try:
+                if process.environ().get("RAYCEPTION_HOME") == str(self.folder):
+                    found.append(process)
+            except psutil.Error:
+                continue
+        return found
+
+    def wait_until_empty(self, limit_s: float = 40) -> None:
+        wait_for(lambda: not self.processes(), limit_s, lambda: f"left: {self.processes()}")
+
+
+def wait_for(
+    condition: Callable[[], object], limit_s: float, what: Callable[[], str] | str = "condition"
+) -> None:
+    """Polls until the condition holds; fails after `limit_s`."""
+    deadline = time.monotonic() + limit_s
+    while not condition():
+        if time.monotonic() > deadline:
+            pytest.fail(f"not within {limit_s} s: {what() if callable(what) else what}")
+        time.sleep(0.2)
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Iterator[Home]:
+    """A home of its own; whatever still runs at the end is killed."""
+    made = Home(tmp_path)
+    yield made
+    for process in made.processes():
+        try:
+            process.send_signal(signal.SIGKILL)
+        except psutil.NoSuchProcess:
+            continue
+
+
+@pytest.fixture(scope="module")
+def shared_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Home]:
+    """A home with a stack that stays up for the module's tests."""
+    made = Home(tmp_path_factory.mktemp("home"))
+    up = made.call("stack", "up")
+    assert up.returncode == 0, up.stderr
+    yield made
+    down = made.call("stack", "down", "--force")
+    assert down.returncode == 0, down.stderr
+    made.wait_until_empty()

@@ -1,0 +1,205 @@
+"""The main job, as a newcomer runs it: real Ray, real S3, real MLflow, two gloo ranks."""
+
+import json
+import os
+import re
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from datasets.store import Store, StoreConfig
+from orchestration.checkpoint import load_checkpoint
+from tests.integration.conftest import Home, wait_for
+
+JOB = "jobs/quickstart.yaml"
+
+
+class Finished:
+    """A finished quickstart: what it printed and the stack that remembers it."""
+
+    def __init__(self, home: Home, outcome: dict[str, Any], wall_s: float) -> None:
+        self.home, self.outcome, self.wall_s = home, outcome, wall_s
+
+
+@pytest.fixture(scope="module")
+def finished(shared_home: Home) -> Finished:
+    began = time.monotonic()
+    done = shared_home.call("run", JOB, "--json", timeout_s=500)
+    assert done.returncode == 0, done.stderr
+    return Finished(shared_home, json.loads(done.stdout), time.monotonic() - began)
+
+
+@pytest.fixture(scope="module")
+def store(finished: Finished) -> Store:
+    state = finished.home.state
+    os.environ["AWS_ACCESS_KEY_ID"] = state["secrets"]["access_key"]
+    os.environ["AWS_SECRET_ACCESS_KEY"] = state["secrets"]["secret_key"]
+    url = f"http://127.0.0.1:{state['ports']['s3']}"
+    return Store(StoreConfig(endpoint_url=url, region="us-east-1", addressing="path"))
+
+
+@pytest.fixture(scope="module")
+def mlflow_run(finished: Finished) -> Any:
+    from mlflow.tracking import MlflowClient
+
+    client = MlflowClient(tracking_uri=f"http://127.0.0.1:{finished.home.state['ports']['mlflow']}")
+    return client, client.get_run(finished.outcome["run"]["run_id"])
+
+
+@pytest.mark.timeout(600)
+def test_reaches_95_percent(finished: Finished) -> None:
+    assert finished.outcome["metrics"]["val/top1"] >= 95.0
+    assert finished.outcome["metrics"]["val_ema/top1"] >= 95.0
+    assert finished.outcome["attempts"] == 1
+
+
+def test_every_step_and_epoch_is_in_mlflow_once(mlflow_run: Any) -> None:
+    client, run = mlflow_run
+    assert run.info.status == "FINISHED"
+    for key in ("train/loss", "train/lr", "train/grad_norm"):
+        steps = [point.step for point in client.get_metric_history(run.info.run_id, key)]
+        assert steps == list(range(1, 361)), key
+    for key in ("val/top1", "val/top5", "val/loss", "val_ema/top1", "val_ema/top5", "val_ema/loss"):
+        assert len(client.get_metric_history(run.info.run_id, key)) == 8, key
+    assert "train/images_per_second" in run.data.metrics
+    assert 0 <= run.data.metrics["train/data_wait_fraction"] <= 1
+    assert run.data.params["optim.name"] == "rmsprop_tf"
+    assert run.data.params["data.global_batch_size"] == "32"
+
+
+def test_job_in_mlflow_runs_again(mlflow_run: Any, tmp_path: Path) -> None:
+    from orchestration.load import load_job
+
+    client, run = mlflow_run
+    path = client.download_artifacts(run.info.run_id, "job.yaml", str(tmp_path))
+    assert load_job(path) == load_job(JOB)
+
+
+def test_checkpoint_is_whole_and_safe_to_load(finished: Finished, store: Store) -> None:
+    state = load_checkpoint(store, finished.outcome["checkpoint_url"])
+    assert state.step == 360
+    assert len([name for name in state.model if name.startswith("AuxLogits")]) > 0
+    assert state.data["fingerprint"]
+    names = {
+        e.url.split("/")[4] for e in store.list(f"s3://runs/{finished.outcome['run_name']}/step-")
+    }
+    assert len(names) == 3  # checkpoint.keep
+
+
+def test_model_loads_without_rayception(mlflow_run: Any, finished: Finished) -> None:
+    """The logged model is torch's own export: it predicts in a process that has no checkout."""
+    import subprocess
+    import sys
+
+    code = (
+        "import sys; sys.path = [p for p in sys.path if not p.endswith('main')]\n"
+        "import mlflow, torch\n"
+        f"mlflow.set_tracking_uri('http://127.0.0.1:{finished.home.state['ports']['mlflow']}')\n"
+        f"model = mlflow.pytorch.load_model('{finished.outcome['model_uri']}')\n"
+        "print(tuple(model(torch.zeros(2, 3, 75, 75)).shape))\n"
+        "assert 'inception.network' not in sys.modules"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, cwd="/"
+    )
+    assert done.returncode == 0, done.stderr
+    assert "(2, 10)" in done.stdout
+
+
+def test_second_run_finds_the_data_and_walks_the_same_losses(
+    finished: Finished, mlflow_run: Any
+) -> None:
+    """Same job, other world size: one rank takes the two ranks' micro-batches and the loss curve
+    is the same up to float rounding."""
+    done = finished.home.call(
+        "run", JOB, "--json", "cluster.accelerators=CPU:1", "schedule.epochs=8",
+        "data.loader_workers=2", timeout_s=500,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "packed" not in done.stderr
+    client, run = mlflow_run
+    other = json.loads(done.stdout)["run"]["run_id"]
+    two = [p.value for p in client.get_metric_history(run.info.run_id, "train/loss")]
+    one = [p.value for p in client.get_metric_history(other, "train/loss")]
+    assert one[:30] == pytest.approx(two[:30], rel=1e-3)
+
+
+@pytest.mark.timeout(600)
+def test_killed_worker_goes_on_from_its_checkpoint(finished: Finished, mlflow_run: Any) -> None:
+    home = finished.home
+    process = home.start("run", JOB, "schedule.epochs=4", "schedule.warmup_epochs=0.5")
+    stdout = home.folder / "stdout"
+    wait_for(
+        lambda: "step-000000045" in _listing(finished, stdout) or process.poll() is not None,
+        240,
+        lambda: stdout.read_text(),
+    )
+    assert process.poll() is None, (home.folder / "stderr").read_text()
+    victim = next(p for p in home.processes() if "RayTrainWorker" in p.name())
+    victim.send_signal(signal.SIGKILL)
+    assert process.wait(300) == 0, (home.folder / "stderr").read_text()
+    shown = stdout.read_text()
+    assert "2 attempts" in shown
+    top1 = re.search(r"top-1: ([0-9.]+) %", shown)
+    assert top1 is not None
+    assert float(top1[1]) > 80.0
+    client, _ = mlflow_run
+    run_id = re.search(r"MLflow run: (\w+)", shown)
+    assert run_id is not None
+    steps = [p.step for p in client.get_metric_history(run_id[1], "train/loss")]
+    assert steps == list(range(1, 181))  # each step once, none missing
+
+
+def _listing(finished: Finished, stdout: Path) -> str:
+    """The checkpoints that the run in `stdout` has written so far."""
+    name = re.search(r"run (quickstart-\S+) in", stdout.read_text())
+    if name is None:
+        return ""
+    state = finished.home.state
+    url = f"http://127.0.0.1:{state['ports']['s3']}"
+    store = Store(StoreConfig(endpoint_url=url, region="us-east-1", addressing="path"))
+    return " ".join(entry.url for entry in store.list(f"s3://runs/{name[1]}/step-"))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "code", "words"),
+    [
+        (["data.source=null", "data.train=s3://data/empty/train"], 2, "s3://data/empty/train"),
+        (["data.source=null", "data.train=s3://nobucket/train"], 3, "nobucket"),
+        (["checkpoint.storage=s3://nobucket/runs"], 3, "nobucket"),
+        (["model.num_classes=5"], 2, "Write 10"),
+        (["data.train_samples=1000"], 2, "counts 1437"),
+        (["tracking.uri=http://127.0.0.1:9"], 3, "tracking.uri: got http://127.0.0.1:9"),
+        (["cluster.accelerators=H100:1"], 3, "H100"),
+    ],
+)
+def test_bad_input_is_one_line(
+    finished: Finished, overrides: list[str], code: int, words: str
+) -> None:
+    done = finished.home.call("run", JOB, *overrides, timeout_s=120)
+    assert done.returncode == code, done.stderr
+    assert words in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1, done.stderr
+    assert "Traceback" not in done.stdout + done.stderr
+
+
+def test_wrong_credentials_are_said(finished: Finished) -> None:
+    home = finished.home
+    url = f"http://127.0.0.1:{home.state['ports']['s3']}"
+    stranger = Home(home.folder / "stranger")
+    stranger.folder.mkdir()
+    stranger.environment |= {
+        "AWS_ACCESS_KEY_ID": "wrong",
+        "AWS_SECRET_ACCESS_KEY": "hunter2hunter2",
+    }
+    try:
+        done = stranger.call("run", JOB, f"storage.endpoint_url={url}", timeout_s=180)
+    finally:
+        stranger.call("stack", "down", "--force")
+    assert done.returncode == 3, done.stderr
+    assert "AWS_ACCESS_KEY_ID" in done.stderr
+    assert "hunter2" not in done.stdout + done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1

@@ -1,0 +1,135 @@
+"""The embedded stack: real services, nothing left behind, nothing lost."""
+
+import json
+import os
+import signal
+import socket
+import stat
+import subprocess
+from pathlib import Path
+
+import psutil
+import pytest
+
+from datasets.store import Store, StoreConfig
+from orchestration.stack import load_stack
+from tests.integration.conftest import Home, wait_for
+
+
+def test_up_status_down(home: Home) -> None:
+    up = home.call("stack", "up")
+    assert up.returncode == 0, up.stderr
+    status = json.loads(home.call("stack", "status", "--json").stdout)
+    assert status["kept"] is True
+    assert {part: state["is_up"] for part, state in status["services"].items()} == {
+        "s3": True,
+        "mlflow": True,
+        "ray": True,
+    }
+    assert all(s["url"].startswith("http://127.0.0.1:") for s in status["services"].values())
+    assert stat.S_IMODE((home.folder / "stack.json").stat().st_mode) == 0o600
+    before = home.state["processes"]
+    assert home.call("stack", "up").returncode == 0  # again: nothing is started twice
+    assert home.state["processes"] == before
+    for secret in home.state["secrets"].values():
+        assert secret not in up.stdout + up.stderr
+        for log in (home.folder / "logs").glob("*.log"):
+            assert secret not in log.read_text(errors="replace"), log.name
+    down = home.call("stack", "down")
+    assert down.returncode == 0
+    home.wait_until_empty(5)
+    assert "was not running" in home.call("stack", "down").stdout
+
+
+def test_services_that_hold_data_listen_on_loopback_only(shared_home: Home) -> None:
+    for part in ("s3", "mlflow"):
+        main = psutil.Process(shared_home.state["processes"][part][0])
+        for process in [main, *main.children(recursive=True)]:
+            for connection in process.net_connections(kind="tcp"):
+                if connection.status == psutil.CONN_LISTEN:
+                    assert connection.laddr.ip == "127.0.0.1", f"{part}: {connection.laddr}"
+
+
+def test_killed_store_loses_no_acknowledged_object(
+    home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert home.call("stack", "up").returncode == 0
+
+    def connect() -> Store:
+        stack = load_stack(home.folder)
+        assert stack is not None
+        monkeypatch.setenv("AWS_ACCESS_KEY_ID", stack.secrets.access_key)
+        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", stack.secrets.secret_key)
+        return Store(StoreConfig(endpoint_url=stack.s3_url, region="us-east-1", addressing="path"))
+
+    store = connect()
+    written = {}
+    for number in range(60):
+        url, content = f"s3://data/kill/{number}", os.urandom(1000 + 5000 * number)
+        store.write(url, content)
+        written[url] = content
+    pid = home.state["processes"]["s3"][0]
+    os.kill(pid, signal.SIGKILL)
+    wait_for(lambda: not psutil.pid_exists(pid) or psutil.Process(pid).status() == "zombie", 10)
+    status = json.loads(home.call("stack", "status", "--json").stdout)
+    assert status["services"]["s3"]["is_up"] is False
+    assert home.call("stack", "up").returncode == 0  # starts what is missing
+    store = connect()
+    for url, content in written.items():
+        assert store.read(url) == content, url
+    assert home.call("stack", "down").returncode == 0
+
+
+def test_port_in_use_is_said(home: Home) -> None:
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        done = home.call("stack", "up", "--mlflow-port", str(port))
+    assert done.returncode == 3
+    assert done.stderr.strip() == (
+        f"--mlflow-port: got {port}; another process listens there. "
+        "Name another port, or leave it out for a free one."
+    )
+    home.wait_until_empty(5)
+
+
+def test_unwritable_folder_is_said(tmp_path: Path) -> None:
+    blocked = tmp_path / "file"
+    blocked.write_text("")
+    done = Home(blocked / "home").call("stack", "up")
+    assert done.returncode == 3
+    assert "got Not a directory" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small disk needs root")
+def test_full_disk_is_said(tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", str(disk)], check=True)
+    try:
+        done = Home(disk).call("run", "jobs/quickstart.yaml")
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+    assert done.returncode == 3
+    assert "64 MiB free" in done.stderr or "MiB free on its disk" in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_interrupted_run_leaves_no_process(home: Home, how: signal.Signals) -> None:
+    """Ctrl-C, a termination and a crash of the command, each while everything runs."""
+    process = home.start("run", "jobs/quickstart.yaml", "schedule.epochs=200")
+    stdout = home.folder / "stdout"
+    wait_for(
+        lambda: "in MLflow experiment" in stdout.read_text() or process.poll() is not None, 120
+    )
+    assert process.poll() is None, (home.folder / "stderr").read_text()
+    wait_for(lambda: any("RayTrainWorker" in p.name() for p in home.processes()), 90)
+    os.killpg(process.pid, how)
+    code = process.wait(60)
+    home.wait_until_empty(60)
+    if how is signal.SIGINT:
+        assert code == 130
+        assert "Traceback" not in (home.folder / "stderr").read_text()

@@ -1,0 +1,179 @@
+"""A job YAML in, a frozen Job out; every mistake is one line by the error law."""
+
+import dataclasses
+import pickle
+import re
+from pathlib import Path
+
+import pytest
+
+from orchestration.errors import JobError
+from orchestration.job import Job
+from orchestration.load import flatten, from_dict, load_job, to_dict, to_yaml
+
+ROOT = Path(__file__).resolve().parents[3]
+QUICKSTART = ROOT / "jobs" / "quickstart.yaml"
+SMALLEST = """
+name: mine
+data: {train: "s3://data/mine/train", val: "s3://data/mine/val"}
+model: {num_classes: 10}
+schedule: {epochs: 2}
+"""
+# The error law: `<field path or file>: got <value>; <rule>. <what to do>.`
+LAW = re.compile(r"^\S.*?: got .+; .+\. .+[.?]$")
+
+
+def write(tmp_path: Path, text: str) -> Path:
+    path = tmp_path / "job.yaml"
+    path.write_text(text)
+    return path
+
+
+def refused(path: Path, *overrides: str) -> str:
+    with pytest.raises(JobError) as caught:
+        load_job(path, overrides)
+    message = str(caught.value)
+    assert "\n" not in message
+    assert LAW.match(message), message
+    assert str(pickle.loads(pickle.dumps(caught.value))) == message  # noqa: S301 - our own bytes
+    return message
+
+
+def test_smallest_job_has_honest_defaults(tmp_path: Path) -> None:
+    job = load_job(write(tmp_path, SMALLEST))
+    assert job.cluster.address == "local"
+    assert job.model.name == "inception_v3"
+    assert job.model.input_size == 299
+    assert job.data.micro_batch_size == 32  # the paper's, a replica
+    assert (job.optim.lr, job.optim.eps) == (0.045, 1.0)
+
+
+def test_job_is_frozen() -> None:
+    job = load_job(QUICKSTART)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        job.optim.lr = 1.0  # type: ignore[misc]
+
+
+def test_overrides_apply_in_order_and_by_type() -> None:
+    job = load_job(QUICKSTART, ["optim.lr=1e-2", "optim.lr=0.1", "data.augment.area=[0.5,1]"])
+    assert job.optim.lr == 0.1
+    assert job.data.augment.area == (0.5, 1.0)
+
+
+def test_null_switches_off() -> None:
+    assert load_job(QUICKSTART, ["optim.clip_norm=null"]).optim.clip_norm is None
+
+
+def test_job_survives_dict_and_yaml(tmp_path: Path) -> None:
+    job = load_job(QUICKSTART, ["optim.lr=0.1", "data.augment.flip=0.25"])
+    assert from_dict(to_dict(job)) == job
+    assert load_job(write(tmp_path, to_yaml(job))) == job
+
+
+def test_flatten_names_every_field_by_its_path() -> None:
+    flat = flatten(to_dict(load_job(QUICKSTART)))
+    assert flat["optim.lr"] == 0.045
+    assert flat["data.shuffle.lanes"] == 8
+    assert not any(isinstance(value, dict) for value in flat.values())
+
+
+def test_environment_interpolates(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = SMALLEST + 'tracking: {uri: "${oc.env:TRACKING_FOR_TEST}"}'
+    monkeypatch.setenv("TRACKING_FOR_TEST", "https://mlflow.example.org")
+    assert load_job(write(tmp_path, text)).tracking.uri == "https://mlflow.example.org"
+    monkeypatch.delenv("TRACKING_FOR_TEST")
+    assert "TRACKING_FOR_TEST" in refused(write(tmp_path, text))
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("optim.lrr=0.1", "Did you mean lr?"),
+        ("optm.lr=0.1", "Did you mean optim?"),
+        ("data.shuffle.lane=3", "Did you mean lanes?"),
+        ("optim.lr=fast", "a number"),
+        ("optim.clip_norm=none", "a number or null"),
+        ("model.num_classes=ten", "a whole number"),
+        ("model.side_head=maybe", "true or false"),
+        ("data.augment.area=3", "two numbers"),
+        ("optim=3", "a section with name, lr"),
+        ("data.shuffle=deep", "a section with lanes"),
+        ("model.name=inception_v33", "Did you mean inception_v3?"),
+        ("optim.name=rmsprop", "Did you mean rmsprop_tf?"),
+        ("schedule.name=cosin", "Did you mean cosine?"),
+        ("model.precision=fp8", "one of auto, fp32, bf16"),
+        ("model.input_size=74", "75"),
+        ("data.global_batch_size=33", "Write 32"),
+        ("data.micro_batch_size=32", "each rank needs at least one"),
+        ("cluster.accelerators=CPU:3", "each rank needs at least one"),
+        ("cluster.accelerators=H1000:2", "Did you mean H100?"),
+        ("cluster.accelerators=CPU:0", "at least 1"),
+        ("cluster.accelerators=CPU:two", "whole number"),
+        ("cluster.num_nodes=2", "this machine is one node"),
+        ("cluster.num_nodes=0", "at least 1"),
+        ("cluster.address=auto", "loopback"),
+        ("cluster.address=locl", "Did you mean local?"),
+        ("data.train=digits", "s3://BUCKET/PATH"),
+        ("data.val=s3://data/digits/train/", "its own prefix"),
+        ("data.source=mnist", "digits"),
+        ("data.augment.area=[0.9,0.1]", "smallest <= largest"),
+        ("data.augment.flip=2", "from 0 to 1"),
+        ("schedule.epochs=0", "more than 0"),
+        ("schedule.warmup_epochs=8", "schedule.epochs (8.0)"),
+        ("optim.lr=-1", "more than 0"),
+        ("model.dropout=1", "from 0 to 0.99"),
+        ("loss.label_smoothing=1", "from 0 to 0.99"),
+        ("checkpoint.storage=/tmp/x", "s3://BUCKET"),
+        ("checkpoint.keep=0", "at least 1"),
+        ("tracking.uri=mlflow", "`local`"),
+        ("name=My Job", "lower-case"),
+        ("seed=-1", "0 to 2^63"),
+        ("optim.lr", "FIELD=VALUE"),
+        ("name=null", "text"),
+    ],
+)
+def test_mistake_gets_one_line_with_the_remedy(override: str, expected: str) -> None:
+    message = refused(QUICKSTART, override)
+    assert expected in message
+    if "=" in override and "." in override.split("=")[0] and "micro" not in override:
+        assert override.split("=")[0].split(".")[0] in message
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("", "an empty file"),
+        ("- a\n- b\n", "a mapping"),
+        ("name: [", "line"),
+        ("name: mine\n\tdata: {}", "line 2"),
+        ("name: mine", "a job must say it"),
+        (SMALLEST.replace("num_classes: 10", "width: 1.0"), "model.num_classes"),
+        (SMALLEST + "optim: 3\n", "optim: got 3"),
+        (SMALLEST + "lr: 3\n", "lr: got a key"),
+    ],
+)
+def test_broken_file_gets_one_line(tmp_path: Path, text: str, expected: str) -> None:
+    assert expected in refused(write(tmp_path, text))
+
+
+def test_missing_file_names_the_nearest() -> None:
+    assert "quickstart.yaml?" in refused(ROOT / "jobs" / "quickstrat.yaml")
+    assert "jobs/quickstart.yaml" in refused(Path("/nowhere/x.yaml"))
+
+
+@pytest.mark.parametrize("field", ["tracking.uri", "storage.endpoint_url"])
+def test_credentials_in_a_url_are_refused_and_not_repeated(field: str) -> None:
+    message = refused(QUICKSTART, f"{field}=https://user:hunter2@host:9000")
+    assert "hunter2" not in message
+
+
+def test_uses_names_what_the_job_calls_local() -> None:
+    job = load_job(QUICKSTART)
+    assert job.uses() == {"s3", "mlflow", "ray"}
+    own = load_job(QUICKSTART, ["tracking.uri=http://mlflow:5000", "storage.endpoint_url=null"])
+    assert own.uses() == {"ray"}
+
+
+def test_every_field_is_documented_by_its_type() -> None:
+    for section in dataclasses.fields(Job):
+        assert not isinstance(section.type, str), section.name

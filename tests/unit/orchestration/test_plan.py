@@ -1,0 +1,128 @@
+"""Every derived number of a job, and that every YAML in jobs/ plans."""
+
+import json
+import subprocess
+import sys
+from math import ceil
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from orchestration.errors import JobError
+from orchestration.load import load_job
+from orchestration.plan import learning_rate_at, make_plan
+
+ROOT = Path(__file__).resolve().parents[3]
+JOBS = sorted((ROOT / "jobs").rglob("*.yaml"))
+QUICKSTART = load_job(ROOT / "jobs" / "quickstart.yaml")
+
+
+def rayception(*arguments: str) -> "subprocess.CompletedProcess[str]":
+    command = [str(Path(sys.executable).parent / "rayception"), *arguments]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+
+
+@pytest.mark.parametrize("path", JOBS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_every_job_plans(path: Path) -> None:
+    done = rayception("plan", str(path), "--json")
+    assert done.returncode == 0, done.stderr
+    plan = json.loads(done.stdout)
+    assert plan["total_steps"] > 0
+    assert plan["parameters"] > 0
+
+
+def test_quickstart_numbers() -> None:
+    plan = make_plan(QUICKSTART, train_samples=1437, val_samples=360)
+    assert plan.world_size == 2
+    assert plan.num_micro_batches == 2
+    assert plan.total_steps == ceil(8 * 1437 / 32) == 360
+    assert len(plan.epoch_ends) == 8
+    assert plan.epoch_ends[-1] == 360
+    assert plan.steps_per_epoch == pytest.approx(44.906, abs=1e-3)
+
+
+def test_imagenet_numbers() -> None:
+    job = load_job(ROOT / "jobs" / "imagenet-v3.yaml")
+    plan = make_plan(job, train_samples=1_281_167, val_samples=50_000)
+    assert plan.world_size == 32
+    assert plan.parameters == 27_161_264
+    assert plan.parameters - plan.side_head_parameters == 23_834_568
+    assert plan.multiply_adds == pytest.approx(5.713e9, rel=1e-3)
+    assert plan.gradient_bytes == pytest.approx(108.6e6, rel=1e-3)
+    assert plan.num_micro_batches == 128
+    assert plan.is_even
+
+
+def test_stated_size_is_a_promise() -> None:
+    with pytest.raises(JobError, match=r"data.train_samples: got 1437, but the manifest"):
+        make_plan(QUICKSTART, train_samples=1438, val_samples=360)
+
+
+def test_batch_larger_than_the_data_is_refused() -> None:
+    job = load_job(
+        ROOT / "jobs" / "quickstart.yaml",
+        ["data.train_samples=20", "data.global_batch_size=32"],
+    )
+    with pytest.raises(JobError, match=r"data.global_batch_size: got 32; at most"):
+        make_plan(job, train_samples=20, val_samples=360)
+
+
+@given(
+    epochs=st.floats(0.5, 5),
+    samples=st.integers(64, 5000),
+    batches=st.integers(2, 4),
+)
+def test_no_sample_is_left_out(epochs: float, samples: int, batches: int) -> None:
+    job = load_job(
+        ROOT / "jobs" / "quickstart.yaml",
+        [
+            f"data.global_batch_size={16 * batches}",
+            f"schedule.epochs={epochs}",
+            "schedule.warmup_epochs=0",
+            "data.train_samples=null",
+        ],
+    )
+    plan = make_plan(job, train_samples=samples, val_samples=360)
+    seen = plan.total_steps * plan.global_batch_size
+    assert epochs * samples <= seen < epochs * samples + plan.global_batch_size
+    assert sorted(plan.epoch_ends) == list(plan.epoch_ends)
+    for number, end in enumerate(plan.epoch_ends[:-1], start=1):
+        assert (end - 1) * plan.global_batch_size < number * samples <= end * plan.global_batch_size
+    assert plan.is_checkpoint_step(plan.total_steps, None)
+
+
+def test_learning_rate_warms_up_then_falls() -> None:
+    plan = make_plan(QUICKSTART, train_samples=1437, val_samples=360)
+    rates = [learning_rate_at(QUICKSTART, plan, step) for step in range(plan.total_steps)]
+    peak = rates.index(max(rates))
+    assert peak == pytest.approx(plan.warmup_steps, abs=1)
+    assert max(rates) == pytest.approx(0.045, rel=0.01)
+    assert rates[-1] < 0.001
+    assert all(a >= b for a, b in zip(rates[peak:], rates[peak + 1 :], strict=False))
+
+
+def test_plan_is_for_people_too() -> None:
+    done = rayception("plan", "jobs/imagenet-v3.yaml")
+    assert done.returncode == 0
+    for words in ("32 (4 x 8 H100 GPUs)", "27,161,264", "5.713 G", "staircase" and "learning rate"):
+        assert words in done.stdout
+    assert "\x1b[" not in done.stdout  # no colour outside a terminal
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["plan", "jobs/nothing.yaml"], 2, "got no such file"),
+        (["validate", "jobs/quickstart.yaml", "optim.lrr=1"], 2, "Did you mean lr?"),
+        (["plan", "jobs/quickstart.yaml", "data.train_samples=null"], 2, "stack up"),
+        (["run", "jobs/quickstart.yaml", "model.name=resnet"], 2, "inception_v3"),
+    ],
+)
+def test_mistakes_on_the_command_line(arguments: list[str], code: int, words: str) -> None:
+    done = rayception(*arguments)
+    assert done.returncode == code
+    assert words in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert "Traceback" not in done.stderr
