@@ -112,7 +112,7 @@ def split_samples(content: memoryview, url: str) -> Iterator[tuple[int, Sample]]
                 f"{url}: got {name} twice in sample {base}; a sample has each file once. "
                 "Pack the shard again."
             )
-        sample[extension] = body
+        sample[extension] = bytes(body)
     if key is not None:
         yield begin, sample
 

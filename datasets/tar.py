@@ -36,7 +36,7 @@ def members(content: memoryview, where: str) -> Iterator[tuple[str, int, int, me
         body = content[begin : begin + size]
         kind = chr(header[156])
         if kind == "x":
-            long_name = _pax_path(bytes(body)) or long_name
+            long_name = _pax_path(bytes(body), where, at) or long_name
         elif kind == "L":
             long_name = bytes(body).split(b"\0", 1)[0].decode("utf-8", "surrogateescape")
         else:
@@ -84,10 +84,16 @@ def _name(header: memoryview) -> str:
     return whole.decode("utf-8", "surrogateescape")
 
 
-def _pax_path(body: bytes) -> str | None:
-    """The `path` record of a PAX header: records are `LENGTH KEY=VALUE\\n`."""
+def _pax_path(body: bytes, where: str, at: int) -> str | None:
+    """The `path` record of a PAX header: records are `LENGTH KEY=VALUE\n`."""
     while body:
-        length = int(body.split(b" ", 1)[0])
+        digits = body.split(b" ", 1)[0]
+        length = int(digits) if digits.isdigit() else 0
+        if not len(digits) < length <= len(body):
+            raise DataError(
+                f"{where}: got a damaged PAX header at byte {at}; its records state their length. "
+                "Upload the shard again."
+            )
         key, _, value = body[:length].partition(b" ")[2].rstrip(b"\n").partition(b"=")
         if key == b"path":
             return value.decode("utf-8", "surrogateescape")

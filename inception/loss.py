@@ -1,5 +1,6 @@
 """The training loss: label smoothing on both heads, the side head's weighted."""
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -29,7 +30,9 @@ def inception_loss(
 def _cross_entropy(
     logits: Tensor, targets: Tensor, label_smoothing: float, weights: Tensor | None
 ) -> Tensor:
+    # Half precision is widened; float64 (the tests' exact arithmetic) stays.
+    wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
     losses = F.cross_entropy(
-        logits.float(), targets, label_smoothing=label_smoothing, reduction="none"
+        wide, targets, label_smoothing=label_smoothing, reduction="none"
     )  # (N,)
     return losses.mean() if weights is None else (losses * weights).sum() / len(losses)

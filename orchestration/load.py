@@ -87,7 +87,9 @@ def _build(given: DictConfig, overrides: Sequence[str], *, source: str) -> Job:
         )
         job = OmegaConf.to_object(merged)
     except (OmegaConfBaseException, yaml.YAMLError, TypeError, ValueError) as error:
-        raise JobError(_reword(error, given, source)) from error
+        everything = OmegaConf.merge(given, OmegaConf.from_dotlist(list(overrides)))
+        assert isinstance(everything, DictConfig)
+        raise JobError(_reword(error, everything, source)) from error
     assert isinstance(job, Job)
     return job
 

@@ -54,7 +54,11 @@ def prepare_data(job: Job, store: Store, say: Say) -> tuple[Manifest, Manifest]:
 
 
 def check_storage(store: Store, run_url: str) -> None:
-    """The run's storage takes a write. Raises StoreError."""
+    """The run's storage is there and takes a write. Raises StoreError.
+
+    The look comes first: some S3 servers create a missing bucket on the first write to it.
+    """
+    store.exists(f"{run_url}/.writable")
     store.write(f"{run_url}/.writable", b"")
     store.delete(f"{run_url}/.writable")
 

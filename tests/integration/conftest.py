@@ -5,13 +5,14 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
+
+from tests.waiting import wait_for
 
 ROOT = Path(__file__).resolve().parents[2]
 RAYCEPTION = str(Path(sys.executable).parent / "rayception")
@@ -68,17 +69,6 @@ class Home:
 
     def wait_until_empty(self, limit_s: float = 40) -> None:
         wait_for(lambda: not self.processes(), limit_s, lambda: f"left: {self.processes()}")
-
-
-def wait_for(
-    condition: Callable[[], object], limit_s: float, what: Callable[[], str] | str = "condition"
-) -> None:
-    """Polls until the condition holds; fails after `limit_s`."""
-    deadline = time.monotonic() + limit_s
-    while not condition():
-        if time.monotonic() > deadline:
-            pytest.fail(f"not within {limit_s} s: {what() if callable(what) else what}")
-        time.sleep(0.2)
 
 
 @pytest.fixture

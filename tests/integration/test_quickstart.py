@@ -12,7 +12,8 @@ import pytest
 
 from datasets.store import Store, StoreConfig
 from orchestration.checkpoint import load_checkpoint
-from tests.integration.conftest import Home, wait_for
+from tests.integration.conftest import Home
+from tests.waiting import wait_for
 
 JOB = "jobs/quickstart.yaml"
 

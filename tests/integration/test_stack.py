@@ -13,7 +13,8 @@ import pytest
 
 from datasets.store import Store, StoreConfig
 from orchestration.stack import load_stack
-from tests.integration.conftest import Home, wait_for
+from tests.integration.conftest import Home
+from tests.waiting import wait_for
 
 
 def test_up_status_down(home: Home) -> None:

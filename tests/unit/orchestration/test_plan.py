@@ -7,7 +7,7 @@ from math import ceil
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from orchestration.errors import JobError
@@ -69,6 +69,7 @@ def test_batch_larger_than_the_data_is_refused() -> None:
         make_plan(job, train_samples=20, val_samples=360)
 
 
+@settings(deadline=None, max_examples=40)
 @given(
     epochs=st.floats(0.5, 5),
     samples=st.integers(64, 5000),
@@ -106,7 +107,7 @@ def test_learning_rate_warms_up_then_falls() -> None:
 def test_plan_is_for_people_too() -> None:
     done = rayception("plan", "jobs/imagenet-v3.yaml")
     assert done.returncode == 0
-    for words in ("32 (4 x 8 H100 GPUs)", "27,161,264", "5.713 G", "staircase" and "learning rate"):
+    for words in ("32 (4 x 8 H100 GPUs)", "27,161,264", "5.713 G", "learning rate"):
         assert words in done.stdout
     assert "\x1b[" not in done.stdout  # no colour outside a terminal
 
@@ -120,7 +121,10 @@ def test_plan_is_for_people_too() -> None:
         (["run", "jobs/quickstart.yaml", "model.name=resnet"], 2, "inception_v3"),
     ],
 )
-def test_mistakes_on_the_command_line(arguments: list[str], code: int, words: str) -> None:
+def test_mistakes_on_the_command_line(
+    arguments: list[str], code: int, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAYCEPTION_HOME", str(tmp_path))
     done = rayception(*arguments)
     assert done.returncode == code
     assert words in done.stderr

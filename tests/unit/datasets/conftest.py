@@ -1,0 +1,58 @@
+"""A real S3 server (SeaweedFS) for the tests of this folder, and packed digits."""
+
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from datasets.manifest import Manifest
+from datasets.pack import pack
+from datasets.sources import digits
+from datasets.store import Store, StoreConfig
+from orchestration import services
+from orchestration.services import Secrets
+from tests.waiting import wait_for
+
+SECRETS = Secrets(access_key="testkey", secret_key="testsecret", ray_token="")
+
+
+@pytest.fixture(scope="session")
+def s3_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The endpoint of a server that lives as long as the tests."""
+    folder = tmp_path_factory.mktemp("s3")
+    port = services.free_ports(1)[0]
+    command = services.s3_command(folder, port, SECRETS)
+    os.environ.update(services.s3_environment(SECRETS))
+    with (folder / "log").open("wb") as log:
+        process = subprocess.Popen(
+            command.arguments, env={**os.environ, **command.environment}, stdout=log, stderr=log
+        )
+    try:
+        wait_for(lambda: services.s3_is_ready(port), 60, (folder / "log").read_text)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        process.terminate()
+        process.wait(20)
+
+
+@pytest.fixture
+def s3(s3_url: str, monkeypatch: pytest.MonkeyPatch) -> Store:
+    for name, value in services.s3_environment(SECRETS).items():
+        monkeypatch.setenv(name, value)
+    return Store(StoreConfig(endpoint_url=s3_url, region="us-east-1", addressing="path"))
+
+
+@pytest.fixture(scope="session")
+def packed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Store, Manifest]:
+    """The digits' training split, packed on disk into uneven shards."""
+    store = Store()
+    url = tmp_path_factory.mktemp("digits").as_uri()
+    samples, classes = digits("train")
+    return store, pack(samples, store, url, classes=classes, samples_per_shard=100)
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> tuple[Store, str]:
+    return Store(), tmp_path.as_uri()

@@ -1,0 +1,173 @@
+"""The store against a real S3 server and on disk, and what it says when something is wrong."""
+
+import pickle
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from datasets.errors import DataError, StoreError
+from datasets.store import Store, StoreConfig
+
+CONTENT = bytes(range(256)) * 20_000  # 5.1 MB
+
+
+@pytest.fixture(params=["s3", "disk"])
+def place(request: pytest.FixtureRequest) -> tuple[Store, str]:
+    """(store, prefix) of a real S3 bucket, then of a folder."""
+    if request.param == "s3":
+        return request.getfixturevalue("s3"), f"s3://data/{request.node.name}"
+    found: tuple[Store, str] = request.getfixturevalue("disk")
+    return found
+
+
+def test_write_read_range_list_delete(place: tuple[Store, str]) -> None:
+    store, prefix = place
+    store.write(f"{prefix}/a/one.bin", CONTENT)
+    store.write(f"{prefix}/a/two words.bin", b"2")
+    store.write(f"{prefix}/b.bin", b"3")
+    assert store.read(f"{prefix}/a/one.bin") == CONTENT
+    assert store.read_range(f"{prefix}/a/one.bin", 1000, 3_000_000) == CONTENT[1000:3_001_000]
+    assert store.read_range(f"{prefix}/a/one.bin", 5, 0) == b""
+    assert store.exists(f"{prefix}/a/one.bin")
+    assert not store.exists(f"{prefix}/a/one")
+    found = store.list(f"{prefix}/a/")
+    assert [entry.size_bytes for entry in found] == [len(CONTENT), 1]
+    assert len(store.list(f"{prefix}/")) == 3
+    assert store.read(found[1].url) == b"2"
+    store.write(f"{prefix}/b.bin", b"33")  # replaced whole
+    assert store.read(f"{prefix}/b.bin") == b"33"
+    store.delete(f"{prefix}/b.bin")
+    store.delete(f"{prefix}/b.bin")
+    assert not store.exists(f"{prefix}/b.bin")
+
+
+def test_missing_and_short_objects_are_said(place: tuple[Store, str]) -> None:
+    store, prefix = place
+    store.write(f"{prefix}/short.bin", b"0123456789")
+    with pytest.raises(DataError, match="got no such"):
+        store.read(f"{prefix}/nothing.bin")
+    with pytest.raises(DataError, match="its index says"):
+        store.read_range(f"{prefix}/short.bin", 5, 100)
+    with pytest.raises(DataError, match="its index says"):
+        store.read_range(f"{prefix}/short.bin", 500, 100)
+
+
+def test_list_goes_over_pages(s3: Store) -> None:
+    for number in range(1005):
+        s3.write(f"s3://data/pages/{number:05d}", b"")
+    assert len(s3.list("s3://data/pages/")) == 1005
+
+
+def test_replaced_object_is_noticed(s3: Store) -> None:
+    url = "s3://data/etag/shard.tar"
+    s3.write(url, b"first" * 100)
+    etag = s3.list(url)[0].etag
+    assert s3.read_range(url, 0, 10, etag) == b"firstfirst"
+    s3.write(url, b"other" * 100)
+    with pytest.raises(DataError, match="another ETag"):
+        s3.read_range(url, 0, 10, etag)
+
+
+def test_wrong_credentials_missing_bucket_no_server(
+    s3: Store, s3_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(StoreError, match="got no bucket nobucket"):
+        s3.exists("s3://nobucket/x")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "hunter2hunter2")
+    stranger = Store(StoreConfig(endpoint_url=s3_url, region="us-east-1", addressing="path"))
+    with pytest.raises(StoreError, match="AWS_SECRET_ACCESS_KEY") as caught:
+        stranger.read("s3://data/x")
+    assert "hunter2" not in str(caught.value)
+    away = Store(StoreConfig(endpoint_url="http://127.0.0.1:9", region="us-east-1"))
+    with pytest.raises(StoreError, match=r"storage\.endpoint_url"):
+        away.read("s3://data/x")
+
+
+def test_no_credentials_are_said(s3_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("AWS_CONFIG_FILE", "/nowhere")
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", "/nowhere")
+    store = Store(StoreConfig(endpoint_url=s3_url, region="us-east-1"))
+    with pytest.raises(StoreError, match=r"storage\.anonymous=true"):
+        store.read("s3://data/x")
+
+
+def test_store_travels_without_connection_or_secret(s3: Store) -> None:
+    s3.write("s3://data/travel", b"x")
+    copy = pickle.loads(pickle.dumps(s3))  # noqa: S301 - our own bytes
+    assert copy.read("s3://data/travel") == b"x"
+    assert b"testsecret" not in pickle.dumps(s3)
+    assert "testsecret" not in repr(s3) + repr(vars(s3))
+
+
+@contextmanager
+def cutting_proxy(target: str, limits: list[int]) -> Iterator[str]:
+    """A TCP proxy before the real server that cuts the i-th connection after limits[i] bytes of
+    response, and lets later ones through."""
+    host, port = target.removeprefix("http://").split(":")
+    listener = socket.create_server(("127.0.0.1", 0))
+    listener.settimeout(0.2)
+    done = threading.Event()
+    remaining = list(limits)
+
+    def pump(source: socket.socket, sink: socket.socket, limit: int | None) -> None:
+        sent = 0
+        try:
+            while chunk := source.recv(65536):
+                if limit is not None:
+                    chunk = chunk[: limit - sent]
+                sink.sendall(chunk)
+                sent += len(chunk)
+                if limit is not None and sent >= limit:
+                    break
+        except OSError:
+            pass
+        for one in (source, sink):
+            try:
+                one.shutdown(socket.SHUT_RDWR)
+            except OSError:
+                continue
+
+    def serve() -> None:
+        while not done.is_set():
+            try:
+                client, _ = listener.accept()
+            except TimeoutError:
+                continue
+            upstream = socket.create_connection((host, int(port)), timeout=10)
+            limit = remaining.pop(0) if remaining else None
+            for pair in ((client, upstream, None), (upstream, client, limit)):
+                threading.Thread(target=pump, args=pair, daemon=True).start()
+
+    server = threading.Thread(target=serve, daemon=True)
+    server.start()
+    try:
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+    finally:
+        done.set()
+        server.join(5)
+        listener.close()
+
+
+def test_broken_body_is_continued_from_the_byte_reached(s3: Store, s3_url: str) -> None:
+    s3.write("s3://data/cut/shard.tar", CONTENT)
+    with cutting_proxy(s3_url, [1_500_000, 2_000_000]) as proxy:
+        store = Store(StoreConfig(endpoint_url=proxy, region="us-east-1", addressing="path"))
+        assert store.read("s3://data/cut/shard.tar") == CONTENT
+    with cutting_proxy(s3_url, [900_000]) as proxy:
+        store = Store(StoreConfig(endpoint_url=proxy, region="us-east-1", addressing="path"))
+        found = store.read_range("s3://data/cut/shard.tar", 77, 4_000_000)
+        assert found == CONTENT[77:4_000_077]
+
+
+def test_body_that_never_comes_whole_is_an_error(s3: Store, s3_url: str) -> None:
+    s3.write("s3://data/cut/always.tar", CONTENT)
+    with cutting_proxy(s3_url, [100_000] * 40) as proxy:
+        store = Store(StoreConfig(endpoint_url=proxy, region="us-east-1", addressing="path"))
+        with pytest.raises(StoreError, match="a body must arrive whole"):
+            store.read("s3://data/cut/always.tar")
