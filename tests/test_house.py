@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("orchestration", "inception", "datasets")
-ALLOWED = {*PACKAGES, "jobs", "infra", "tests", ""pyproject.toml", "README.md", "Makefile"}
+ALLOWED = {*PACKAGES, "jobs", "infra", "tests", "pyproject.toml", "README.md", "Makefile"}
 
 
 @pytest.mark.parametrize("name", PACKAGES)

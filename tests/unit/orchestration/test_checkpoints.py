@@ -1,0 +1,100 @@
+"""A checkpoint counts when it is whole; the newest whole one is found, whatever lies beside it."""
+
+import io
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+
+from datasets.store import Store
+from orchestration.checkpoint import (
+    TrainState,
+    checkpoint_name,
+    load_checkpoint,
+    newest_checkpoint,
+    save_checkpoint,
+)
+from orchestration.errors import TrainingError
+
+
+def state(step: int) -> TrainState:
+    return TrainState(
+        step=step,
+        model={"fc.weight": torch.full((2, 3), float(step))},
+        optimizer={"state": {0: {"momentum": torch.ones(2)}}, "param_groups": [{"lr": 0.1}]},
+        average=None,
+        data={"seed": 3, "fingerprint": "abc"},
+    )
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> tuple[Store, str]:
+    """Three checkpoints of a run: after 9, 10 and 100 steps."""
+    store, run_url = Store(), tmp_path.as_uri()
+    for step in (9, 10, 100):
+        save_checkpoint(store, run_url, state(step))
+    return store, run_url
+
+
+def test_round_trip(saved: tuple[Store, str]) -> None:
+    store, run_url = saved
+    url = newest_checkpoint(store, run_url)
+    assert url == f"{run_url}/{checkpoint_name(100)}"
+    found = load_checkpoint(store, url)
+    assert found.step == 100
+    assert torch.equal(found.model["fc.weight"], torch.full((2, 3), 100.0))
+    assert found.data == {"seed": 3, "fingerprint": "abc"}
+
+
+def test_no_checkpoint_is_none(tmp_path: Path) -> None:
+    assert newest_checkpoint(Store(), (tmp_path / "nothing").as_uri()) is None
+
+
+@pytest.mark.parametrize(
+    "damage", ["no index", "cut", "flipped", "no state", "torn index", "format"]
+)
+def test_damaged_one_is_passed_over(saved: tuple[Store, str], tmp_path: Path, damage: str) -> None:
+    store, run_url = saved
+    folder = tmp_path / checkpoint_name(100)
+    content = bytearray((folder / "state.pt").read_bytes())
+    index = (folder / "checkpoint.json").read_text()
+    if damage == "no index":  # what a crash during the upload leaves
+        (folder / "checkpoint.json").unlink()
+    elif damage == "cut":
+        (folder / "state.pt").write_bytes(content[:-10])
+    elif damage == "flipped":
+        content[len(content) // 2] ^= 1
+        (folder / "state.pt").write_bytes(content)
+    elif damage == "no state":
+        (folder / "state.pt").unlink()
+    elif damage == "torn index":
+        (folder / "checkpoint.json").write_text(index[:20])
+    else:
+        (folder / "checkpoint.json").write_text(index.replace('"format": 1', '"format": 2'))
+    with pytest.raises(TrainingError, match=r"step-000000100.*: got"):
+        load_checkpoint(store, f"{run_url}/{checkpoint_name(100)}")
+    assert newest_checkpoint(store, run_url) == f"{run_url}/{checkpoint_name(10)}"
+
+
+def test_code_in_a_checkpoint_is_never_run(saved: tuple[Store, str]) -> None:
+    """weights_only: a pickle that would run something is refused, though its checksum holds."""
+    import hashlib
+    import json
+
+    store, run_url = saved
+
+    class Harm:
+        def __reduce__(self) -> tuple[object, tuple[str]]:
+            return exec, ("raise SystemExit('ran')",)
+
+    buffer = io.BytesIO()
+    torch.save({"step": Harm()}, buffer)
+    url = f"{run_url}/{checkpoint_name(100)}"
+    store.write(f"{url}/state.pt", buffer.getvalue())
+    index = json.loads(store.read(f"{url}/checkpoint.json"))
+    digest = hashlib.sha256(buffer.getvalue()).hexdigest()
+    index["files"]["state.pt"] = {"size_bytes": len(buffer.getvalue()), "sha256": digest}
+    store.write(f"{url}/checkpoint.json", json.dumps(index).encode())
+    with pytest.raises(pickle.UnpicklingError):
+        load_checkpoint(store, url)
