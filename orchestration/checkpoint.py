@@ -10,6 +10,7 @@ import hashlib
 import io
 import json
 import logging
+import pickle
 from dataclasses import dataclass
 from typing import Any
 
@@ -121,5 +122,11 @@ def load_checkpoint(store: Store, url: str) -> TrainState:
             f"{url}/{STATE_FILE}: got {len(content)} bytes with another checksum; {INDEX_FILE} "
             f"says {stated['size_bytes']}. The file is damaged: use an older checkpoint."
         )
-    values = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    try:
+        values = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError) as error:
+        raise TrainingError(
+            f"{url}/{STATE_FILE}: got something else than tensors; nothing else is loaded from "
+            "storage. Find out who wrote it, and use an older checkpoint."
+        ) from error
     return TrainState(**values)

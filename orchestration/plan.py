@@ -112,7 +112,8 @@ def make_plan(job: Job, *, train_samples: int, val_samples: int) -> Plan:
     cost = count_cost(build_job_architecture(job))
     epochs = job.schedule.epochs
     # Rounded up: the last batch runs on into the next epoch, so no sample is left out.
-    total_steps = ceil(epochs * train_samples / batch)
+    # (1e-9: an epoch count such as 0.57 must not gain a step by its binary rounding.)
+    total_steps = ceil(epochs * train_samples / batch - 1e-9)
     ends = [ceil(e * train_samples / batch) for e in range(1, ceil(epochs))] + [total_steps]
     flops = FLOPS_PER_MULTIPLY_ADD * PASSES_PER_STEP * cost.multiply_adds
     return Plan(
