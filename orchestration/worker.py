@@ -9,6 +9,7 @@ checkpoint known (a barrier of all ranks).
 
 import logging
 import time
+import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -124,9 +125,12 @@ class Rank:
         )
         self.step = self._restore()
         # Running statistics are averaged by us where they are used; DDP must not broadcast them.
-        self.ddp = DistributedDataParallel(
-            self.model, broadcast_buffers=False, gradient_as_bucket_view=True
-        )
+        # (torch 2.13 renames the argument; the old name is the one that every version knows.)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            self.ddp = DistributedDataParallel(
+                self.model, broadcast_buffers=False, gradient_as_bucket_view=True
+            )
         self.writer = MetricWriter(hand.run) if self.rank == 0 else None
         self.attempt = ray.get(hand.board.begin_attempt.remote()) if self.rank == 0 else 0
         self.top1: float | None = None
