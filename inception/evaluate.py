@@ -58,7 +58,8 @@ def evaluate(
                 images = normalize(batch.images.to(device, non_blocking=True))
                 with autocast():
                     logits = model(images)
-                scores.update(logits, batch.targets.to(device), batch.weights.to(device))
+                weights = torch.ones(len(logits)) if batch.weights is None else batch.weights
+                scores.update(logits, batch.targets.to(device), weights.to(device))
     finally:
         model.train(was_training)
     return scores

@@ -79,5 +79,10 @@ class BlockModule(nn.Module):
 
 
 def normalize(images: Tensor) -> Tensor:
-    """uint8 (N, 3, H, W) in 0..255 -> float32 in -1..1, Inception's own scaling, same layout."""
+    """uint8 (N, 3, H, W) in 0..255 -> float32 in -1..1, Inception's own scaling, same layout.
+
+    Floats are taken to be scaled already and come back as they are.
+    """
+    if images.is_floating_point():
+        return images
     return images.to(torch.float32).div_(127.5).sub_(1.0)

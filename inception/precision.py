@@ -2,9 +2,14 @@
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from difflib import get_close_matches
 from functools import partial
 
 import torch
+from torch import nn
+
+from inception.errors import ModelError
+from inception.recipes import PRECISIONS
 
 
 def autocast_for(
@@ -13,9 +18,22 @@ def autocast_for(
     """A maker of the context in which the forward pass runs.
 
     `auto` is bfloat16 on GPUs that compute it natively and float32 elsewhere: on a CPU without
-    AVX-512 or AMX bfloat16 ran 8.7 times slower (measured), so it is never chosen there.
+    AVX-512 or AMX bfloat16 ran 8.7 times slower (measured), so it is never chosen there. Raises
+    ModelError for a name that is none of PRECISIONS.
     """
+    if precision not in PRECISIONS:
+        near = get_close_matches(precision, PRECISIONS, n=1)
+        hint = f"Did you mean {near[0]}?" if near else "Choose one of them."
+        raise ModelError(
+            f"model.precision: got {precision!r}; one of {', '.join(PRECISIONS)}. {hint}"
+        )
     is_native = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
     if precision == "bf16" or (precision == "auto" and is_native):
         return partial(torch.autocast, device.type, dtype=torch.bfloat16)
     return nullcontext
+
+
+def to_device_format(model: nn.Module, device: torch.device) -> None:
+    """Moves the model, in place, to the device and to channels last, the faster layout on CPU
+    and GPU. Build optimizers and averages after this: buffers become new tensors."""
+    model.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]

@@ -1,5 +1,6 @@
 """The learning rate as a pure function of the (fractional) epoch. No torch here."""
 
+from difflib import get_close_matches
 from math import cos, floor, pi
 
 from inception.errors import ModelError
@@ -23,14 +24,16 @@ def learning_rate(
     to zero at `epochs`, `constant`. Raises ModelError for another name.
     """
     if name not in SCHEDULE_NAMES:
-        raise ModelError(
-            f"schedule.name: got {name!r}; one of {', '.join(SCHEDULE_NAMES)}. Choose one of them."
-        )
+        near = get_close_matches(name, SCHEDULE_NAMES, n=1)
+        hint = f"Did you mean {near[0]}?" if near else "Choose one of them."
+        raise ModelError(f"schedule.name: got {name!r}; one of {', '.join(SCHEDULE_NAMES)}. {hint}")
     if epoch < warmup_epochs:
         return lr * (0.1 + 0.9 * epoch / warmup_epochs)
     if name == "staircase":
         return lr * float(decay ** floor(epoch / every_epochs))
     if name == "cosine":
-        done = (epoch - warmup_epochs) / (epochs - warmup_epochs)
+        # A run that is all warm-up has no cosine left: it ends at zero.
+        left = epochs - warmup_epochs
+        done = (epoch - warmup_epochs) / left if left > 0 else 1.0
         return lr * 0.5 * (1 + cos(pi * min(1.0, done)))
     return lr

@@ -29,8 +29,9 @@ def running_statistics(model: nn.Module) -> list[Tensor]:
 class StepStatistics:
     """Collects what one step's micro-batches do to this rank's running statistics."""
 
-    def __init__(self, model: nn.Module, *, share: float) -> None:
-        """share: world_size / M, the weight of one micro-batch in this rank's part."""
+    def __init__(self, model: nn.Module, *, share: float, num_local: int) -> None:
+        """share: world_size / M, the weight of one micro-batch in this rank's part; num_local:
+        how many micro-batches this rank works, which may be none."""
         norms = batch_norms(model)
         self._momentum = norms[0].momentum or 0.0 if norms else 0.0
         self._running = running_statistics(model)
@@ -38,8 +39,8 @@ class StepStatistics:
             bn.num_batches_tracked for bn in norms if bn.num_batches_tracked is not None
         ]
         self._share = share
-        # One micro-batch a rank, the common case, needs nothing: its forward is the update.
-        self._is_plain = share == 1.0
+        # One micro-batch on each rank, the common case, needs nothing: its forward is the update.
+        self._is_plain = share == 1.0 and num_local == 1
         if not self._is_plain:
             self._before = [r.clone() for r in self._running]
             self._counts_before = [count.clone() for count in self._counts]

@@ -16,6 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from inception.layers import normalize
 from inception.loss import inception_loss
+from inception.network import InceptionNet
 from inception.statistics import StepStatistics
 
 
@@ -25,11 +26,11 @@ class MicroBatch(Protocol):
     @property
     def index(self) -> int: ...
     @property
-    def images(self) -> Tensor: ...  # uint8 (m, 3, H, W), channels last
+    def images(self) -> Tensor: ...  # uint8 (m, 3, H, W), channels last; or floats in -1..1
     @property
     def targets(self) -> Tensor: ...  # int64 (m,)
     @property
-    def weights(self) -> Tensor: ...  # float32 (m,), zero for a damaged sample
+    def weights(self) -> Tensor | None: ...  # float32 (m,), zero for a damaged sample
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,14 +59,14 @@ def train_step(
     """Works this rank's micro-batches of step `step` and updates the weights.
 
     All ranks take part; gradients are all-reduced once, during the last micro-batch's backward.
-    DDP averages over ranks, so each micro-batch's loss is scaled by world_size / M. Every rank
-    needs at least one micro-batch (M >= world_size); they may hold different numbers.
+    DDP averages over ranks, so each micro-batch's loss is scaled by world_size / M. Ranks may
+    hold different numbers of micro-batches, or none (M < world_size): such a rank gives a zero
+    gradient to the all-reduce.
     """
-    assert micro_batches, "a rank without a micro-batch would miss the all-reduce"
     device = next(model.parameters()).device
     share = world_size / num_micro_batches
     optimizer.zero_grad(set_to_none=True)
-    statistics = StepStatistics(model, share=share)
+    statistics = StepStatistics(model, share=share, num_local=len(micro_batches))
     total = torch.zeros((), device=device)
     last = len(micro_batches) - 1
     for i, micro_batch in enumerate(micro_batches):
@@ -75,7 +76,9 @@ def train_step(
             torch.manual_seed(dropout_seed(seed, step, micro_batch.index))
             images = normalize(micro_batch.images.to(device, non_blocking=True))
             targets = micro_batch.targets.to(device, non_blocking=True)
-            weights = micro_batch.weights.to(device, non_blocking=True)
+            weights = micro_batch.weights
+            if weights is not None:
+                weights = weights.to(device, non_blocking=True)
             with autocast():
                 logits, side_logits = model(images)
             loss = inception_loss(
@@ -89,13 +92,32 @@ def train_step(
             statistics.after_forward()
             (loss * share).backward()  # type: ignore[no-untyped-call]
             total += loss.detach() / num_micro_batches
+    if not micro_batches:
+        _join_all_reduce(model, autocast)
     statistics.finish()
     # After the all-reduce, so that what is clipped is the global gradient.
-    grad_norm = nn.utils.clip_grad_norm_(
-        model.parameters(), clip_norm if clip_norm is not None else float("inf")
-    )
+    parameters = list(model.parameters())
+    grad_norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+    if clip_norm is not None:
+        nn.utils.clip_grads_with_norm_(parameters, clip_norm, grad_norm)
     optimizer.step()
     return StepResult(loss=total, grad_norm=grad_norm.detach())
+
+
+def _join_all_reduce(
+    model: nn.Module, autocast: Callable[[], AbstractContextManager[object]]
+) -> None:
+    """Takes part in DDP's all-reduce, which its backward starts, with a gradient of zeros.
+
+    Two grey images, so that batch norm has two values where one cell is left of the grid.
+    """
+    network = next(module for module in model.modules() if isinstance(module, InceptionNet))
+    size = network.architecture.input_size
+    grey = torch.zeros(2, 3, size, size, device=network.fc.weight.device)  # (2, 3, S, S)
+    with autocast():
+        logits, side_logits = model(grey)
+    total = logits.sum() if side_logits is None else logits.sum() + side_logits.sum()
+    (0.0 * total).backward()
 
 
 def dropout_seed(seed: int, step: int, index: int) -> int:

@@ -130,7 +130,8 @@ def log_path(folder: Path, part: str) -> Path:
 
 def _check_folder(folder: Path) -> None:
     try:
-        (folder / "logs").mkdir(parents=True, exist_ok=True)
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        (folder / "logs").mkdir(exist_ok=True)
         free = shutil.disk_usage(folder).free
     except OSError as error:
         raise ServiceError(
