@@ -11,7 +11,7 @@ import io
 import json
 import logging
 import pickle
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -32,7 +32,8 @@ class TrainState:
     """All that training needs to go on after `step` finished optimizer steps.
 
     `data` says which sequence of samples the steps walked (seed, order, manifest fingerprint):
-    together with the step it is the position in the data.
+    together with the step it is the position in the data. `unsent_metrics` are the points that
+    MLflow had not taken yet (tracking.Point), so that a restart loses none.
     """
 
     step: int
@@ -40,6 +41,7 @@ class TrainState:
     optimizer: dict[str, Any]
     average: dict[str, Any] | None
     data: dict[str, Any]
+    unsent_metrics: list[tuple[str, float, int, int]] = field(default_factory=list)
 
 
 def checkpoint_name(step: int) -> str:
@@ -60,6 +62,7 @@ def save_checkpoint(store: Store, run_url: str, state: TrainState) -> str:
             "optimizer": state.optimizer,
             "average": state.average,
             "data": state.data,
+            "unsent_metrics": state.unsent_metrics,
         },
         buffer,
     )

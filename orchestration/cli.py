@@ -85,6 +85,7 @@ def run(file: File, overrides: Overrides = None, as_json: AsJson = False) -> Non
     from orchestration.local import using
     from orchestration.stack import stack_folder
 
+    signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGINT))  # ends a run as Ctrl-C does
     folder = stack_folder()
     cluster = job.cluster
     num_cpus = max(os.cpu_count() or 1, cluster.accelerator.count * cluster.cpus_per_worker)
@@ -158,7 +159,7 @@ def stack_status(as_json: AsJson = False) -> None:
     parts = {
         part: {
             "is_up": stack is not None and stack.is_up(part),
-            "url": stack.urls().get(part) if stack is not None and stack.is_up(part) else None,
+            "url": stack.url(part) if stack is not None and stack.is_up(part) else None,
             "pid": stack.processes[part][0] if stack is not None and stack.is_up(part) else None,
         }
         for part in PARTS

@@ -25,7 +25,8 @@ from inception.layers import normalize
 from inception.network import build_network
 from orchestration.checkpoint import load_checkpoint
 from orchestration.errors import TOLD_IN_ONE_LINE, RayceptionError, ServiceError, TrainingError
-from orchestration.job import LOCAL, Job
+from orchestration.job import Job
+from orchestration.job_places import LOCAL
 from orchestration.load import flatten, to_dict, to_yaml
 from orchestration.local import Say
 from orchestration.plan import Plan, build_job_architecture, make_plan
@@ -113,7 +114,6 @@ def drive(job: Job, *, stack: Stack | None, say: Say, watch: Watch) -> Outcome:
     )
     log_text(run, to_yaml(job), "job.yaml")
     say(f"run {run_name} in MLflow experiment {job.experiment}")
-    status = "FAILED"
     try:
         board = make_board()
         with watch(board, plan):
@@ -122,12 +122,12 @@ def drive(job: Job, *, stack: Stack | None, say: Say, watch: Watch) -> Outcome:
         checkpoint_url = f"{run_url}/{result.checkpoint.path.rsplit('/', 1)[1]}"
         model_uri = _log_final_model(job, store, checkpoint_url, run, val)
         attempts = int(ray.get(board.count_attempts.remote(), timeout=30))
-        status = "FINISHED"
-    except KeyboardInterrupt:
-        status = "KILLED"
+    except BaseException as error:
+        status = "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED"
+        with contextlib.suppress(ServiceError):  # what went wrong first is what is told
+            close_run(run, status)
         raise
-    finally:
-        close_run(run, status)
+    close_run(run, "FINISHED")
     metrics = {key: value for key, value in result.metrics.items() if "/" in key}
     return Outcome(
         run=run,

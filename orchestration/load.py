@@ -119,10 +119,8 @@ def _reword(error: Exception, given: DictConfig, source: str) -> str:
             value = getattr(error, "value", None)
             if not path:  # OmegaConf does not say where a section was given as a plain value
                 path, value = _misplaced(given)
-            return (
-                f"{path}: got {value!r}; {_expected(path)}. Write it so (see orchestration/job.py)."
-            )
-    return f"{path or source}: got an unreadable value; {first}. See orchestration/job.py."
+            return f"{path}: got {value!r}; {_expected(path)}. Write it so (see jobs/README.md)."
+    return f"{path or source}: got an unreadable value; {first}. See jobs/README.md."
 
 
 def _section(path: str) -> Any:

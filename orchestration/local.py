@@ -60,9 +60,12 @@ def up(
             )
         missing = [part for part in PARTS if part in parts and not stack.is_up(part)]
         stack = replace(stack, kept=keep or (stack.kept and stack.is_any_up()))
+        for part in missing:  # what a killed service left behind would hold its port
+            end_processes((), marker=f"{stack.id}:{part}")
         stack = replace(stack, ports=_choose_ports(stack, missing, ports or {}))
         if "s3" in parts:
             os.environ.update(services.s3_environment(stack.secrets))
+            os.environ.pop("AWS_SESSION_TOKEN", None)  # it belongs to other credentials
         if "ray" in parts:
             os.environ.update(services.ray_environment(stack.secrets))
         if "ray" in missing:
@@ -203,7 +206,7 @@ def _spawn(stack: Stack, part: str, command: Command) -> "subprocess.Popen[bytes
     with log.open("wb") as out:
         return subprocess.Popen(
             command.arguments,
-            env={**os.environ, **command.environment, MARKER: stack.id},
+            env={**os.environ, **command.environment, MARKER: f"{stack.id}:{part}"},
             cwd=stack.folder,
             stdin=subprocess.DEVNULL,
             stdout=out,
@@ -237,7 +240,7 @@ def _wait_ready(stack: Stack, started: Mapping[str, "subprocess.Popen[bytes]"], 
             log = log_path(stack.folder, part)
             if checks[part]():
                 waiting.remove(part)
-                say(f"{part} at {stack.urls()[part]} ({time.monotonic() - begin:.1f} s)")
+                say(f"{part} at {stack.url(part)} ({time.monotonic() - begin:.1f} s)")
             elif started[part].poll() is not None:
                 raise ServiceError(
                     f"{part}: got exit code {started[part].returncode} at its start; "

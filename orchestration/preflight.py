@@ -9,7 +9,8 @@ from datasets.pack import pack
 from datasets.sources import digits
 from datasets.store import Store
 from orchestration.errors import JobError, ServiceError
-from orchestration.job import LOCAL, Job
+from orchestration.job import Job
+from orchestration.job_places import LOCAL
 from orchestration.local import Say
 from orchestration.stack import ROOT
 

@@ -32,7 +32,7 @@ def find_process(who: Who | None) -> psutil.Process | None:
 def end_processes(whos: Iterable[Who | None], *, marker: str | None = None) -> None:
     """SIGTERM and 15 s of patience, then SIGKILL to what is left, children included.
 
-    marker: also ends every process whose environment says MARKER=marker.
+    marker: also ends every process whose environment's MARKER begins with it.
     """
     processes = [process for who in whos if (process := find_process(who)) is not None]
     everything = list(processes)
@@ -50,10 +50,10 @@ def end_processes(whos: Iterable[Who | None], *, marker: str | None = None) -> N
 
 
 def marked_processes(marker: str) -> list[psutil.Process]:
-    """Every other process that carries MARKER=marker in its environment."""
+    """Every other process whose environment's MARKER begins with `marker`."""
     found = []
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):
-            if process.pid != os.getpid() and process.environ().get(MARKER) == marker:
+            if process.pid != os.getpid() and process.environ().get(MARKER, "").startswith(marker):
                 found.append(process)
     return found

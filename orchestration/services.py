@@ -175,6 +175,8 @@ def ray_command(
             "AUTOSCALER_METRIC_PORT": str(autoscaler_metrics),
             # Jobs and their workers print as they go, and Ray Train says what it does.
             "PYTHONUNBUFFERED": "1",
+            # One machine: gloo need not resolve its host name, nor leave loopback.
+            **({"GLOO_SOCKET_IFNAME": "lo"} if sys.platform == "linux" else {}),
             "RAY_TRAIN_ENABLE_STATE_TRACKING": "1",
         },
     )

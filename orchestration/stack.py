@@ -33,28 +33,25 @@ class Stack:
 
     @property
     def s3_url(self) -> str:
-        return f"http://{LOOPBACK}:{self.ports['s3']}"
+        return self.url("s3")
 
     @property
     def mlflow_url(self) -> str:
-        return f"http://{LOOPBACK}:{self.ports['mlflow']}"
+        return self.url("mlflow")
 
     @property
     def ray_address(self) -> str:
         return f"{LOOPBACK}:{self.ports['ray']}"
 
-    @property
-    def dashboard_url(self) -> str:
-        return f"http://{LOOPBACK}:{self.ports['dashboard']}"
+    def url(self, part: str) -> str:
+        """Where a person or a client reaches a part; Ray's is its dashboard's."""
+        return f"http://{LOOPBACK}:{self.ports['dashboard' if part == 'ray' else part]}"
 
     def is_up(self, part: str) -> bool:
         return find_process(self.processes.get(part)) is not None
 
     def is_any_up(self) -> bool:
         return any(self.is_up(part) for part in PARTS)
-
-    def urls(self) -> dict[str, str]:
-        return {"s3": self.s3_url, "mlflow": self.mlflow_url, "ray": self.dashboard_url}
 
 
 def stack_folder() -> Path:

@@ -6,7 +6,8 @@ from urllib.parse import urlencode, urlsplit
 from datasets.manifest import load_manifest
 from datasets.store import Store, StoreConfig
 from orchestration.errors import JobError
-from orchestration.job import LOCAL, Job
+from orchestration.job import Job
+from orchestration.job_places import LOCAL
 from orchestration.services import REGION, s3_environment
 from orchestration.stack import Stack, load_stack, stack_folder
 

@@ -6,7 +6,8 @@ from rich.console import Console
 from rich.panel import Panel
 from rich.table import Table
 
-from orchestration.job import LOCAL, Job
+from orchestration.job import Job
+from orchestration.job_places import LOCAL
 from orchestration.plan import Plan, learning_rate_at
 
 if TYPE_CHECKING:

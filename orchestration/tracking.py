@@ -7,10 +7,9 @@ default would retry for minutes where the server is away.
 
 import logging
 import os
-import queue
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -38,6 +37,8 @@ MAX_BATCH_PARAMS = 100
 FLUSH_EVERY_S = 1.0
 CLOSE_LIMIT_S = 60.0
 RETRY_PAUSE_S = 2.0
+
+Point = tuple[str, float, int, int]  # key, value, timestamp in ms, step
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -134,16 +135,17 @@ def last_step(run: RunRef, key: str) -> int:
 class MetricWriter:
     """Sends metric points from a thread, so that no step waits for the server (rank 0 only).
 
-    Points are batched for a second, kept and retried while the server is away, in order. A point
-    carries its own timestamp, so the server stores a retried one once. Steps that an earlier
-    attempt already logged are dropped: they are the same numbers, computed again.
+    Points are batched for a second, and kept and retried in order while the server is away. A
+    point carries its own timestamp, so the server stores a retried one once. What is not sent yet
+    goes into each checkpoint (`unsent`) and comes back with it; steps that an earlier attempt
+    already logged are dropped: they are the same numbers, computed again.
     """
 
-    def __init__(self, run: RunRef) -> None:
+    def __init__(self, run: RunRef, unsent: Iterable[Point] = ()) -> None:
         self._run = run
         self._client = MlflowClient(tracking_uri=run.uri)
-        self._points: queue.SimpleQueue[Metric | None] = queue.SimpleQueue()
-        self._unsent: list[Metric] = []
+        self._points = [Metric(*point) for point in unsent]
+        self._lock = threading.Lock()
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._send_all, name="metrics", daemon=True)
         self._thread.start()
@@ -151,59 +153,50 @@ class MetricWriter:
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Queues one value a key at `step`; returns at once."""
         now_ms = int(time.time() * 1000)
-        for key, value in metrics.items():
-            self._points.put(Metric(key, float(value), now_ms, step))
+        points = [Metric(key, float(value), now_ms, step) for key, value in metrics.items()]
+        with self._lock:
+            self._points += points
+
+    def unsent(self) -> list[Point]:
+        """The points that the server has not taken yet, oldest first."""
+        with self._lock:
+            return [(p.key, p.value, p.timestamp, p.step) for p in self._points]
 
     def close(self) -> int:
         """Sends what is left, for at most 60 s; -> how many points could not be sent."""
         self._closing.set()
-        self._points.put(None)
         self._thread.join(CLOSE_LIMIT_S)
-        return len(self._unsent)
+        return len(self.unsent())
 
     def _send_all(self) -> None:
-        logged: dict[str, int] = {}
-        deadline = float("inf")
-        is_open = True
-        while is_open or (self._unsent and time.monotonic() < deadline):
-            is_open = is_open and self._collect()
-            if not is_open and deadline == float("inf"):
+        logged: dict[str, int] = {}  # the last step of each key before this attempt
+        deadline: float | None = None
+        while True:
+            is_closing = self._closing.wait(FLUSH_EVERY_S)
+            if is_closing and deadline is None:
                 deadline = time.monotonic() + CLOSE_LIMIT_S - RETRY_PAUSE_S
             try:
-                for key in {point.key for point in self._unsent} - logged.keys():
-                    logged[key] = last_step(self._run, key)
-                self._unsent = [p for p in self._unsent if p.step > logged[p.key]]
-                while self._unsent:
-                    batch = self._unsent[:MAX_BATCH_METRICS]
-                    self._client.log_batch(self._run.run_id, metrics=batch)
-                    del self._unsent[: len(batch)]
+                self._send(logged)
             except (MlflowException, OSError) as error:
-                logger.warning(
-                    "MLflow is away (%s); %d points wait", type(error).__name__, len(self._unsent)
-                )
-                self._closing.wait(RETRY_PAUSE_S) if is_open else time.sleep(RETRY_PAUSE_S)
+                logger.warning("MLflow is away (%s); metrics wait", type(error).__name__)
+                time.sleep(RETRY_PAUSE_S)
+            if deadline is not None and (not self.unsent() or time.monotonic() > deadline):
+                return
 
-    def _collect(self) -> bool:
-        """Moves queued points to `_unsent` for a second; False once the writer is closed."""
-        until = time.monotonic() + FLUSH_EVERY_S
-        while (left := until - time.monotonic()) > 0:
-            try:
-                point = self._points.get(timeout=left)
-            except queue.Empty:
-                break
-            if point is None:
-                return False
-            self._unsent.append(point)
-        return True
-
-
-def fetch_metrics(run: RunRef) -> dict[str, float]:
-    """The latest value of each metric. Raises ServiceError."""
-    try:
-        found = MlflowClient(tracking_uri=run.uri).get_run(run.run_id)
-    except (MlflowException, OSError) as error:
-        raise ServiceError(_refusal(run.uri, error)) from error
-    return dict(found.data.metrics)
+    def _send(self, logged: dict[str, int]) -> None:
+        """Sends all that is queued, in batches; a batch leaves the queue when it was taken."""
+        while True:
+            with self._lock:
+                batch = self._points[:MAX_BATCH_METRICS]
+            if not batch:
+                return
+            for key in {point.key for point in batch} - logged.keys():
+                logged[key] = last_step(self._run, key)
+            fresh = [point for point in batch if point.step > logged[point.key]]
+            if fresh:
+                self._client.log_batch(self._run.run_id, metrics=fresh)
+            with self._lock:
+                del self._points[: len(batch)]
 
 
 def find_run(uri: str, run_id: str) -> RunRef:

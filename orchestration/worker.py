@@ -28,7 +28,7 @@ from inception.ema import WeightAverage
 from inception.evaluate import evaluate
 from inception.network import build_network
 from inception.optim import build_optimizer
-from inception.precision import autocast_for
+from inception.precision import autocast_for, to_device_format
 from inception.statistics import average_bn_statistics
 from inception.step import train_step
 from orchestration.checkpoint import TrainState, load_checkpoint, newest_checkpoint, save_checkpoint
@@ -38,7 +38,7 @@ from orchestration.load import from_dict
 from orchestration.plan import Plan, build_job_architecture, learning_rate_at
 from orchestration.progress import Progress
 from orchestration.storage import ray_path
-from orchestration.tracking import MetricWriter, RunRef
+from orchestration.tracking import MetricWriter, Point, RunRef
 
 logger = logging.getLogger(__name__)
 
@@ -106,8 +106,8 @@ class Rank:
             ray.train.torch.get_device() if torch.cuda.is_available() else torch.device("cpu")
         )
         self.autocast = autocast_for(self.device, job.model.precision)
-        model = build_network(build_job_architecture(job), seed=job.seed)
-        self.model = model.to(self.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.model = build_network(build_job_architecture(job), seed=job.seed)
+        to_device_format(self.model, self.device)
         optim = job.optim
         self.optimizer = build_optimizer(
             self.model,
@@ -123,6 +123,7 @@ class Rank:
             if optim.average_decay is not None
             else None
         )
+        self.unsent: list[Point] = []
         self.step = self._restore()
         # Running statistics are averaged by us where they are used; DDP must not broadcast them.
         # (torch 2.13 renames the argument; the old name is the one that every version knows.)
@@ -131,7 +132,7 @@ class Rank:
             self.ddp = DistributedDataParallel(
                 self.model, broadcast_buffers=False, gradient_as_bucket_view=True
             )
-        self.writer = MetricWriter(hand.run) if self.rank == 0 else None
+        self.writer = MetricWriter(hand.run, self.unsent) if self.rank == 0 else None
         self.attempt = ray.get(hand.board.begin_attempt.remote()) if self.rank == 0 else 0
         self.top1: float | None = None
         self.training_s = 0.0
@@ -280,6 +281,7 @@ class Rank:
                 optimizer=self.optimizer.state_dict(),
                 average=self.average.state_dict() if self.average is not None else None,
                 data=self.position,
+                unsent_metrics=self.writer.unsent() if self.writer is not None else [],
             )
             url = save_checkpoint(self.store, self.hand.run_url, state)
             checkpoint = ray.train.Checkpoint(ray_path(url, self.hand.store))
@@ -335,6 +337,7 @@ class Rank:
         self.optimizer.load_state_dict(state.optimizer)
         if self.average is not None and state.average is not None:
             self.average.load_state_dict(state.average)
+        self.unsent = state.unsent_metrics
         return state.step
 
 

@@ -1,0 +1,207 @@
+"""The job's recipe: data, model, loss, optimizer, schedule. See job.py."""
+
+import re
+from dataclasses import dataclass, field
+
+from inception.family import MODEL_NAMES, build_architecture
+from inception.recipes import OPTIMIZER_NAMES, PRECISIONS, SCHEDULE_NAMES
+from orchestration.errors import JobError
+from orchestration.rules import above, at_least, choose, within
+
+SOURCES = ("digits",)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Shuffle:
+    """The canonical order (datasets/order.py): part of the job, never of the cluster. More
+    lanes and pieces mix better and hold more samples in memory; `plan` prints how many."""
+
+    lanes: int = 16
+    pieces: int = 4
+    slices: int = 8
+
+    def __post_init__(self) -> None:
+        for name in ("lanes", "pieces", "slices"):
+            at_least(f"data.shuffle.{name}", getattr(self, name), 1)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Augmentation:
+    """Random-resized crop and flip of a training image, keyed by (seed, epoch, sample)."""
+
+    # Smallest and largest share of the image's area, and width/height ratio, of the crop.
+    area: tuple[float, float] = (0.08, 1.0)
+    aspect: tuple[float, float] = (0.75, 1.3333)
+    # Probability of a mirrored image.
+    flip: float = 0.5
+
+    def __post_init__(self) -> None:
+        low, high = self.area
+        if not 0 < low <= high <= 1:
+            raise JobError(
+                f"data.augment.area: got {[low, high]}; two shares of the image's area, "
+                "0 < smallest <= largest <= 1. Write [0.08, 1.0], the usual choice."
+            )
+        low, high = self.aspect
+        if not 0 < low <= high:
+            raise JobError(
+                f"data.augment.aspect: got {[low, high]}; two width/height ratios, "
+                "0 < smallest <= largest. Write [0.75, 1.3333], the usual choice."
+            )
+        within("data.augment.flip", self.flip, 0.0, 1.0)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Data:
+    """The two splits, and how they become batches."""
+
+    # The prefix (s3://bucket/path or file:///path) that holds the split's shards and index.json.
+    train: str
+    val: str
+    # Pack this data set into the two prefixes where they hold none yet: digits (scikit-learn's
+    # 1,797 handwritten digits, 8x8 pixels, split 80/20).
+    source: str | None = None
+    # Samples of each split, so that `plan` needs no storage. Left out, they are read from the
+    # manifests; stated, a manifest that differs stops the run.
+    train_samples: int | None = None
+    val_samples: int | None = None
+    # Samples of one optimizer step over all ranks.
+    global_batch_size: int = 256
+    # Samples that batch norm sees together (the paper trained with 32 a replica). The batch is a
+    # mean over micro-batches of this size, which is why the loss does not depend on the cluster.
+    micro_batch_size: int = 32
+    # Decoding threads of one rank.
+    loader_workers: int = 1
+    # Share of the shorter side that the central square of an evaluation image takes.
+    eval_crop: float = 0.875
+    shuffle: Shuffle = field(default_factory=Shuffle)
+    augment: Augmentation = field(default_factory=Augmentation)
+
+    def __post_init__(self) -> None:
+        for name in ("train", "val"):
+            url = getattr(self, name)
+            if not re.match(r"(s3://[^/]+/.+|file:///.+)", url):
+                raise JobError(
+                    f"data.{name}: got {url!r}; the prefix of a split, s3://BUCKET/PATH or "
+                    "file:///PATH. Name the folder that holds its index.json."
+                )
+        if self.train.rstrip("/") == self.val.rstrip("/"):
+            raise JobError(
+                f"data.val: got {self.val!r}, which is data.train too; the held-out split has "
+                "its own prefix. Name another one."
+            )
+        if self.source is not None:
+            choose("data.source", self.source, SOURCES)
+        for name in ("train_samples", "val_samples"):
+            if getattr(self, name) is not None:
+                at_least(f"data.{name}", getattr(self, name), 1)
+        at_least("data.global_batch_size", self.global_batch_size, 1)
+        at_least("data.micro_batch_size", self.micro_batch_size, 2)
+        at_least("data.loader_workers", self.loader_workers, 1)
+        within("data.eval_crop", self.eval_crop, 0.01, 1.0)
+        if self.global_batch_size % self.micro_batch_size:
+            near = max(1, self.global_batch_size // self.micro_batch_size) * self.micro_batch_size
+            raise JobError(
+                f"data.global_batch_size: got {self.global_batch_size}; a multiple of "
+                f"data.micro_batch_size ({self.micro_batch_size}). Write {near}, or change the "
+                "micro-batch."
+            )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Model:
+    """The network. Its state dict has torchvision's names."""
+
+    num_classes: int
+    name: str = "inception_v3"
+    # Pixels of a side of the square input.
+    input_size: int = 299
+    # Scales every layer's channels; 1.0 is the published network.
+    width: float = 1.0
+    side_head: bool = True
+    dropout: float = 0.2
+    # torch's sense: the share of the new batch in the running statistics (TensorFlow's decay
+    # 0.9 is 0.1 here). 0.0003 suits long runs only.
+    bn_momentum: float = 0.1
+    # `auto`: bfloat16 where the device computes it fast, else float32.
+    precision: str = "auto"
+
+    def __post_init__(self) -> None:
+        choose("model.name", self.name, MODEL_NAMES)
+        choose("model.precision", self.precision, PRECISIONS)
+        at_least("model.num_classes", self.num_classes, 2)
+        within("model.dropout", self.dropout, 0.0, 0.99)
+        within("model.bn_momentum", self.bn_momentum, 1e-6, 1.0)
+        within("model.width", self.width, 0.01, 8.0)
+        # The description knows its own smallest input, and says so by the error law.
+        build_architecture(
+            self.name,
+            num_classes=self.num_classes,
+            input_size=self.input_size,
+            width=self.width,
+            side_head=self.side_head,
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Loss:
+    label_smoothing: float = 0.1
+    # Weight of the side head's loss beside the main one (TensorFlow: 0.4).
+    side_weight: float = 0.4
+
+    def __post_init__(self) -> None:
+        within("loss.label_smoothing", self.label_smoothing, 0.0, 0.99)
+        within("loss.side_weight", self.side_weight, 0.0, 10.0)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Optim:
+    """The optimizer. rmsprop_tf is TensorFlow's RMSProp, which is not torch's."""
+
+    name: str = "rmsprop_tf"
+    lr: float = 0.045
+    momentum: float = 0.9
+    # Decay of the mean square (rmsprop_tf) and the term under its root.
+    decay: float = 0.9
+    eps: float = 1.0
+    # On weights of convolutions and fully connected layers only.
+    weight_decay: float = 4e-5
+    # Largest global norm of the gradient; left out, it is not clipped.
+    clip_norm: float | None = None
+    # Decay of the running average of the weights; left out, none is kept.
+    average_decay: float | None = 0.9999
+
+    def __post_init__(self) -> None:
+        choose("optim.name", self.name, OPTIMIZER_NAMES)
+        above("optim.lr", self.lr, 0.0)
+        within("optim.momentum", self.momentum, 0.0, 0.9999)
+        within("optim.decay", self.decay, 0.0, 0.9999)
+        above("optim.eps", self.eps, 0.0)
+        within("optim.weight_decay", self.weight_decay, 0.0, 1.0)
+        if self.clip_norm is not None:
+            above("optim.clip_norm", self.clip_norm, 0.0)
+        if self.average_decay is not None:
+            within("optim.average_decay", self.average_decay, 0.0, 0.999999)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Schedule:
+    """The learning rate over the epochs: linear warm-up, then `name`."""
+
+    epochs: float
+    # constant, staircase (x `decay` every `every_epochs`) or cosine (to zero).
+    name: str = "staircase"
+    decay: float = 0.94
+    every_epochs: float = 2.0
+    warmup_epochs: float = 0.0
+
+    def __post_init__(self) -> None:
+        choose("schedule.name", self.name, SCHEDULE_NAMES)
+        above("schedule.epochs", self.epochs, 0.0)
+        within("schedule.decay", self.decay, 1e-6, 1.0)
+        above("schedule.every_epochs", self.every_epochs, 0.0)
+        if not 0 <= self.warmup_epochs < self.epochs:
+            raise JobError(
+                f"schedule.warmup_epochs: got {self.warmup_epochs}; from 0 to less than "
+                f"schedule.epochs ({self.epochs}). Write a smaller number."
+            )
