@@ -85,7 +85,7 @@ def run(file: File, overrides: Overrides = None, as_json: AsJson = False) -> Non
     from orchestration.local import using
     from orchestration.stack import stack_folder
 
-    signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGINT))  # ends a run as Ctrl-C does
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends a run as Ctrl-C does
     folder = stack_folder()
     cluster = job.cluster
     num_cpus = max(os.cpu_count() or 1, cluster.accelerator.count * cluster.cpus_per_worker)

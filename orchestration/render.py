@@ -7,7 +7,7 @@ from typing import Any
 
 import ray
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from orchestration.plan import Plan
 from orchestration.progress import Progress as Moment
@@ -20,11 +20,10 @@ LINE_EVERY_S = 10.0  # where there is no terminal to redraw
 def show_progress(console: Console, board: Any, plan: Plan) -> Iterator[None]:
     """Redraws what rank 0 posts on `board` until the block ends."""
     bar = Progress(
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=24),
+        BarColumn(bar_width=12),
         TextColumn("{task.completed:.0f}/{task.total:.0f}"),
-        TimeElapsedColumn(),
         TimeRemainingColumn(),
+        TextColumn("{task.description}"),
         console=console,
         disable=not console.is_terminal,
     )

@@ -51,8 +51,10 @@ class RunRef:
 
     @property
     def page(self) -> str:
-        """The path of the run's charts in the UI, to append to the server's URL."""
-        return f"/#/experiments/{self.experiment_id}/runs/{self.run_id}/model-metrics"
+        """The path of the run's charts in the UI, to append to the server's URL. The query shows
+        the menu of model training instead of the generative one."""
+        path = f"/#/experiments/{self.experiment_id}/runs/{self.run_id}/model-metrics"
+        return f"{path}?workflowType=machine_learning"
 
 
 def open_run(

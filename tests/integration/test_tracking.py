@@ -30,7 +30,7 @@ def test_run_opens_as_model_training_and_closes(shared_home: Home) -> None:
     assert len(found.data.params) == 120
     tags = client.get_experiment(run.experiment_id).tags
     assert tags["mlflow.experimentKind"] == "custom_model_development"
-    assert run.page.endswith(f"{run.run_id}/model-metrics")
+    assert f"/runs/{run.run_id}/model-metrics" in run.page
 
 
 def test_outage_loses_no_point_and_doubles_none(shared_home: Home) -> None:
