@@ -6,7 +6,6 @@ in TensorFlow; the paper's printed table 1 differs from its own graph, and the g
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from difflib import get_close_matches
 
 from inception.blocks import (
     Block,
@@ -23,7 +22,7 @@ from inception.blocks import (
     reduction_b,
     stem_v3,
 )
-from inception.errors import ModelError
+from inception.errors import ModelError, unknown_name
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -72,9 +71,7 @@ def build_architecture(
     kernels and strides), fewer than two classes, a width that is not positive.
     """
     if name not in _TRUNKS:
-        near = get_close_matches(name, MODEL_NAMES, n=1)
-        hint = f"Did you mean {near[0]}?" if near else "Choose one of them."
-        raise ModelError(f"model.name: got {name!r}; one of {', '.join(MODEL_NAMES)}. {hint}")
+        raise unknown_name("model.name", name, MODEL_NAMES)
     if num_classes < 2:
         raise ModelError(f"model.num_classes: got {num_classes}; at least 2. Write 2 or more.")
     if width <= 0:

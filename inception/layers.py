@@ -21,18 +21,23 @@ class ConvBN(nn.Module):
         return F.relu(self.bn(self.conv(x)), inplace=True)  # (N, channels, H', W')
 
 
-class PoolLayer(nn.Module):
+def pool(x: Tensor, described: Pool) -> Tensor:
     """Max or average pool; the average counts padding, as torchvision's does."""
+    kernel, stride, padding = described.kernel, described.stride, described.padding
+    if described.kind == "max":
+        return F.max_pool2d(x, kernel, stride, padding)  # (N, C, H', W')
+    return F.avg_pool2d(x, kernel, stride, padding)  # (N, C, H', W')
 
-    def __init__(self, pool: Pool) -> None:
+
+class PoolLayer(nn.Module):
+    """A pool of the trunk."""
+
+    def __init__(self, described: Pool) -> None:
         super().__init__()
-        self.pool = pool
+        self.described = described
 
     def forward(self, x: Tensor) -> Tensor:
-        pool = self.pool
-        if pool.kind == "max":
-            return F.max_pool2d(x, pool.kernel, pool.stride, pool.padding)  # (N, C, H', W')
-        return F.avg_pool2d(x, pool.kernel, pool.stride, pool.padding)  # (N, C, H', W')
+        return pool(x, self.described)  # (N, C, H', W')
 
 
 class BlockModule(nn.Module):
@@ -56,12 +61,6 @@ class BlockModule(nn.Module):
                     self.add_module(name, made)
                 channels = sum(conv.channels for conv in convs)
             self.out_channels += channels
-        self.pools = {
-            layer: PoolLayer(layer)
-            for branch in block.branches
-            for layer in branch.layers
-            if isinstance(layer, Pool)
-        }
 
     def forward(self, x: Tensor) -> Tensor:
         ends = []
@@ -69,7 +68,7 @@ class BlockModule(nn.Module):
             y = x
             for layer, names in zip(branch.layers, branch.names, strict=True):
                 if isinstance(layer, Pool):
-                    y = self.pools[layer](y)
+                    y = pool(y, layer)
                 elif isinstance(layer, Fork):
                     y = torch.cat([self.get_submodule(name)(y) for name in names], 1)
                 else:

@@ -1,13 +1,12 @@
 """Optimizers: TensorFlow's RMSProp, which is not torch's, and torch's own SGD and AdamW."""
 
 from collections.abc import Callable
-from difflib import get_close_matches
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from inception.errors import ModelError
+from inception.errors import unknown_name
 from inception.recipes import OPTIMIZER_NAMES
 
 
@@ -100,6 +99,4 @@ def build_optimizer(
         return torch.optim.SGD(groups, lr=lr, momentum=momentum, nesterov=momentum > 0)
     if name == "adamw":
         return torch.optim.AdamW(groups, lr=lr)
-    near = get_close_matches(name, OPTIMIZER_NAMES, n=1)
-    hint = f"Did you mean {near[0]}?" if near else "Choose one of them."
-    raise ModelError(f"optim.name: got {name!r}; one of {', '.join(OPTIMIZER_NAMES)}. {hint}")
+    raise unknown_name("optim.name", name, OPTIMIZER_NAMES)

@@ -2,13 +2,12 @@
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from difflib import get_close_matches
 from functools import partial
 
 import torch
 from torch import nn
 
-from inception.errors import ModelError
+from inception.errors import unknown_name
 from inception.recipes import PRECISIONS
 
 
@@ -22,11 +21,7 @@ def autocast_for(
     ModelError for a name that is none of PRECISIONS.
     """
     if precision not in PRECISIONS:
-        near = get_close_matches(precision, PRECISIONS, n=1)
-        hint = f"Did you mean {near[0]}?" if near else "Choose one of them."
-        raise ModelError(
-            f"model.precision: got {precision!r}; one of {', '.join(PRECISIONS)}. {hint}"
-        )
+        raise unknown_name("model.precision", precision, PRECISIONS)
     is_native = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
     if precision == "bf16" or (precision == "auto" and is_native):
         return partial(torch.autocast, device.type, dtype=torch.bfloat16)

@@ -1,9 +1,8 @@
 """The learning rate as a pure function of the (fractional) epoch. No torch here."""
 
-from difflib import get_close_matches
 from math import cos, floor, pi
 
-from inception.errors import ModelError
+from inception.errors import unknown_name
 from inception.recipes import SCHEDULE_NAMES
 
 
@@ -24,9 +23,7 @@ def learning_rate(
     to zero at `epochs`, `constant`. Raises ModelError for another name.
     """
     if name not in SCHEDULE_NAMES:
-        near = get_close_matches(name, SCHEDULE_NAMES, n=1)
-        hint = f"Did you mean {near[0]}?" if near else "Choose one of them."
-        raise ModelError(f"schedule.name: got {name!r}; one of {', '.join(SCHEDULE_NAMES)}. {hint}")
+        raise unknown_name("schedule.name", name, SCHEDULE_NAMES)
     if epoch < warmup_epochs:
         return lr * (0.1 + 0.9 * epoch / warmup_epochs)
     if name == "staircase":

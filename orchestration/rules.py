@@ -2,16 +2,14 @@
 
 import re
 from collections.abc import Sequence
-from difflib import get_close_matches
 
+from inception.errors import unknown_name
 from orchestration.errors import JobError
 
 
 def choose(path: str, value: str, known: Sequence[str]) -> None:
     if value not in known:
-        near = get_close_matches(str(value), known, n=1)
-        hint = f"Did you mean {near[0]}?" if near else "Choose one of them."
-        raise JobError(f"{path}: got {value!r}; one of {', '.join(known)}. {hint}")
+        raise JobError(str(unknown_name(path, value, known)))
 
 
 def at_least(path: str, value: int, least: int) -> None:
