@@ -61,8 +61,15 @@ def center_box(height: int, width: int, fraction: float) -> Box:
 def crop_resized(image: NDArray[np.uint8], box: Box, size: int, *, is_mirrored: bool) -> Tensor:
     """The crop of uint8 (H, W, 3), resized to uint8 (3, size, size) in channels-last layout."""
     top, left, height, width = box
-    view = torch.from_numpy(image)[top : top + height, left : left + width]  # (h, w, 3), a view
-    batch = view.permute(2, 0, 1)[None]  # (1, 3, h, w), channels last
+    # The crop as a view with the strides of a channels-last batch of one: torch then resizes it
+    # where it lies. Permuting and adding an axis gives the same pixels after a copy.
+    row = 3 * image.shape[1]
+    batch = torch.as_strided(
+        torch.from_numpy(image),
+        (1, 3, height, width),
+        (row * image.shape[0], 1, row, 3),
+        top * row + 3 * left,
+    )  # (1, 3, h, w), channels last
     resized = F.interpolate(
         batch, size=(size, size), mode="bilinear", antialias=True, align_corners=False
     )  # (1, 3, size, size)

@@ -1,7 +1,6 @@
 """The verbs; wiring only. Heavy packages (torch, ray, mlflow) are imported by the verb that needs
 them, so that `validate` and `plan` answer in milliseconds."""
 
-import json
 import os
 import signal
 import sys
@@ -15,8 +14,10 @@ from typing import Annotated, NoReturn
 import typer
 from rich.console import Console
 
+from orchestration import data_verbs
 from orchestration.errors import TOLD_IN_ONE_LINE, ServiceError, exit_code_of
 from orchestration.load import load_job
+from orchestration.tables import print_json, print_outcome, print_plan
 
 INTERRUPTED = 130  # 128 + SIGINT, as a shell says it
 app = typer.Typer(
@@ -29,6 +30,8 @@ stack_app = typer.Typer(
     help="The embedded object store, MLflow server and Ray of this machine.", no_args_is_help=True
 )
 app.add_typer(stack_app, name="stack")
+for verb in (data_verbs.pack, data_verbs.inspect, data_verbs.verify):
+    app.command()(verb)
 console = Console(highlight=False)
 
 File = Annotated[Path, typer.Argument(metavar="FILE", help="The job's YAML.", show_default=False)]
@@ -71,8 +74,6 @@ def plan(file: File, overrides: Overrides = None, as_json: AsJson = False) -> No
     if as_json:
         print_json(asdict(made))
         return
-    from orchestration.tables import print_plan
-
     print_plan(console, job, made)
 
 
@@ -101,8 +102,6 @@ def run(file: File, overrides: Overrides = None, as_json: AsJson = False) -> Non
     if as_json:
         print_json({**asdict(outcome), "wall_s": wall_s})
         return
-    from orchestration.tables import print_outcome
-
     print_outcome(console, job, outcome, wall_s=wall_s, command=own_name())
 
 
@@ -189,10 +188,6 @@ def stack_down(
 def say(line: str) -> None:
     """One line of progress."""
     console.print(f"- {line}", soft_wrap=True)
-
-
-def print_json(value: object) -> None:
-    print(json.dumps(value, indent=2))  # noqa: T201 - the one output that must stay plain
 
 
 def own_name() -> str:

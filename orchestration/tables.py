@@ -1,5 +1,6 @@
 """The tables a person reads: a job's plan, a run's outcome (rich; colour only on a terminal)."""
 
+import json
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -98,3 +99,8 @@ def print_panel(console: Console, title: str, rows: dict[str, str]) -> None:
     for key, value in rows.items():
         table.add_row(key, value)
     console.print(Panel(table, title=title, expand=False))
+
+
+def print_json(value: object) -> None:
+    """One JSON value on standard output, for machines."""
+    print(json.dumps(value, indent=2))  # noqa: T201 - the one output that must stay plain
