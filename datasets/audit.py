@@ -76,6 +76,8 @@ def inspect(store: Store, manifest: Manifest, *, look_at: int) -> Contents:
     for shard, number in zip(shards.tolist(), (chosen - starts[shards]).tolist(), strict=True):
         window = Window(0, ((shard, number, 1),), np.empty((0, 2), dtype=np.int64))
         sample = fetch_window(store, manifest, window)[shard, number]
+        if "__damage__" in sample:
+            raise sample["__damage__"]
         where = f"{sample['__url__']}:{sample['__key__']}"
         image = decode_image(find_image(sample, where), where)
         labels[decode_label(sample, manifest.num_classes, where)] += 1

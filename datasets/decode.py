@@ -13,7 +13,7 @@ import simplejpeg
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from datasets.errors import DataError
+from datasets.errors import ImageError, LabelError
 
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
 JPEG_MAGIC = b"\xff\xd8"
@@ -26,7 +26,7 @@ def decode_image(content: bytes, where: str) -> NDArray[np.uint8]:
     """uint8 (H, W, 3) RGB of a JPEG, PNG or WebP of any mode, turned as its EXIF says.
 
     Grey, palette, CMYK and alpha become RGB (alpha over white), 16-bit samples keep their upper
-    8 bits. Raises DataError for bytes that are no whole image or too large.
+    8 bits. Raises ImageError for bytes that are no whole image or too large.
     """
     try:
         if content[:2] == JPEG_MAGIC and b"Exif\0" not in content[:EXIF_SEARCH_BYTES]:
@@ -38,7 +38,7 @@ def decode_image(content: bytes, where: str) -> NDArray[np.uint8]:
             _check_size(image.height, image.width, where)
             return np.array(_rgb(ImageOps.exif_transpose(image)), dtype=np.uint8)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise DataError(
+        raise ImageError(
             f"{where}: got {len(content)} bytes that are no whole image ({type(error).__name__}); "
             "a sample holds a JPEG, PNG or WebP. Replace the file or take the sample out."
         ) from error
@@ -46,7 +46,7 @@ def decode_image(content: bytes, where: str) -> NDArray[np.uint8]:
 
 def _check_size(height: int, width: int, where: str) -> None:
     if width * height > MAX_PIXELS:
-        raise DataError(
+        raise ImageError(
             f"{where}: got {width} x {height} pixels; at most {MAX_PIXELS:,}. "
             "Shrink the image or take it out."
         )
@@ -64,29 +64,29 @@ def _rgb(image: Image.Image) -> Image.Image:
 
 
 def find_image(sample: dict[str, Any], where: str) -> bytes:
-    """The sample's image bytes. Raises DataError where it has none."""
+    """The sample's image bytes. Raises ImageError where it has none."""
     for extension in IMAGE_EXTENSIONS:
         if extension in sample:
             found: bytes = sample[extension]
             return found
-    raise DataError(
+    raise ImageError(
         f"{where}: got {_files(sample)}; a sample has an image, .{' or .'.join(IMAGE_EXTENSIONS)}. "
         "Pack the split again."
     )
 
 
 def decode_label(sample: dict[str, Any], num_classes: int, where: str) -> int:
-    """The sample's class, 0 <= class < num_classes. Raises DataError."""
+    """The sample's class, 0 <= class < num_classes. Raises LabelError."""
     for extension in ("cls", "txt"):
         if extension in sample:
             text = bytes(sample[extension]).decode("ascii", "replace").strip()
             if text.isdigit() and int(text) < num_classes:
                 return int(text)
-            raise DataError(
+            raise LabelError(
                 f"{where}.{extension}: got {text[:40]!r}; a class is a number from 0 to "
                 f"{num_classes - 1}. Mend the label, or index the split again."
             )
-    raise DataError(
+    raise LabelError(
         f"{where}: got {_files(sample)}; a sample has a label, .cls or .txt. Pack the split again."
     )
 

@@ -1,19 +1,22 @@
 """Batches for one rank: the samples it works, decoded in threads, in the canonical order."""
 
 import time
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import count
 from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from datasets.augment import Augment, augmented, draw, evaluated
 from datasets.decode import decode_image, decode_label, find_image
+from datasets.errors import DataError
 from datasets.manifest import Manifest
 from datasets.order import (
     Order,
@@ -36,6 +39,7 @@ from datasets.stream import (
 
 FETCHES = 4  # windows fetched at once, of one rank
 STEPS_AHEAD = 2
+FIRST_MESSAGES = 5  # of damaged samples, kept for the log
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -43,7 +47,7 @@ class MicroBatch:
     """Micro-batch `index` of a step's global batch (of an evaluation: its batch number).
 
     images: uint8 (m, 3, S, S) in channels-last layout; targets: int64 (m,); weights: float32
-    (m,), zero for padding; samples: int64 (m, 2), (shard, sample) of each.
+    (m,), zero for padding and for a damaged sample; samples: int64 (m, 2), (shard, sample) of each.
     """
 
     index: int
@@ -55,19 +59,51 @@ class MicroBatch:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _View:
-    """One decoded sample."""
+    """One decoded sample; without image and with weight zero where it is damaged and skipped."""
 
-    image: Tensor
+    image: Tensor | None
     target: int
     shard: int
     sample: int
 
 
-class _Loader:
-    """The threads of a loader, and their end."""
+@dataclass(slots=True)
+class Damages:
+    """What a loader skipped: how many of each kind (the error's class), and the first messages."""
 
-    def __init__(self, store: Store, manifest: Manifest, *, threads: int) -> None:
+    counts: Counter[str] = field(default_factory=Counter)
+    first: list[str] = field(default_factory=list)
+
+    @property
+    def total(self) -> int:
+        return self.counts.total()
+
+    def add(self, error: DataError) -> None:
+        self.counts[type(error).__name__] += 1
+        if len(self.first) < FIRST_MESSAGES:
+            self.first.append(str(error))
+
+
+class _Loader:
+    """The threads of a loader, and their end.
+
+    is_skipping: a damaged sample keeps its place in its batch with weight zero and a black image,
+    and is counted in `damages`; otherwise its DataError is raised at its place.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        manifest: Manifest,
+        *,
+        threads: int,
+        is_skipping: bool,
+        see: Callable[[NDArray[np.uint8], Sample], Tensor],
+    ) -> None:
         self.manifest = manifest
+        self.damages = Damages()
+        self._is_skipping = is_skipping
+        self._see = see  # uint8 (H, W, 3) of a sample -> the view the network gets
         self.wait_s = 0.0  # seconds that the consumer waited for data
         self._store = store
         self._fetchers = ThreadPoolExecutor(FETCHES, thread_name_prefix="fetch")
@@ -102,10 +138,21 @@ class _Loader:
                 return
             yield item
 
-    def _view(self, sample: Sample, image: Tensor) -> _View:
-        where = f"{sample['__url__']}:{sample['__key__']}"
-        target = decode_label(sample, self.manifest.num_classes, where)
-        return _View(image, target, sample["__shard__"], sample["__sample__"])
+    def _decode(self, sample: Sample) -> _View:
+        """A pipeline stage's work on one sample, in a decoding thread."""
+        shard, number = sample["__shard__"], sample["__sample__"]
+        where = f"{self.manifest.shard_url(shard)}:{sample['__key__']}"
+        try:
+            if "__damage__" in sample:
+                raise sample["__damage__"]
+            image = decode_image(find_image(sample, where), where)
+            target = decode_label(sample, self.manifest.num_classes, where)
+        except DataError as error:
+            if not self._is_skipping:
+                raise
+            self.damages.add(error)
+            return _View(None, 0, shard, number)
+        return _View(self._see(image, sample), target, shard, number)
 
 
 class TrainLoader(_Loader):
@@ -128,9 +175,12 @@ class TrainLoader(_Loader):
         input_size: int,
         augment: Augment,
         threads: int = 1,
+        is_skipping: bool = False,
         start_position: int = 0,
     ) -> None:
-        super().__init__(store, manifest, threads=threads)
+        super().__init__(
+            store, manifest, threads=threads, is_skipping=is_skipping, see=self._augmented
+        )
         assert start_position % global_batch_size == 0, "steps begin at whole batches"
         self._order = order
         self._input_size = input_size
@@ -171,23 +221,17 @@ class TrainLoader(_Loader):
         for step in count(self._first_step):
             yield from np.sort(self._step_positions(step), axis=None).tolist()
 
-    def _decode(self, sample: Sample) -> _View:
-        where = f"{sample['__url__']}:{sample['__key__']}"
+    def _augmented(self, image: NDArray[np.uint8], sample: Sample) -> Tensor:
         numbers = draw(
             self._order.seed, sample["__epoch__"], sample["__shard__"], sample["__sample__"]
         )
-        image = decode_image(find_image(sample, where), where)
-        return self._view(
-            sample, augmented(image, self._augment, self._input_size, numbers=numbers)
-        )
+        return augmented(image, self._augment, self._input_size, numbers=numbers)
 
     def _assemble(self, views: Iterator[_View]) -> Iterator[list[MicroBatch]]:
         """A pipeline stage: the sorted views of a step into its micro-batches."""
         for step in count(self._first_step):
             positions = self._step_positions(step)
-            batches = [
-                _empty(j, self._micro_batch, self._input_size, weight=1.0) for j in self._indices
-            ]
+            batches = [_empty(j, self._micro_batch, self._input_size) for j in self._indices]
             for place in np.argsort(positions, axis=None, kind="stable").tolist():
                 row, slot = divmod(place, self._micro_batch)
                 _fill(batches[row], slot, next(views))
@@ -212,8 +256,11 @@ class EvalLoader(_Loader):
         input_size: int,
         crop: float = 0.875,
         threads: int = 1,
+        is_skipping: bool = False,
     ) -> None:
-        super().__init__(store, manifest, threads=threads)
+        super().__init__(
+            store, manifest, threads=threads, is_skipping=is_skipping, see=self._centred
+        )
         self._input_size = input_size
         self._crop = crop
         self._batch_size = batch_size
@@ -249,33 +296,32 @@ class EvalLoader(_Loader):
             for position, (shard, sample) in zip(positions.tolist(), samples.tolist(), strict=True):
                 yield Ticket(position, 0, shard, sample, future)
 
-    def _decode(self, sample: Sample) -> _View:
-        where = f"{sample['__url__']}:{sample['__key__']}"
-        image = decode_image(find_image(sample, where), where)
-        return self._view(sample, evaluated(image, self._input_size, fraction=self._crop))
+    def _centred(self, image: NDArray[np.uint8], sample: Sample) -> Tensor:
+        return evaluated(image, self._input_size, fraction=self._crop)
 
     def _assemble(self, views: Iterator[_View]) -> Iterator[MicroBatch]:
         for number, (_, size) in enumerate(self._batches):
-            batch = _empty(number, self._batch_size, self._input_size, weight=0.0)
+            batch = _empty(number, self._batch_size, self._input_size)
             for slot in range(size):
                 _fill(batch, slot, next(views))
-            batch.weights[:size] = 1.0
             yield batch
 
 
-def _empty(index: int, size: int, pixels: int, *, weight: float) -> MicroBatch:
+def _empty(index: int, size: int, pixels: int) -> MicroBatch:
     images = torch.zeros((size, pixels, pixels, 3), dtype=torch.uint8).permute(0, 3, 1, 2)
     return MicroBatch(
         index=index,
         images=images,  # (size, 3, pixels, pixels), channels last
         targets=torch.zeros(size, dtype=torch.int64),
-        weights=torch.full((size,), weight),
+        weights=torch.zeros(size),
         samples=torch.full((size, 2), -1, dtype=torch.int64),
     )
 
 
 def _fill(batch: MicroBatch, slot: int, view: _View) -> None:
-    batch.images[slot] = view.image
-    batch.targets[slot] = view.target
+    if view.image is not None:
+        batch.images[slot] = view.image
+        batch.targets[slot] = view.target
+        batch.weights[slot] = 1.0
     batch.samples[slot, 0] = view.shard
     batch.samples[slot, 1] = view.sample

@@ -14,8 +14,8 @@ from typing import Any
 import webdataset as wds
 from webdataset.tariterators import base_plus_ext
 
-from datasets.errors import DataError
-from datasets.manifest import Manifest
+from datasets.errors import DataError, ShardError
+from datasets.manifest import BLOCK_BYTES, Manifest
 from datasets.order import Order, Window
 from datasets.store import Store
 from datasets.tar import members
@@ -66,28 +66,43 @@ def train_tickets(
 def fetch_window(store: Store, manifest: Manifest, window: Window) -> Samples:
     """All samples of a window, its runs read by ranges of at most 8 MiB.
 
-    Raises DataError (a shard that is cut, damaged, replaced or misnumbered), StoreError.
+    A run that is cut, damaged, replaced or misnumbered gives its samples with the error as
+    __damage__ and no files: what to do about it is the next stage's choice. Raises StoreError.
     """
     found: Samples = {}
     for shard, first, count in window.runs:
-        start, length = manifest.shards[shard].byte_range(first, count)
-        url, etag = manifest.shard_url(shard), manifest.shards[shard].etag
-        pieces = [
-            store.read_range(url, at, min(REQUEST_BYTES, start + length - at), etag)
-            for at in range(start, start + length, REQUEST_BYTES)
-        ]
-        content = pieces[0] if len(pieces) == 1 else b"".join(pieces)
-        samples = list(split_samples(memoryview(content), url))
-        offsets = manifest.shards[shard].offsets[first : first + count + 1]
-        starts = [int(offset - offsets[0]) * 512 for offset in offsets[:-1]]
-        if [begin for begin, _ in samples] != starts:
-            raise DataError(
-                f"{url}: got {len(samples)} samples from sample {first} where its index has "
-                f"{count}, or at other bytes; shard and index must agree. Index it again."
-            )
-        for number, (_, sample) in enumerate(samples, start=first):
+        try:
+            run = _fetch_run(store, manifest, shard, first, count)
+        except DataError as error:
+            run = [
+                {"__key__": f"sample {number}", "__damage__": error}
+                for number in range(first, first + count)
+            ]
+        for number, sample in enumerate(run, start=first):
             found[shard, number] = sample
     return found
+
+
+def _fetch_run(
+    store: Store, manifest: Manifest, shard: int, first: int, count: int
+) -> list[Sample]:
+    """`count` samples of a shard from `first`. Raises DataError, StoreError."""
+    start, length = manifest.shards[shard].byte_range(first, count)
+    url, etag = manifest.shard_url(shard), manifest.shards[shard].etag
+    pieces = [
+        store.read_range(url, at, min(REQUEST_BYTES, start + length - at), etag)
+        for at in range(start, start + length, REQUEST_BYTES)
+    ]
+    content = pieces[0] if len(pieces) == 1 else b"".join(pieces)
+    samples = list(split_samples(memoryview(content), url))
+    offsets = manifest.shards[shard].offsets[first : first + count + 1]
+    starts = [int(offset - offsets[0]) * BLOCK_BYTES for offset in offsets[:-1]]
+    if [begin for begin, _ in samples] != starts:
+        raise ShardError(
+            f"{url}: got {len(samples)} samples from sample {first} where its index has "
+            f"{count}, or at other bytes; shard and index must agree. Index it again."
+        )
+    return [sample for _, sample in samples]
 
 
 def split_samples(content: memoryview, url: str) -> Iterator[tuple[int, Sample]]:
@@ -108,7 +123,7 @@ def split_samples(content: memoryview, url: str) -> Iterator[tuple[int, Sample]]
             key, begin, sample = base, start, {"__key__": base, "__url__": url}
         extension = extension.lower()
         if extension in sample:
-            raise DataError(
+            raise ShardError(
                 f"{url}: got {name} twice in sample {base}; a sample has each file once. "
                 "Pack the shard again."
             )

@@ -6,7 +6,7 @@ content, and everything short, misnamed or misnumbered must raise instead of end
 
 from collections.abc import Iterator
 
-from datasets.errors import DataError
+from datasets.errors import ShardError
 
 BLOCK_BYTES = 512
 
@@ -16,7 +16,7 @@ def members(content: memoryview, where: str) -> Iterator[tuple[str, int, int, me
 
     start: byte of the member's first header block (an extension header, where it has one). end:
     first byte after its padded content. Stops at a zero block or at the end of `content`. Raises
-    DataError where a header is damaged or the content is cut.
+    ShardError where a header is damaged or the content is cut.
     """
     at = 0
     start = 0
@@ -29,7 +29,7 @@ def members(content: memoryview, where: str) -> Iterator[tuple[str, int, int, me
         begin = at + BLOCK_BYTES
         end = begin + -(-size // BLOCK_BYTES) * BLOCK_BYTES
         if begin + size > len(content):
-            raise DataError(
+            raise ShardError(
                 f"{where}: got {len(content)} bytes, but a member at byte {at} ends at "
                 f"{begin + size}; the shard is cut. Upload it again."
             )
@@ -46,14 +46,14 @@ def members(content: memoryview, where: str) -> Iterator[tuple[str, int, int, me
             start = end
         at = end
     if at < len(content) and any(content[at:]):
-        raise DataError(
+        raise ShardError(
             f"{where}: got {len(content) - at} bytes after the last whole block; tar is made of "
             "blocks of 512 bytes. Upload the shard again."
         )
 
 
 def _check_header(header: memoryview, where: str, at: int) -> int:
-    """The member's size; raises DataError where the checksum does not hold."""
+    """The member's size; raises ShardError where the checksum does not hold."""
     raw = bytes(header)
     try:
         stated = int(raw[148:156].split(b"\0", 1)[0].strip() or b"0", 8)
@@ -62,7 +62,7 @@ def _check_header(header: memoryview, where: str, at: int) -> int:
         stated, size = -1, 0
     actual = sum(raw) - sum(raw[148:156]) + 8 * 32
     if stated != actual:
-        raise DataError(
+        raise ShardError(
             f"{where}: got no tar header at byte {at} (checksum {stated}, {actual} computed); the "
             "shard is damaged, or its index belongs to another. Index or upload it again."
         )
@@ -90,7 +90,7 @@ def _pax_path(body: bytes, where: str, at: int) -> str | None:
         digits = body.split(b" ", 1)[0]
         length = int(digits) if digits.isdigit() else 0
         if not len(digits) < length <= len(body):
-            raise DataError(
+            raise ShardError(
                 f"{where}: got a damaged PAX header at byte {at}; its records state their length. "
                 "Upload the shard again."
             )

@@ -70,6 +70,9 @@ class Data:
     # Samples that batch norm sees together (the paper trained with 32 a replica). The batch is a
     # mean over micro-batches of this size, which is why the loss does not depend on the cluster.
     micro_batch_size: int = 32
+    # Damaged samples that an attempt skips over all ranks before it stops; each keeps its place in
+    # its batch with weight zero. 0: the first one stops the run.
+    max_damaged: int = 0
     # Decoding threads of one rank.
     loader_workers: int = 1
     # Share of the shorter side that the central square of an evaluation image takes.
@@ -97,6 +100,7 @@ class Data:
                 at_least(f"data.{name}", getattr(self, name), 1)
         at_least("data.global_batch_size", self.global_batch_size, 1)
         at_least("data.micro_batch_size", self.micro_batch_size, 2)
+        at_least("data.max_damaged", self.max_damaged, 0)
         at_least("data.loader_workers", self.loader_workers, 1)
         within("data.eval_crop", self.eval_crop, 0.01, 1.0)
         if self.global_batch_size % self.micro_batch_size:

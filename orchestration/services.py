@@ -7,6 +7,7 @@ stay on loopback; MLflow's job runner would start ten more processes; Ray's GCS 
 on every interface whatever the node's address, so the stack's Ray asks for a token.
 """
 
+import random
 import socket
 import sys
 import urllib.error
@@ -17,11 +18,18 @@ from pathlib import Path
 
 from datasets.errors import StoreError
 from datasets.store import Store, StoreConfig
+from orchestration.errors import ServiceError
 
 LOOPBACK = "127.0.0.1"
 REGION = "us-east-1"
 BUCKETS = ("data", "runs", "mlflow")
+# Linux takes ports by itself from 32,768 on; Ray gives 10,002 to 19,999 to its workers.
+PORT_RANGE = (20_000, 32_768)
+PORT_TRIES = 1000
 RAY_OBJECT_STORE_BYTES = 200_000_000  # Ray's own objects only: batches never pass through it
+
+
+_handed_out: set[int] = set()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -48,15 +56,24 @@ class Command:
 
 
 def free_ports(count: int) -> list[int]:
-    """`count` different ports free on loopback at this moment."""
-    sockets = [socket.socket() for _ in range(count)]
-    try:
-        for one in sockets:
-            one.bind((LOOPBACK, 0))
-        return [one.getsockname()[1] for one in sockets]
-    finally:
-        for one in sockets:
-            one.close()
+    """`count` different ports free on loopback, none of them handed out before.
+
+    They lie below the range from which the kernel takes ports by itself: a port of that range
+    that is free now may belong to some connection, or to a service that asked for any port, when
+    its own service comes to bind it (Ray's dashboard then silently takes another one).
+    """
+    found: list[int] = []
+    for _ in range(PORT_TRIES):
+        if len(found) == count:
+            return found
+        port = random.SystemRandom().randrange(*PORT_RANGE)
+        if port not in _handed_out and is_port_free(port):
+            _handed_out.add(port)
+            found.append(port)
+    raise ServiceError(
+        f"ports: got {len(found)} free ones of {count} between {PORT_RANGE[0]} and "
+        f"{PORT_RANGE[1]}; the stack needs that many. Stop what holds them (see `ss -ltn`)."
+    )
 
 
 def is_port_free(port: int) -> bool:

@@ -20,7 +20,7 @@ import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
 from datasets.augment import Augment
-from datasets.loader import EvalLoader, TrainLoader
+from datasets.loader import Damages, EvalLoader, TrainLoader
 from datasets.manifest import Manifest, load_manifest
 from datasets.order import Order
 from datasets.store import Store, StoreConfig
@@ -154,6 +154,7 @@ class Rank:
                 input_size=job.model.input_size,
                 augment=Augment(area=augment.area, aspect=augment.aspect, flip=augment.flip),
                 threads=job.data.loader_workers,
+                is_skipping=job.data.max_damaged > 0,
                 start_position=self.step * plan.global_batch_size,
             ) as loader:
                 self._train_steps(loader)
@@ -191,7 +192,13 @@ class Rank:
             norms.append(result.grad_norm)
             is_checkpoint = plan.is_checkpoint_step(self.step, job.checkpoint.every_steps)
             if len(losses) == job.tracking.log_every_steps or is_checkpoint:
-                self._log(losses, norms, time.monotonic() - began, loader.wait_s - waited)
+                self._log(
+                    losses,
+                    norms,
+                    time.monotonic() - began,
+                    loader.wait_s - waited,
+                    loader.damages,
+                )
                 losses, norms = [], []
                 if is_checkpoint:
                     self._checkpoint()
@@ -203,11 +210,15 @@ class Rank:
         norms: list[torch.Tensor],
         elapsed_s: float,
         wait_s: float,
+        damages: Damages,
     ) -> None:
-        """Sums the ranks' shares of the last steps' losses (all ranks take part) and sends them."""
-        table = torch.stack([torch.stack(losses), torch.stack(norms)]).float()  # (2, steps)
-        dist.all_reduce(table[0])
-        values = table.tolist()
+        """Sums the ranks' shares of the last steps' losses and their skipped samples (all ranks
+        take part: one all-reduce) and sends them."""
+        skipped = torch.full((1,), float(damages.total), device=self.device)
+        sums = torch.cat([torch.stack(losses).float(), skipped])  # (steps + 1,)
+        dist.all_reduce(sums)
+        *global_losses, num_damaged = sums.tolist()
+        values = [global_losses, torch.stack(norms).tolist()]
         self.training_s += elapsed_s
         if not all(map(_is_finite, values[0])):
             bad = (
@@ -218,6 +229,13 @@ class Rank:
             raise TrainingError(
                 f"train/loss: got {values[0][bad - self.step + len(losses)]} in step {bad}; a loss "
                 "is a finite number. Lower optim.lr, or set optim.clip_norm, and run again."
+            )
+        if num_damaged > self.job.data.max_damaged:
+            raise TrainingError(
+                f"data.max_damaged: got {num_damaged:.0f} damaged samples by step {self.step}, "
+                f"more than {self.job.data.max_damaged} "
+                f"(on rank {self.rank}: {dict(damages.counts)}, such as {damages.first[:2]}). "
+                "Look with `rayception verify`, mend or raise the limit."
             )
         if self.writer is None:
             return
@@ -236,7 +254,11 @@ class Rank:
             )
         self.writer.log(
             self.step,
-            {"train/images_per_second": rate, "train/data_wait_fraction": wait_fraction},
+            {
+                "train/images_per_second": rate,
+                "train/data_wait_fraction": wait_fraction,
+                "train/damaged_samples": num_damaged,
+            },
         )
         self.hand.board.post.remote(
             Progress(
@@ -302,14 +324,20 @@ class Rank:
             input_size=self.job.model.input_size,
             crop=self.job.data.eval_crop,
             threads=self.job.data.loader_workers,
+            is_skipping=self.job.data.max_damaged > 0,
         ) as loader:
             scores = evaluate(self.model, loader, self.device, self.autocast)
+            skipped = torch.tensor([float(loader.damages.total)], device=self.device)
         scores.all_reduce()
+        dist.all_reduce(skipped)
         result = scores.result()
-        if result["count"] != self.plan.val_samples:
+        if result["count"] + float(skipped) != self.plan.val_samples or (
+            float(skipped) > self.job.data.max_damaged
+        ):
             raise TrainingError(
-                f"{self.job.data.val}: got {result['count']:.0f} scored samples; the manifest "
-                f"counts {self.plan.val_samples}. Pack or index the split again."
+                f"{self.job.data.val}: got {result['count']:.0f} scored and {float(skipped):.0f} "
+                f"damaged samples; the manifest counts {self.plan.val_samples}. Look with "
+                "`rayception verify`."
             )
         return {
             f"{prefix}/top1": 100 * result["top1"],

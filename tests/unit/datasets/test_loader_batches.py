@@ -1,6 +1,7 @@
 """The loader: the same global batches on any number of ranks and threads, from any step."""
 
 import threading
+from collections import Counter
 from concurrent.futures import Future
 from itertools import islice
 from pathlib import Path
@@ -217,3 +218,50 @@ def test_damaged_shard_stops_at_its_sample_and_leaves_no_thread(
         list(loader)
     names = [thread.name for thread in threading.enumerate()]
     assert not [name for name in names if name.startswith(("fetch", "decode"))]
+
+
+@pytest.mark.parametrize("world_size", [1, 3])
+def test_skipped_damage_keeps_every_place(packed: Packed, tmp_path: Path, world_size: int) -> None:
+    """A bad image, a bad label and a lost shard: all other samples stand where they stood, with
+    the same pixels, on any number of ranks; the damaged ones have weight zero and are counted."""
+    store, url = Store(), tmp_path.as_uri()
+    rows, classes = digits("train")
+    samples = list(rows)
+    samples[5] = {**samples[5], "png": b"no image"}
+    samples[250] = {**samples[250], "cls": b"cat"}
+    made = pack(samples, store, url, classes=classes, samples_per_shard=100)
+    (tmp_path / made.shards[7].name).unlink()
+    bad = {(0, 5), (2, 50)} | {(7, sample) for sample in range(100)}
+    whole = steps(packed, 1, first=0, count=29)
+    skipped: Counter[str] = Counter()
+    seen = 0
+    for rank in range(world_size):
+        with TrainLoader(
+            store, made, order_of(made), rank=rank, world_size=world_size,
+            global_batch_size=BATCH, micro_batch_size=MICRO, input_size=PIXELS,
+            augment=Augment(area=(0.5, 1.0)), is_skipping=True,
+        ) as loader:  # fmt: skip
+            for number, batches in enumerate(islice(loader, 29)):
+                for batch in batches:
+                    assert torch.equal(batch.samples, whole[number][batch.index].samples)
+                    lost = torch.tensor([tuple(row) in bad for row in batch.samples.tolist()])
+                    assert torch.equal(batch.weights == 0, lost)
+                    kept = whole[number][batch.index].images[~lost]
+                    assert torch.equal(batch.images[~lost], kept)
+                    seen += int(lost.sum())
+            skipped += loader.damages.counts
+            assert len(loader.damages.first) <= 5
+    # Threads run ahead of the 29 steps, so the counts may hold a few of the next.
+    assert skipped["ImageError"] >= 1
+    assert skipped["LabelError"] >= 1
+    assert skipped.total() >= seen >= 90
+    with pytest.raises(DataError), steps_of(store, made) as loader:
+        list(islice(loader, 29))
+
+
+def steps_of(store: Store, manifest: Manifest) -> TrainLoader:
+    """A loader that does not skip."""
+    return TrainLoader(
+        store, manifest, order_of(manifest), rank=0, world_size=1, global_batch_size=BATCH,
+        micro_batch_size=MICRO, input_size=PIXELS, augment=Augment(),
+    )  # fmt: skip
