@@ -198,7 +198,7 @@ def bench_s3(console: Console, images: list[bytes], rounds: int) -> None:
                 table.add_row(name, f"{statistics.median(values) / 1e6:.0f}", f"{ratio:.2f}")
             console.print(table)
         finally:
-            server.terminate()
+            server.kill()  # its data go with the folder
             server.wait(20)
 
 

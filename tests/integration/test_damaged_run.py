@@ -1,0 +1,59 @@
+"""Damaged samples in a real run: skipped up to the job's limit, said in one line above it."""
+
+from pathlib import Path
+
+import pytest
+from mlflow.tracking import MlflowClient
+
+from datasets.pack import pack
+from datasets.sources import digits
+from datasets.store import Store
+from tests.integration.conftest import Home
+
+
+@pytest.fixture(scope="module")
+def damaged(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The digits on disk, three training images broken."""
+    folder = tmp_path_factory.mktemp("damaged")
+    for split in ("train", "val"):
+        rows, classes = digits(split)
+        samples = list(rows)
+        if split == "train":
+            for number in (3, 500, 1400):
+                samples[number] = {**samples[number], "png": b"no image"}
+        url = (folder / split).as_uri()
+        pack(samples, Store(), url, classes=classes, samples_per_shard=128)
+    return folder
+
+
+def arguments(damaged: Path, max_damaged: int) -> list[str]:
+    return [
+        "run",
+        "jobs/quickstart.yaml",
+        "schedule.epochs=1",
+        "schedule.warmup_epochs=0",
+        "data.source=null",
+        f"data.train={(damaged / 'train').as_uri()}",
+        f"data.val={(damaged / 'val').as_uri()}",
+        f"data.max_damaged={max_damaged}",
+    ]
+
+
+def test_run_skips_up_to_its_limit(shared_home: Home, damaged: Path) -> None:
+    done = shared_home.call(*arguments(damaged, 10))
+    assert done.returncode == 0, done.stderr
+    run_id = done.stdout.split("MLflow run: ")[1].split()[0]
+    uri = f"http://127.0.0.1:{shared_home.state['ports']['mlflow']}"
+    counted = MlflowClient(tracking_uri=uri).get_run(run_id).data.metrics["train/damaged_samples"]
+    # Decoding runs two steps ahead of the last one, into the next epoch.
+    assert 3 <= counted <= 4
+
+
+@pytest.mark.parametrize("limit", [0, 2])
+def test_run_stops_above_its_limit(shared_home: Home, damaged: Path, limit: int) -> None:
+    done = shared_home.call(*arguments(damaged, limit), "cluster.max_failures=0")
+    assert done.returncode == 4
+    words = "data.max_damaged: got 3 damaged" if limit else "no whole image"
+    assert words in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert "Traceback" not in done.stdout + done.stderr
