@@ -1,20 +1,18 @@
 """Batches for one rank: the samples it works, decoded in threads, in the canonical order."""
 
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
 from itertools import count
 from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from datasets.augment import Augment, augmented, draw, evaluated
+from datasets.batch import Damages, MicroBatch, View, empty_batch, fill_slot
 from datasets.decode import decode_image, decode_label, find_image
 from datasets.errors import DataError
 from datasets.manifest import Manifest
@@ -39,49 +37,6 @@ from datasets.stream import (
 
 FETCHES = 4  # windows fetched at once, of one rank
 STEPS_AHEAD = 2
-FIRST_MESSAGES = 5  # of damaged samples, kept for the log
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class MicroBatch:
-    """Micro-batch `index` of a step's global batch (of an evaluation: its batch number).
-
-    images: uint8 (m, 3, S, S) in channels-last layout; targets: int64 (m,); weights: float32
-    (m,), zero for padding and for a damaged sample; samples: int64 (m, 2), (shard, sample) of each.
-    """
-
-    index: int
-    images: Tensor
-    targets: Tensor
-    weights: Tensor
-    samples: Tensor
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _View:
-    """One decoded sample; without image and with weight zero where it is damaged and skipped."""
-
-    image: Tensor | None
-    target: int
-    shard: int
-    sample: int
-
-
-@dataclass(slots=True)
-class Damages:
-    """What a loader skipped: how many of each kind (the error's class), and the first messages."""
-
-    counts: Counter[str] = field(default_factory=Counter)
-    first: list[str] = field(default_factory=list)
-
-    @property
-    def total(self) -> int:
-        return self.counts.total()
-
-    def add(self, error: DataError) -> None:
-        self.counts[type(error).__name__] += 1
-        if len(self.first) < FIRST_MESSAGES:
-            self.first.append(str(error))
 
 
 class _Loader:
@@ -138,7 +93,7 @@ class _Loader:
                 return
             yield item
 
-    def _decode(self, sample: Sample) -> _View:
+    def _decode(self, sample: Sample) -> View:
         """A pipeline stage's work on one sample, in a decoding thread."""
         shard, number = sample["__shard__"], sample["__sample__"]
         where = f"{self.manifest.shard_url(shard)}:{sample['__key__']}"
@@ -151,8 +106,8 @@ class _Loader:
             if not self._is_skipping:
                 raise
             self.damages.add(error)
-            return _View(None, 0, shard, number)
-        return _View(self._see(image, sample), target, shard, number)
+            return View(None, 0, shard, number)
+        return View(self._see(image, sample), target, shard, number)
 
 
 class TrainLoader(_Loader):
@@ -227,14 +182,14 @@ class TrainLoader(_Loader):
         )
         return augmented(image, self._augment, self._input_size, numbers=numbers)
 
-    def _assemble(self, views: Iterator[_View]) -> Iterator[list[MicroBatch]]:
+    def _assemble(self, views: Iterator[View]) -> Iterator[list[MicroBatch]]:
         """A pipeline stage: the sorted views of a step into its micro-batches."""
         for step in count(self._first_step):
             positions = self._step_positions(step)
-            batches = [_empty(j, self._micro_batch, self._input_size) for j in self._indices]
+            batches = [empty_batch(j, self._micro_batch, self._input_size) for j in self._indices]
             for place in np.argsort(positions, axis=None, kind="stable").tolist():
                 row, slot = divmod(place, self._micro_batch)
-                _fill(batches[row], slot, next(views))
+                fill_slot(batches[row], slot, next(views))
             yield batches
 
 
@@ -299,29 +254,9 @@ class EvalLoader(_Loader):
     def _centred(self, image: NDArray[np.uint8], sample: Sample) -> Tensor:
         return evaluated(image, self._input_size, fraction=self._crop)
 
-    def _assemble(self, views: Iterator[_View]) -> Iterator[MicroBatch]:
+    def _assemble(self, views: Iterator[View]) -> Iterator[MicroBatch]:
         for number, (_, size) in enumerate(self._batches):
-            batch = _empty(number, self._batch_size, self._input_size)
+            batch = empty_batch(number, self._batch_size, self._input_size)
             for slot in range(size):
-                _fill(batch, slot, next(views))
+                fill_slot(batch, slot, next(views))
             yield batch
-
-
-def _empty(index: int, size: int, pixels: int) -> MicroBatch:
-    images = torch.zeros((size, pixels, pixels, 3), dtype=torch.uint8).permute(0, 3, 1, 2)
-    return MicroBatch(
-        index=index,
-        images=images,  # (size, 3, pixels, pixels), channels last
-        targets=torch.zeros(size, dtype=torch.int64),
-        weights=torch.zeros(size),
-        samples=torch.full((size, 2), -1, dtype=torch.int64),
-    )
-
-
-def _fill(batch: MicroBatch, slot: int, view: _View) -> None:
-    if view.image is not None:
-        batch.images[slot] = view.image
-        batch.targets[slot] = view.target
-        batch.weights[slot] = 1.0
-    batch.samples[slot, 0] = view.shard
-    batch.samples[slot, 1] = view.sample

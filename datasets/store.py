@@ -11,11 +11,11 @@ import random
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from threading import Lock
 from typing import Any, TypeVar
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
+from datasets.disk import disk_path, on_disk, read_part, short_object, write_whole
 from datasets.errors import DataError, StoreError
 
 CONNECT_LIMIT_S = 5
@@ -67,7 +67,7 @@ class Store:
     def read(self, url: str) -> bytes:
         """The whole object. Raises DataError (not there), StoreError."""
         if not url.startswith("s3://"):
-            return _on_disk(url, lambda path: path.read_bytes())
+            return on_disk(url, lambda path: path.read_bytes())
         return self._get(url, None, None, None)
 
     def read_range(self, url: str, start: int, length: int, etag: str | None = None) -> bytes:
@@ -79,16 +79,16 @@ class Store:
         if length == 0:
             return b""
         if not url.startswith("s3://"):
-            content = _on_disk(url, lambda path: _read_part(path, start, length))
+            content = on_disk(url, lambda path: read_part(path, start, length))
             if len(content) != length:
-                raise DataError(_short(url, start, len(content), length))
+                raise DataError(short_object(url, start, len(content), length))
             return content
         return self._get(url, start, length, etag)
 
     def write(self, url: str, content: bytes) -> None:
         """Stores the object whole or not at all. Raises StoreError."""
         if not url.startswith("s3://"):
-            _on_disk(url, lambda path: _write_whole(path, content))
+            on_disk(url, lambda path: write_whole(path, content))
             return
         bucket, key = split_url(url)
         self._call(url, lambda s3: s3.put_object(Bucket=bucket, Key=key, Body=content))
@@ -96,7 +96,7 @@ class Store:
     def delete(self, url: str) -> None:
         """Removes the object; no error where it is not there. Raises StoreError."""
         if not url.startswith("s3://"):
-            _on_disk(url, lambda path: path.unlink(missing_ok=True))
+            on_disk(url, lambda path: path.unlink(missing_ok=True))
             return
         bucket, key = split_url(url)
         self._call(url, lambda s3: s3.delete_object(Bucket=bucket, Key=key))
@@ -108,14 +108,14 @@ class Store:
     def exists(self, url: str) -> bool:
         """Whether this very object is there. Raises StoreError (also for a missing bucket)."""
         if not url.startswith("s3://"):
-            return _path(url).is_file()
+            return disk_path(url).is_file()
         bucket, key = split_url(url)
         page = self._call(url, lambda s3: s3.list_objects_v2(Bucket=bucket, Prefix=key, MaxKeys=1))
         return any(found["Key"] == key for found in page.get("Contents", []))
 
     def _entries(self, prefix: str) -> Iterator[Entry]:
         if not prefix.startswith("s3://"):
-            folder = _path(prefix)
+            folder = disk_path(prefix)
             start = folder if prefix.endswith("/") or folder.is_dir() else folder.parent
             for path in start.rglob("*") if start.is_dir() else ():
                 url = path.as_uri()
@@ -173,7 +173,7 @@ class Store:
             if wanted is None:
                 wanted = int(response["ContentLength"])
             elif reached == 0 and int(response["ContentLength"]) < wanted:
-                raise DataError(_short(url, first, int(response["ContentLength"]), wanted))
+                raise DataError(short_object(url, first, int(response["ContentLength"]), wanted))
             body = response["Body"]
             try:
                 while reached < wanted:
@@ -288,44 +288,3 @@ def split_url(url: str) -> tuple[str, str]:
 def _pause_s(attempt: int) -> float:
     """Full jitter: uniform up to 0.2 s, 0.4 s, 0.8 s, ..."""
     return random.uniform(0, FIRST_PAUSE_S * 2**attempt)
-
-
-def _path(url: str) -> Path:
-    return Path(unquote(urlsplit(url).path) if url.startswith("file://") else url)
-
-
-def _on_disk(url: str, work: Callable[[Path], Result]) -> Result:
-    try:
-        return work(_path(url))
-    except FileNotFoundError as error:
-        raise DataError(f"{url}: got no such file; it must exist. Mend the path.") from error
-    except OSError as error:
-        raise StoreError(
-            f"{url}: got {error.strerror}; the disk refused. Check its space and permissions."
-        ) from error
-
-
-def _read_part(path: Path, start: int, length: int) -> bytes:
-    with path.open("rb") as file:
-        file.seek(start)
-        return file.read(length)
-
-
-def _write_whole(path: Path, content: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.{random.getrandbits(32):08x}")
-    try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _short(url: str, start: int, got: int, wanted: int) -> str:
-    return (
-        f"{url}: got {got} bytes from byte {start}; its index says {wanted}. The object was cut "
-        "or replaced: upload it again, or index the split again."
-    )

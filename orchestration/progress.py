@@ -12,7 +12,6 @@ import ray
 class Progress(TypedDict):
     """One moment of a run."""
 
-    phase: str  # "training", "evaluating"
     step: int
     total_steps: int
     epoch: float

@@ -8,7 +8,6 @@ checkpoint known (a barrier of all ranks).
 """
 
 import logging
-import time
 import warnings
 from dataclasses import dataclass
 from typing import Any
@@ -20,7 +19,7 @@ import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
 from datasets.augment import Augment
-from datasets.loader import Damages, EvalLoader, TrainLoader
+from datasets.loader import EvalLoader, TrainLoader
 from datasets.manifest import Manifest, load_manifest
 from datasets.order import Order
 from datasets.store import Store, StoreConfig
@@ -37,6 +36,7 @@ from orchestration.job import Job
 from orchestration.load import from_dict
 from orchestration.plan import Plan, build_job_architecture, learning_rate_at
 from orchestration.progress import Progress
+from orchestration.steplog import StepLog
 from orchestration.storage import ray_path
 from orchestration.tracking import MetricWriter, Point, RunRef
 
@@ -83,8 +83,7 @@ def data_position(job: Job, manifest: Manifest) -> dict[str, Any]:
 
 def train_loop(config: dict[str, Assignment]) -> None:
     """Entry of Ray Train on each rank. Raises TrainingError, DataError or StoreError."""
-    hand = config["assignment"]
-    Rank(hand).train()
+    Rank(config["assignment"]).train()
 
 
 class Rank:
@@ -135,8 +134,6 @@ class Rank:
         self.writer = MetricWriter(hand.run, self.unsent) if self.rank == 0 else None
         self.attempt = ray.get(hand.board.begin_attempt.remote()) if self.rank == 0 else 0
         self.top1: float | None = None
-        self.training_s = 0.0
-        self.first_step = self.step
 
     def train(self) -> None:
         """To the last step of the plan. All ranks walk the same steps."""
@@ -164,9 +161,7 @@ class Rank:
 
     def _train_steps(self, loader: TrainLoader) -> None:
         job, plan = self.job, self.plan
-        losses: list[torch.Tensor] = []
-        norms: list[torch.Tensor] = []
-        began, waited = time.monotonic(), loader.wait_s
+        log = StepLog(job, plan, loader, self.writer)
         batches = iter(loader)
         while self.step < plan.total_steps:
             lr = learning_rate_at(job, plan, self.step)
@@ -188,93 +183,31 @@ class Rank:
             if self.average is not None:
                 self.average.update()
             self.step += 1
-            losses.append(result.loss)
-            norms.append(result.grad_norm)
+            log.add(result)
             is_checkpoint = plan.is_checkpoint_step(self.step, job.checkpoint.every_steps)
-            if len(losses) == job.tracking.log_every_steps or is_checkpoint:
-                self._log(
-                    losses,
-                    norms,
-                    time.monotonic() - began,
-                    loader.wait_s - waited,
-                    loader.damages,
+            if len(log) == job.tracking.log_every_steps or is_checkpoint:
+                self._post(log.send(self.step))
+            if is_checkpoint:
+                self._checkpoint(log.images_per_second)
+                log.resume_clock()
+
+    def _post(self, moment: dict[str, float]) -> None:
+        """Rank 0 tells the board where the run is; nobody waits for it."""
+        if self.rank == 0:
+            self.hand.board.post.remote(
+                Progress(
+                    step=self.step,
+                    total_steps=self.plan.total_steps,
+                    epoch=self.plan.epoch_at(self.step),
+                    loss=moment["train/loss"],
+                    images_per_second=moment["train/images_per_second"],
+                    data_wait_fraction=moment["train/data_wait_fraction"],
+                    top1=self.top1,
+                    attempt=self.attempt,
                 )
-                losses, norms = [], []
-                if is_checkpoint:
-                    self._checkpoint()
-                began, waited = time.monotonic(), loader.wait_s
+            )
 
-    def _log(
-        self,
-        losses: list[torch.Tensor],
-        norms: list[torch.Tensor],
-        elapsed_s: float,
-        wait_s: float,
-        damages: Damages,
-    ) -> None:
-        """Sums the ranks' shares of the last steps' losses and their skipped samples (all ranks
-        take part: one all-reduce) and sends them."""
-        skipped = torch.full((1,), float(damages.total), device=self.device)
-        sums = torch.cat([torch.stack(losses).float(), skipped])  # (steps + 1,)
-        dist.all_reduce(sums)
-        *global_losses, num_damaged = sums.tolist()
-        values = [global_losses, torch.stack(norms).tolist()]
-        self.training_s += elapsed_s
-        if not all(map(_is_finite, values[0])):
-            bad = (
-                self.step
-                - len(losses)
-                + next(i for i, value in enumerate(values[0]) if not _is_finite(value))
-            )
-            raise TrainingError(
-                f"train/loss: got {values[0][bad - self.step + len(losses)]} in step {bad}; a loss "
-                "is a finite number. Lower optim.lr, or set optim.clip_norm, and run again."
-            )
-        if num_damaged > self.job.data.max_damaged:
-            raise TrainingError(
-                f"data.max_damaged: got {num_damaged:.0f} damaged samples by step {self.step}, "
-                f"more than {self.job.data.max_damaged} "
-                f"(on rank {self.rank}: {dict(damages.counts)}, such as {damages.first[:2]}). "
-                "Look with `rayception verify`, mend or raise the limit."
-            )
-        if self.writer is None:
-            return
-        rate = len(losses) * self.plan.global_batch_size / elapsed_s
-        wait_fraction = min(1.0, wait_s / elapsed_s)
-        for i, (loss, norm) in enumerate(zip(*values, strict=True)):
-            step = self.step - len(losses) + i + 1
-            self.writer.log(
-                step,
-                {
-                    "train/loss": loss,
-                    "train/grad_norm": norm,
-                    "train/lr": learning_rate_at(self.job, self.plan, step - 1),
-                    "train/epoch": self.plan.epoch_at(step),
-                },
-            )
-        self.writer.log(
-            self.step,
-            {
-                "train/images_per_second": rate,
-                "train/data_wait_fraction": wait_fraction,
-                "train/damaged_samples": num_damaged,
-            },
-        )
-        self.hand.board.post.remote(
-            Progress(
-                phase="training",
-                step=self.step,
-                total_steps=self.plan.total_steps,
-                epoch=self.plan.epoch_at(self.step),
-                loss=values[0][-1],
-                images_per_second=rate,
-                data_wait_fraction=wait_fraction,
-                top1=self.top1,
-                attempt=self.attempt,
-            )
-        )
-
-    def _checkpoint(self) -> None:
+    def _checkpoint(self, images_per_second: float) -> None:
         """Averages statistics, scores the held-out split at an epoch's end, writes and reports.
 
         All ranks take part; rank 0 alone writes.
@@ -282,7 +215,7 @@ class Rank:
         average_bn_statistics(self.model)
         if self.average is not None:
             self.average.average_statistics()
-        metrics: dict[str, float] = {"step": float(self.step)}
+        metrics = {"step": float(self.step), "images_per_second": images_per_second}
         if self.step in self.plan.epoch_ends:
             metrics |= self._evaluate("val")
             if self.average is not None:
@@ -293,8 +226,6 @@ class Rank:
                 self.writer.log(
                     self.step, {key: value for key, value in metrics.items() if "/" in key}
                 )
-        trained = (self.step - self.first_step) * self.plan.global_batch_size
-        metrics["images_per_second"] = trained / max(self.training_s, 1e-9)
         checkpoint = None
         if self.rank == 0:
             state = TrainState(
@@ -367,7 +298,3 @@ class Rank:
             self.average.load_state_dict(state.average)
         self.unsent = state.unsent_metrics
         return state.step
-
-
-def _is_finite(value: float) -> bool:
-    return value - value == 0.0

@@ -12,8 +12,9 @@ import torch
 import webdataset as wds
 
 from datasets.augment import Augment
+from datasets.batch import MicroBatch
 from datasets.errors import DataError
-from datasets.loader import EvalLoader, MicroBatch, TrainLoader
+from datasets.loader import EvalLoader, TrainLoader
 from datasets.manifest import Manifest, load_manifest
 from datasets.order import Order, Window
 from datasets.pack import pack

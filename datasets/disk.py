@@ -1,0 +1,53 @@
+"""file:// URLs and plain paths, as the store reads and writes them."""
+
+import os
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+from urllib.parse import unquote, urlsplit
+
+from datasets.errors import DataError, StoreError
+
+Result = TypeVar("Result")
+
+
+def disk_path(url: str) -> Path:
+    return Path(unquote(urlsplit(url).path) if url.startswith("file://") else url)
+
+
+def on_disk(url: str, work: Callable[[Path], Result]) -> Result:
+    try:
+        return work(disk_path(url))
+    except FileNotFoundError as error:
+        raise DataError(f"{url}: got no such file; it must exist. Mend the path.") from error
+    except OSError as error:
+        raise StoreError(
+            f"{url}: got {error.strerror}; the disk refused. Check its space and permissions."
+        ) from error
+
+
+def read_part(path: Path, start: int, length: int) -> bytes:
+    with path.open("rb") as file:
+        file.seek(start)
+        return file.read(length)
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{random.getrandbits(32):08x}")
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def short_object(url: str, start: int, got: int, wanted: int) -> str:
+    return (
+        f"{url}: got {got} bytes from byte {start}; its index says {wanted}. The object was cut "
+        "or replaced: upload it again, or index the split again."
+    )
