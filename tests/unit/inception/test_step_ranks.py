@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[3]
 STEPS, MICRO_BATCHES, SIZE = 8, 4, 8
 
 RANK = """
-import sys, torch, torch.distributed as dist
+import os, sys, torch, torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel as DDP
 from inception.family import build_architecture
 from inception.network import build_network
@@ -67,7 +67,9 @@ average.average_statistics()
 if rank == 0:
     torch.save({"losses": losses, "model": model.state_dict(),
                 "average": average.state_dict()["tensors"]}, out)
-dist.destroy_process_group()
+# Nothing is left to do, and gloo's threads may still hold tensors: taking the interpreter down
+# under them now and then aborts ("terminate called without an active exception", pytorch #190489).
+os._exit(0)
 """
 
 
