@@ -5,7 +5,7 @@ import random
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
-from urllib.parse import unquote, urlsplit
+from urllib.parse import quote, unquote, urlsplit
 
 from datasets.errors import DataError, StoreError
 
@@ -25,6 +25,27 @@ def on_disk(url: str, work: Callable[[Path], Result]) -> Result:
         raise StoreError(
             f"{url}: got {error.strerror}; the disk refused. Check its space and permissions."
         ) from error
+
+
+def files_below(prefix: str) -> list[tuple[str, Path]]:
+    """(URL, path) of each file whose URL begins with `prefix`, a file:// URL or a plain path.
+
+    URLs begin with `prefix` as it is written, quoted or not: one made of it and a name compares
+    equal to the one found here. Without a last slash the folder of that name is meant, if any.
+    """
+    if not prefix.endswith("/") and disk_path(prefix).is_dir():
+        prefix += "/"
+    folder, _, beginning = prefix.rpartition("/")
+    folder += "/" if folder or prefix.startswith("/") else ""
+    start, is_url = disk_path(folder), prefix.startswith("file://")
+    if is_url:
+        beginning = unquote(beginning)
+    found = []
+    for path in start.rglob("*"):
+        name = path.relative_to(start).as_posix()
+        if name.startswith(beginning) and path.is_file():
+            found.append((folder + (quote(os.fsencode(name)) if is_url else name), path))
+    return found
 
 
 def read_part(path: Path, start: int, length: int) -> bytes:

@@ -129,6 +129,7 @@ def _write_shard(plan: ShardPlan, store: Store, url: str, name: str) -> Shard:
     if done is not None:
         return done
     content = _tar(plan.make())
+    _check_keys(plan, content, f"{url}/{name}")
     store.write(f"{url}/{name}", content)
     shard = describe_shard(name, content, _etag(store, f"{url}/{name}"))
     part = {
@@ -140,6 +141,18 @@ def _write_shard(plan: ShardPlan, store: Store, url: str, name: str) -> Shard:
     }
     store.write(_part_url(url, name), json.dumps(part).encode())
     return shard
+
+
+def _check_keys(plan: ShardPlan, content: bytes, where: str) -> None:
+    """Readers of the tar must find the planned samples: a key that holds a dot, or is empty, would
+    be cut there, and neighbours with the same beginning would become one sample."""
+    found = [sample["__key__"] for _, sample in split_samples(memoryview(content), where)]
+    for number, key in enumerate(plan.keys):
+        if found[number : number + 1] != [key]:
+            raise DataError(
+                f"{where}: got the key {key!r}; a key is a file name without dots, and has "
+                "files. Rename the sample, or take it out."
+            )
 
 
 def _find_part(plan: ShardPlan, store: Store, url: str, name: str) -> Shard | None:

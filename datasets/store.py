@@ -13,9 +13,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from threading import Lock
 from typing import Any, TypeVar
-from urllib.parse import unquote
 
-from datasets.disk import disk_path, on_disk, read_part, short_object, write_whole
+from datasets.disk import disk_path, files_below, on_disk, read_part, short_object, write_whole
 from datasets.errors import DataError, StoreError
 
 CONNECT_LIMIT_S = 5
@@ -102,7 +101,10 @@ class Store:
         self._call(url, lambda s3: s3.delete_object(Bucket=bucket, Key=key))
 
     def list(self, prefix: str) -> list[Entry]:
-        """Every object whose URL begins with `prefix`, sorted. Raises StoreError."""
+        """Every object whose URL begins with `prefix`, sorted; URLs begin as `prefix` is written.
+
+        Raises StoreError.
+        """
         return sorted(self._entries(prefix), key=lambda entry: entry.url)
 
     def exists(self, url: str) -> bool:
@@ -115,12 +117,8 @@ class Store:
 
     def _entries(self, prefix: str) -> Iterator[Entry]:
         if not prefix.startswith("s3://"):
-            folder = disk_path(prefix)
-            start = folder if prefix.endswith("/") or folder.is_dir() else folder.parent
-            for path in start.rglob("*") if start.is_dir() else ():
-                url = path.as_uri()
-                if path.is_file() and unquote(url).startswith(unquote(prefix)):
-                    yield Entry(url, path.stat().st_size, None)
+            for url, path in on_disk(prefix, lambda _: files_below(prefix)):
+                yield Entry(url, path.stat().st_size, None)
             return
         bucket, key = split_url(prefix)
         token: dict[str, str] = {}

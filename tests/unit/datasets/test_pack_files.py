@@ -3,6 +3,7 @@ found and named; the contents at a glance."""
 
 import csv
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -17,7 +18,7 @@ from datasets.audit import inspect, verify
 from datasets.errors import DataError
 from datasets.files import list_images, plan_shards
 from datasets.manifest import Manifest, load_manifest
-from datasets.pack import pack_shards
+from datasets.pack import pack, pack_shards
 from datasets.store import Store
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -171,6 +172,25 @@ def test_inspect_shows_counts_sizes_and_a_sheet(photographs: Path, tmp_path: Pat
 def test_packed_split_trains_like_any_other(photographs: Path, tmp_path: Path) -> None:
     made = packed(photographs, tmp_path.as_uri())
     assert load_manifest(Store(), tmp_path.as_uri()).fingerprint == made.fingerprint
+
+
+@pytest.mark.parametrize("form", ["{}/my split", "file://{}/my split"])
+def test_a_split_may_lie_at_any_path(tmp_path: Path, form: str) -> None:
+    url = form.format(tmp_path)
+    samples = [{"__key__": f"s{i}", "png": b"image", "cls": b"0"} for i in range(5)]
+    made = pack(samples, Store(), url, classes=["a"], samples_per_shard=2)
+    assert load_manifest(Store(), url).fingerprint == made.fingerprint
+    assert not list(tmp_path.rglob(".parts/*"))
+
+
+@pytest.mark.parametrize("keys", [["a.1", "a.2"], ["a", "b.c"], ["", "a"]])
+def test_keys_that_readers_would_cut_are_refused(tmp_path: Path, keys: list[str]) -> None:
+    """By webdataset's rule a.1 and a.2 are one sample, a: none is lost in silence."""
+    samples = [{"__key__": key, "png": b"image", "cls": b"0"} for key in keys]
+    wrong = next(key for key in keys if key != "a")
+    with pytest.raises(DataError, match=re.escape(f"got the key {wrong!r}; ")):
+        pack(samples, Store(), tmp_path.as_uri(), classes=["a"], samples_per_shard=9)
+    assert not (tmp_path / "index.json").exists()
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,8 @@ import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
+from urllib.parse import quote
 
 import pytest
 
@@ -42,6 +44,26 @@ def test_write_read_range_list_delete(place: tuple[Store, str]) -> None:
     store.delete(f"{prefix}/b.bin")
     store.delete(f"{prefix}/b.bin")
     assert not store.exists(f"{prefix}/b.bin")
+
+
+@pytest.mark.parametrize("form", ["{}", "file://{}"])
+@pytest.mark.parametrize("folder", ["plain", "two words", "grün", "100%41"])
+def test_files_are_listed_as_they_are_asked_for(tmp_path: Path, form: str, folder: str) -> None:
+    """A caller finds again what it wrote, whether it quotes its URLs or not."""
+    if "%" in folder and "file" in form:
+        folder = quote(folder)
+    store, prefix = Store(), form.format(tmp_path / folder)
+    names = ["a-1/x.bin", "a-2/y.bin", "b.bin"]
+    for name in names:
+        store.write(f"{prefix}/{name}", b"content")
+    assert [entry.url for entry in store.list(f"{prefix}/")] == [f"{prefix}/{n}" for n in names]
+    assert [entry.url for entry in store.list(prefix)] == [f"{prefix}/{n}" for n in names]
+    assert [entry.url for entry in store.list(f"{prefix}/a-")] == [
+        f"{prefix}/{n}" for n in names[:2]
+    ]
+    assert [entry.url for entry in store.list(f"{prefix}/b.bin")] == [f"{prefix}/b.bin"]
+    assert [entry.size_bytes for entry in store.list(f"{prefix}/b")] == [7]
+    assert store.list(f"{prefix}/c") == store.list(f"{prefix}/none/") == []
 
 
 def test_missing_and_short_objects_are_said(place: tuple[Store, str]) -> None:
