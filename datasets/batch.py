@@ -2,6 +2,7 @@
 
 from collections import Counter
 from dataclasses import dataclass, field
+from threading import Lock
 
 import torch
 from torch import Tensor
@@ -42,15 +43,17 @@ class Damages:
 
     counts: Counter[str] = field(default_factory=Counter)
     first: list[str] = field(default_factory=list)
+    _lock: Lock = field(default_factory=Lock, repr=False)  # decoding threads add to it
 
     @property
     def total(self) -> int:
         return self.counts.total()
 
     def add(self, error: DataError) -> None:
-        self.counts[type(error).__name__] += 1
-        if len(self.first) < FIRST_MESSAGES:
-            self.first.append(str(error))
+        with self._lock:
+            self.counts[type(error).__name__] += 1
+            if len(self.first) < FIRST_MESSAGES:
+                self.first.append(str(error))
 
 
 def empty_batch(index: int, size: int, pixels: int) -> MicroBatch:

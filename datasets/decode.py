@@ -19,6 +19,7 @@ IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
 JPEG_MAGIC = b"\xff\xd8"
 PLAIN_JPEG = ("Gray", "YCbCr", "RGB")
 EXIF_SEARCH_BYTES = 4096  # the EXIF segment stands among the first
+PIL_FORMATS = ("JPEG", "PNG", "WEBP")  # nothing else of what PIL can open is taken
 MAX_PIXELS = 100_000_000  # a decompression bomb's guard: 300 MB of RGB
 
 
@@ -34,7 +35,7 @@ def decode_image(content: bytes, where: str) -> NDArray[np.uint8]:
             _check_size(height, width, where)
             if colours in PLAIN_JPEG:
                 return np.asarray(simplejpeg.decode_jpeg(content, "RGB", False, False))
-        with Image.open(io.BytesIO(content)) as image:
+        with Image.open(io.BytesIO(content), formats=PIL_FORMATS) as image:
             _check_size(image.height, image.width, where)
             return np.array(_rgb(ImageOps.exif_transpose(image)), dtype=np.uint8)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:

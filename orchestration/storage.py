@@ -1,7 +1,7 @@
 """The job's object store, as our Store and as Ray's storage path see it."""
 
 import os
-from urllib.parse import urlencode, urlsplit
+from urllib.parse import unquote, urlencode, urlsplit
 
 from datasets.manifest import load_manifest
 from datasets.store import Store, StoreConfig
@@ -32,7 +32,7 @@ def ray_path(url: str, config: StoreConfig) -> str:
     Credentials stay in the environment; a filesystem object would be pickled with them.
     """
     if not url.startswith("s3://"):
-        return url.removeprefix("file://")
+        return unquote(url.removeprefix("file://"))
     query = {}
     if config.endpoint_url:
         endpoint = urlsplit(config.endpoint_url)
