@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 
 from datasets.errors import DataError
 from datasets.store import Store
+from datasets.tar import BLOCK_BYTES
 
 FORMAT = 1
-BLOCK_BYTES = 512
 INDEX_FILE = "index.json"
 OFFSETS_FILE = "index.offsets"
 

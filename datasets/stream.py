@@ -15,10 +15,10 @@ import webdataset as wds
 from webdataset.tariterators import base_plus_ext
 
 from datasets.errors import DataError, ShardError
-from datasets.manifest import BLOCK_BYTES, Manifest
+from datasets.manifest import Manifest
 from datasets.order import Order, Window
 from datasets.store import Store
-from datasets.tar import members
+from datasets.tar import BLOCK_BYTES, members
 
 REQUEST_BYTES = 8 * 2**20  # of one range request
 Sample = dict[str, Any]  # webdataset's: __key__, __url__, extension -> bytes

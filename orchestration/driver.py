@@ -21,6 +21,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from datasets.loader import EvalLoader
 from datasets.manifest import Manifest
 from datasets.store import Store, StoreConfig
+from inception.ema import WeightAverage
 from inception.layers import normalize
 from inception.network import build_network
 from orchestration.checkpoint import load_checkpoint
@@ -208,8 +209,6 @@ def _log_final_model(
     job: Job, store: Store, checkpoint_url: str, run: RunRef, val: Manifest
 ) -> str:
     """Logs the averaged weights where an average is kept, else the last ones; -> models:/ URI."""
-    from inception.ema import WeightAverage
-
     state = load_checkpoint(store, checkpoint_url)
     model = build_network(build_job_architecture(job), seed=job.seed)
     model.load_state_dict(state.model)
