@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from datasets.augment import center_box
-from datasets.decode import decode_image, decode_label, find_image
+from datasets.decode import decode_image, find_image
 from datasets.errors import DataError
 from datasets.manifest import Manifest
 from datasets.order import Window, random_words
@@ -80,7 +80,7 @@ def inspect(store: Store, manifest: Manifest, *, look_at: int) -> Contents:
             raise sample["__damage__"]
         where = f"{sample['__url__']}:{sample['__key__']}"
         image = decode_image(find_image(sample, where), where)
-        labels[decode_label(sample, manifest.num_classes, where)] += 1
+        labels[manifest.class_of(sample, where)] += 1
         sizes.append((image.shape[0], image.shape[1]))
         if len(tiles) < 64:
             top, left, side, _ = center_box(image.shape[0], image.shape[1], 1.0)
@@ -103,17 +103,18 @@ def _shard_damage(store: Store, manifest: Manifest, number: int) -> Iterator[Dam
     shard, url = manifest.shards[number], manifest.shard_url(number)
     try:
         content = store.read(url)
-        if hashlib.sha256(content).hexdigest() != shard.sha256:
+        changed = shard.sha256 not in (None, hashlib.sha256(content).hexdigest())
+        if changed or len(content) != shard.size_bytes:
             yield Damage(
                 shard.name,
                 None,
-                f"{url}: got {len(content)} bytes with another checksum than its index; "
-                f"{shard.size_bytes} were packed. Upload the shard again.",
+                f"{url}: got {len(content)} bytes with another checksum or size than its index; "
+                f"{shard.size_bytes} were indexed. Upload the shard again.",
             )
         count = 0
         for _, sample in split_samples(memoryview(content), url):
             count += 1
-            message = _sample_damage(sample, manifest.num_classes)
+            message = _sample_damage(sample, manifest)
             if message is not None:
                 yield Damage(shard.name, sample["__key__"], message)
         if count != shard.num_samples:
@@ -127,11 +128,11 @@ def _shard_damage(store: Store, manifest: Manifest, number: int) -> Iterator[Dam
         yield Damage(shard.name, None, str(error))
 
 
-def _sample_damage(sample: Sample, num_classes: int) -> str | None:
+def _sample_damage(sample: Sample, manifest: Manifest) -> str | None:
     where = f"{sample['__url__']}:{sample['__key__']}"
     try:
         decode_image(find_image(sample, where), where)
-        decode_label(sample, num_classes, where)
+        manifest.class_of(sample, where)
     except DataError as error:
         return str(error)
     return None

@@ -1,4 +1,4 @@
-"""Image and label bytes -> arrays.
+"""Image bytes -> arrays.
 
 JPEGs go through libjpeg-turbo (simplejpeg): a quarter faster than PIL, and strict, where PIL lets
 a scan damaged in its middle pass. Its DCT and upsampling are the exact ones, so pixels are PIL's.
@@ -13,7 +13,8 @@ import simplejpeg
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from datasets.errors import ImageError, LabelError
+from datasets.errors import ImageError
+from datasets.labels import files_of
 
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
 JPEG_MAGIC = b"\xff\xd8"
@@ -68,29 +69,9 @@ def find_image(sample: dict[str, Any], where: str) -> bytes:
     """The sample's image bytes. Raises ImageError where it has none."""
     for extension in IMAGE_EXTENSIONS:
         if extension in sample:
-            found: bytes = sample[extension]
-            return found
+            return bytes(sample[extension])
     raise ImageError(
-        f"{where}: got {_files(sample)}; a sample has an image, .{' or .'.join(IMAGE_EXTENSIONS)}. "
+        f"{where}: got {files_of(sample)}; a sample has an image, "
+        f".{' or .'.join(IMAGE_EXTENSIONS)}. "
         "Pack the split again."
     )
-
-
-def decode_label(sample: dict[str, Any], num_classes: int, where: str) -> int:
-    """The sample's class, 0 <= class < num_classes. Raises LabelError."""
-    for extension in ("cls", "txt"):
-        if extension in sample:
-            text = bytes(sample[extension]).decode("ascii", "replace").strip()
-            if text.isdigit() and int(text) < num_classes:
-                return int(text)
-            raise LabelError(
-                f"{where}.{extension}: got {text[:40]!r}; a class is a number from 0 to "
-                f"{num_classes - 1}. Mend the label, or index the split again."
-            )
-    raise LabelError(
-        f"{where}: got {_files(sample)}; a sample has a label, .cls or .txt. Pack the split again."
-    )
-
-
-def _files(sample: dict[str, Any]) -> str:
-    return ", ".join(f".{key}" for key in sample if not key.startswith("__")) or "no file"

@@ -48,10 +48,14 @@ def files_below(prefix: str) -> list[tuple[str, Path]]:
     return found
 
 
-def read_part(path: Path, start: int, length: int) -> bytes:
-    with path.open("rb") as file:
+def read_part(path: Path, start: int, view: memoryview) -> int:
+    """Fills `view` from byte `start` as far as the file goes; -> the bytes read."""
+    with path.open("rb", buffering=0) as file:
         file.seek(start)
-        return file.read(length)
+        reached = 0
+        while reached < len(view) and (got := file.readinto(view[reached:])):
+            reached += got
+        return reached
 
 
 def write_whole(path: Path, content: bytes) -> None:
@@ -65,10 +69,3 @@ def write_whole(path: Path, content: bytes) -> None:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
-
-
-def short_object(url: str, start: int, got: int, wanted: int) -> str:
-    return (
-        f"{url}: got {got} bytes from byte {start}; its index says {wanted}. The object was cut "
-        "or replaced: upload it again, or index the split again."
-    )

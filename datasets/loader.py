@@ -13,7 +13,7 @@ from torch import Tensor
 
 from datasets.augment import Augment, augmented, draw, evaluated
 from datasets.batch import Damages, MicroBatch, View, empty_batch, fill_slot
-from datasets.decode import decode_image, decode_label, find_image
+from datasets.decode import decode_image, find_image
 from datasets.errors import DataError
 from datasets.manifest import Manifest
 from datasets.order import (
@@ -101,7 +101,7 @@ class _Loader:
             if "__damage__" in sample:
                 raise sample["__damage__"]
             image = decode_image(find_image(sample, where), where)
-            target = decode_label(sample, self.manifest.num_classes, where)
+            target = self.manifest.class_of(sample, where)
         except DataError as error:
             if not self._is_skipping:
                 raise

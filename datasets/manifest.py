@@ -1,6 +1,9 @@
 """The manifest of a split: shards, sample counts, byte offsets. `index.json` + `index.offsets`.
 
-index.json names the shards (size, SHA-256, ETag, number of samples) and the classes. The offsets
+A split is named by the prefix that holds its index, or by the pattern of its shards
+(`train-{000000..001023}.tar`), whose index stands beside them under the pattern's own name.
+index.json names the shards (size, SHA-256 where the bytes were read, ETag, number of samples),
+the classes and where a sample's label stands. The offsets
 are little-endian uint32 tar blocks of 512 bytes: for each shard, where each sample's first header
 stands, then where the last sample ends; 4 bytes a sample, 5 MB for ImageNet. With them a shard
 is read by ranges, and it is known how many bytes and samples must come. index.json is written
@@ -9,13 +12,17 @@ last, so a half-written split has none.
 
 import hashlib
 import json
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from datasets.errors import DataError
+from datasets.labels import DEFAULT_RULE, class_number, label_text
 from datasets.store import Store
 from datasets.tar import BLOCK_BYTES
 
@@ -26,11 +33,12 @@ OFFSETS_FILE = "index.offsets"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Shard:
-    """One tar file. offsets: uint32 (num_samples + 1,) in tar blocks."""
+    """One tar file. name: relative to its split's folder, or a URL of its own. sha256: None where
+    only headers were read. offsets: uint32 (num_samples + 1,) in tar blocks."""
 
     name: str
     size_bytes: int
-    sha256: str
+    sha256: str | None
     etag: str | None
     offsets: NDArray[np.uint32]
 
@@ -44,13 +52,14 @@ class Shard:
         return start, int(self.offsets[first + count]) * BLOCK_BYTES - start
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """A split as its index describes it."""
+    """A split as its index describes it. label: the rule of labels.py."""
 
     url: str
     classes: tuple[str, ...]
     shards: tuple[Shard, ...]
+    label: str = DEFAULT_RULE
 
     @property
     def num_samples(self) -> int:
@@ -68,29 +77,68 @@ class Manifest:
     def size_bytes(self) -> int:
         return sum(shard.size_bytes for shard in self.shards)
 
+    @cached_property
+    def class_numbers(self) -> dict[str, int]:
+        return {name: number for number, name in enumerate(self.classes)}
+
     @property
     def fingerprint(self) -> str:
-        """SHA-256 over all that the order and the samples depend on: names, sizes, checksums,
-        offsets; not where the split lies."""
+        """SHA-256 over all that the order and the samples depend on: names, sizes, checksums
+        (where they are known), offsets; not where the split lies."""
         digest = hashlib.sha256()
         for shard in self.shards:
-            digest.update(f"{shard.name}\0{shard.size_bytes}\0{shard.sha256}\0".encode())
+            name = shard.name.rpartition("/")[2] if "://" in shard.name else shard.name
+            digest.update(f"{name}\0{shard.size_bytes}\0{shard.sha256 or ''}\0".encode())
             digest.update(shard.offsets.astype("<u4").tobytes())
         return digest.hexdigest()
 
+    def class_of(self, sample: Mapping[str, Any], where: str) -> int:
+        """The sample's class, 0 <= class < num_classes. Raises LabelError."""
+        text = label_text(sample, self.label, where)
+        return class_number(text, self.class_numbers, self.num_classes, where)
+
     def shard_url(self, shard: int) -> str:
-        return f"{self.url}/{self.shards[shard].name}"
+        name = self.shards[shard].name
+        return name if "://" in name else f"{split_folder(self.url)}/{name}"
+
+
+def is_pattern(url: str) -> bool:
+    """Whether the URL names shards (`x-{00..09}.tar`, `x.tar`) and not a prefix."""
+    return "{" in url or url.endswith(".tar")
+
+
+def split_folder(url: str) -> str:
+    """What the shards' names are relative to: the prefix, or a pattern's part before its first
+    brace, up to a slash."""
+    url = url.rstrip("/")
+    return url.partition("{")[0].rpartition("/")[0] if is_pattern(url) else url
+
+
+def index_url(url: str) -> str:
+    """Where the split's index.json stands."""
+    url = url.rstrip("/")
+    if not is_pattern(url):
+        return f"{url}/{INDEX_FILE}"
+    folder = split_folder(url)
+    name = re.sub(r"[{}]", "", url[len(folder) + 1 :]).replace("/", "-").removesuffix(".tar")
+    return f"{folder}/{name}.{INDEX_FILE}"
 
 
 def save_manifest(store: Store, manifest: Manifest) -> None:
     """Writes both index files, index.json last. Raises StoreError."""
     offsets = b"".join(shard.offsets.astype("<u4").tobytes() for shard in manifest.shards)
-    store.write(f"{manifest.url}/{OFFSETS_FILE}", offsets)
+    url = index_url(manifest.url)
+    offsets_url = url.removesuffix(INDEX_FILE) + OFFSETS_FILE
+    store.write(offsets_url, offsets)
     values = {
         "format": FORMAT,
         "classes": list(manifest.classes),
         "num_samples": manifest.num_samples,
-        "offsets": {"name": OFFSETS_FILE, "sha256": hashlib.sha256(offsets).hexdigest()},
+        "label": manifest.label,
+        "offsets": {
+            "name": offsets_url.rpartition("/")[2],
+            "sha256": hashlib.sha256(offsets).hexdigest(),
+        },
         "shards": [
             {
                 "name": shard.name,
@@ -102,46 +150,39 @@ def save_manifest(store: Store, manifest: Manifest) -> None:
             for shard in manifest.shards
         ],
     }
-    store.write(f"{manifest.url}/{INDEX_FILE}", json.dumps(values, indent=1).encode())
+    store.write(url, json.dumps(values, indent=1).encode())
 
 
 def load_manifest(store: Store, url: str) -> Manifest:
-    """The manifest of the split under the prefix `url`.
+    """The manifest of the split that `url`, a prefix or a pattern of shards, names.
 
     Raises DataError: no shards there, shards without an index, an index that is damaged or of
     another version; StoreError.
     """
     url = url.rstrip("/")
-    index_url = f"{url}/{INDEX_FILE}"
-    if not store.exists(index_url):
-        shards = [entry for entry in store.list(f"{url}/") if entry.url.endswith(".tar")]
-        if shards:
-            raise DataError(
-                f"{url}: got {len(shards)} tar shards without {INDEX_FILE}; training reads them "
-                "by its offsets. Pack the split with rayception."
-            )
-        raise DataError(
-            f"{url}: got no shards and no {INDEX_FILE}; a split is tar shards with an index. "
-            "Mend the prefix, or pack the data there."
-        )
+    where = index_url(url)
     try:
-        values: dict[str, Any] = json.loads(store.read(index_url))
+        content = store.read(where)
+    except DataError as error:
+        raise DataError(_no_index(store, url, where)) from error
+    try:
+        values: dict[str, Any] = json.loads(content)
         version = values["format"]
     except (ValueError, KeyError, TypeError) as error:
-        raise DataError(_damaged(index_url, f"{type(error).__name__}: {error}")) from error
+        raise DataError(_damaged(where, f"{type(error).__name__}: {error}")) from error
     if version != FORMAT:
         raise DataError(
-            f"{index_url}: got index format {version}; this version reads {FORMAT}. Use the "
+            f"{where}: got index format {version}; this version reads {FORMAT}. Use the "
             "rayception that wrote it, or pack the split again."
         )
     try:
         return _parse(store, url, values)
     except (ValueError, KeyError, TypeError) as error:
-        raise DataError(_damaged(index_url, f"{type(error).__name__}: {error}")) from error
+        raise DataError(_damaged(where, f"{type(error).__name__}: {error}")) from error
 
 
 def _parse(store: Store, url: str, values: dict[str, Any]) -> Manifest:
-    offsets_url = f"{url}/{values['offsets']['name']}"
+    offsets_url = f"{index_url(url).rpartition('/')[0]}/{values['offsets']['name']}"
     content = store.read(offsets_url)
     if hashlib.sha256(content).hexdigest() != values["offsets"]["sha256"]:
         raise DataError(_damaged(offsets_url, f"{len(content)} bytes with another checksum"))
@@ -154,16 +195,38 @@ def _parse(store: Store, url: str, values: dict[str, Any]) -> Manifest:
             Shard(
                 name=str(stated["name"]),
                 size_bytes=int(stated["size_bytes"]),
-                sha256=str(stated["sha256"]),
+                sha256=stated["sha256"],
                 etag=stated["etag"],
                 offsets=offsets[at : at + count],
             )
         )
         at += count
-    manifest = Manifest(url=url, classes=tuple(values["classes"]), shards=tuple(shards))
+    manifest = Manifest(
+        url=url,
+        classes=tuple(values["classes"]),
+        shards=tuple(shards),
+        label=values.get("label", DEFAULT_RULE),
+    )
     if at != len(offsets) or manifest.num_samples != values["num_samples"]:
-        raise DataError(_damaged(f"{url}/{INDEX_FILE}", "counts that do not add up"))
+        raise DataError(_damaged(index_url(url), "counts that do not add up"))
     return manifest
+
+
+def _no_index(store: Store, url: str, where: str) -> str:
+    """What to say where there is no index: whether shards are there decides the remedy."""
+    remedy = f"Run `rayception index '{url}'`, or pack the split with rayception."
+    if is_pattern(url) or url.startswith("http"):
+        return f"{where}: got no index there; training reads shards by its offsets. {remedy}"
+    shards = [entry for entry in store.list(f"{url}/") if entry.url.endswith(".tar")]
+    if shards:
+        return (
+            f"{url}: got {len(shards)} tar shards without {INDEX_FILE}; training reads them by its "
+            f"offsets. {remedy}"
+        )
+    return (
+        f"{url}: got no shards and no {INDEX_FILE}; a split is tar shards with an index. "
+        "Mend the prefix, or pack the data there."
+    )
 
 
 def _damaged(url: str, what: str) -> str:

@@ -112,7 +112,7 @@ def describe_shard(name: str, content: bytes, etag: str | None) -> Shard:
     """The manifest's entry of a shard's bytes. Raises DataError where they are no whole tar."""
     view = memoryview(content)
     starts = [start for start, _ in split_samples(view, name)]
-    end = max((end for _, _, end, _ in members(view, name)), default=0)
+    end = max((member.end for member, _ in members(view, name)), default=0)
     offsets = np.array([*starts, end], dtype=np.int64) // BLOCK_BYTES
     return Shard(
         name=name,

@@ -19,9 +19,10 @@ from datasets.manifest import Manifest
 from datasets.order import Order, Window
 from datasets.store import Store
 from datasets.tar import BLOCK_BYTES, members
+from datasets.transfer import buffer
 
 REQUEST_BYTES = 8 * 2**20  # of one range request
-Sample = dict[str, Any]  # webdataset's: __key__, __url__, extension -> bytes
+Sample = dict[str, Any]  # webdataset's: __key__, __url__, extension -> bytes (or a view of them)
 Samples = dict[tuple[int, int], Sample]  # by (shard, sample)
 
 
@@ -89,12 +90,10 @@ def _fetch_run(
     """`count` samples of a shard from `first`. Raises DataError, StoreError."""
     start, length = manifest.shards[shard].byte_range(first, count)
     url, etag = manifest.shard_url(shard), manifest.shards[shard].etag
-    pieces = [
-        store.read_range(url, at, min(REQUEST_BYTES, start + length - at), etag)
-        for at in range(start, start + length, REQUEST_BYTES)
-    ]
-    content = pieces[0] if len(pieces) == 1 else b"".join(pieces)
-    samples = list(split_samples(memoryview(content), url))
+    content = buffer(length)
+    for at in range(0, length, REQUEST_BYTES):
+        store.read_into(url, content[at : at + REQUEST_BYTES], start + at, etag)
+    samples = list(split_samples(content, url))
     offsets = manifest.shards[shard].offsets[first : first + count + 1]
     starts = [int(offset - offsets[0]) * BLOCK_BYTES for offset in offsets[:-1]]
     if [begin for begin, _ in samples] != starts:
@@ -108,28 +107,42 @@ def _fetch_run(
 def split_samples(content: memoryview, url: str) -> Iterator[tuple[int, Sample]]:
     """(first byte, sample) of each sample in whole tar members, grouped by webdataset's key rule.
 
-    Raises DataError where a member is damaged, cut or stands twice in its sample.
+    Files are views of `content`: `with_bytes` copies them where bytes are needed. Raises DataError
+    where a member is damaged, cut or stands twice in its sample.
     """
     key: str | None = None
     begin = 0
     sample: Sample = {}
-    for name, start, _, body in members(content, url):
-        base, extension = base_plus_ext(name)
+    for member, body in members(content, url):
+        base, extension = split_name(member.name)
         if base is None:
             continue
         if base != key:
             if key is not None:
                 yield begin, sample
-            key, begin, sample = base, start, {"__key__": base, "__url__": url}
-        extension = extension.lower()
+            key, begin, sample = base, member.start, {"__key__": base, "__url__": url}
         if extension in sample:
             raise ShardError(
-                f"{url}: got {name} twice in sample {base}; a sample has each file once. "
+                f"{url}: got {member.name} twice in sample {base}; a sample has each file once. "
                 "Pack the shard again."
             )
-        sample[extension] = bytes(body)
+        sample[extension] = body
     if key is not None:
         yield begin, sample
+
+
+def split_name(name: str) -> tuple[str | None, str]:
+    """(key, extension in lower case) by webdataset's rule; key None where a name has no dot."""
+    base, extension = base_plus_ext(name)
+    return (None, "") if base is None else (base, extension.lower())
+
+
+def with_bytes(sample: Sample) -> Sample:
+    """The sample as webdataset's stages know it: its files are bytes of their own."""
+    return {
+        name: bytes(value) if isinstance(value, memoryview) else value
+        for name, value in sample.items()
+    }
 
 
 def stream(tickets: Iterable[Ticket], *, lookahead: int) -> Callable[[], Iterator[Sample]]:
@@ -154,7 +167,7 @@ def stream(tickets: Iterable[Ticket], *, lookahead: int) -> Callable[[], Iterato
 def _redeem(ticket: Ticket) -> Sample:
     sample = ticket.window.result()[ticket.shard, ticket.sample]
     return {
-        **sample,
+        **with_bytes(sample),
         "__position__": ticket.position,
         "__epoch__": ticket.epoch,
         "__shard__": ticket.shard,

@@ -30,7 +30,7 @@ stack_app = typer.Typer(
     help="The embedded object store, MLflow server and Ray of this machine.", no_args_is_help=True
 )
 app.add_typer(stack_app, name="stack")
-for verb in (data_verbs.pack, data_verbs.inspect, data_verbs.verify):
+for verb in (data_verbs.pack, data_verbs.index, data_verbs.inspect, data_verbs.verify):
     app.command()(verb)
 console = Console(highlight=False)
 

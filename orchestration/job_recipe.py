@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from inception.family import MODEL_NAMES, build_architecture
 from inception.recipes import OPTIMIZER_NAMES, PRECISIONS, SCHEDULE_NAMES
 from orchestration.errors import JobError
-from orchestration.rules import above, at_least, choose, within
+from orchestration.rules import above, at_least, choose, within, without_userinfo
 
 SOURCES = ("digits",)
 
@@ -55,7 +55,8 @@ class Augmentation:
 class Data:
     """The two splits, and how they become batches."""
 
-    # The prefix (s3://bucket/path or file:///path) that holds the split's shards and index.json.
+    # The prefix (s3://bucket/path, file:///path or https://host/path) that holds the split's
+    # index.json, or the pattern of shards that was indexed (s3://bucket/train-{0000..0127}.tar).
     train: str
     val: str
     # Pack this data set into the two prefixes where they hold none yet: digits (scikit-learn's
@@ -83,10 +84,11 @@ class Data:
     def __post_init__(self) -> None:
         for name in ("train", "val"):
             url = getattr(self, name)
-            if not re.match(r"(s3://[^/]+/.+|file:///.+)", url):
+            if not re.match(r"(s3://[^/]+/.+|file:///.+|https?://[^/@]+/.+)", url):
                 raise JobError(
-                    f"data.{name}: got {url!r}; the prefix of a split, s3://BUCKET/PATH or "
-                    "file:///PATH. Name the folder that holds its index.json."
+                    f"data.{name}: got {without_userinfo(url)!r}; the prefix of a split, "
+                    "s3://BUCKET/PATH, file:///PATH or https://HOST/PATH. Name the folder that "
+                    "holds its index.json, or the pattern of its shards."
                 )
         if self.train.rstrip("/") == self.val.rstrip("/"):
             raise JobError(

@@ -4,7 +4,7 @@ import importlib.util
 from pathlib import Path
 from typing import Any
 
-from datasets.manifest import Manifest, load_manifest
+from datasets.manifest import Manifest, index_url, load_manifest
 from datasets.pack import pack
 from datasets.sources import digits
 from datasets.store import Store
@@ -37,7 +37,7 @@ def prepare_data(job: Job, store: Store, say: Say) -> tuple[Manifest, Manifest]:
     """
     for split in ("train", "val"):
         url = getattr(job.data, split)
-        if job.data.source and not store.exists(f"{url.rstrip('/')}/index.json"):
+        if job.data.source and not store.exists(index_url(url)):
             samples, classes = digits(split, seed=0)
             manifest = pack(
                 samples, store, url, classes=classes, samples_per_shard=SAMPLES_PER_SHARD

@@ -19,8 +19,9 @@ SECRETS = Secrets(access_key="testkey", secret_key="testsecret", ray_token="")
 
 
 @pytest.fixture(scope="session")
-def s3_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The endpoint of a server that lives as long as the tests."""
+def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, str]]:
+    """(S3 endpoint, web address) of one SeaweedFS that lives as long as the tests; its filer
+    answers plain HTTP under /buckets."""
     folder = tmp_path_factory.mktemp("s3")
     port = services.free_ports(1)[0]
     command = services.s3_command(folder, port, SECRETS)
@@ -31,10 +32,22 @@ def s3_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         )
     try:
         wait_for(lambda: services.s3_is_ready(port), 60, (folder / "log").read_text)
-        yield f"http://127.0.0.1:{port}"
+        filer = next(a for a in command.arguments if a.startswith("-filer.port="))
+        yield f"http://127.0.0.1:{port}", f"http://127.0.0.1:{filer.partition('=')[2]}/buckets"
     finally:
         process.terminate()
         process.wait(20)
+
+
+@pytest.fixture(scope="session")
+def s3_url(servers: tuple[str, str]) -> str:
+    return servers[0]
+
+
+@pytest.fixture(scope="session")
+def web_url(servers: tuple[str, str]) -> str:
+    """Where a plain HTTP GET finds the buckets."""
+    return servers[1]
 
 
 @pytest.fixture

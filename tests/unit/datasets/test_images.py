@@ -11,7 +11,7 @@ from PIL import Image
 
 from datasets import decode
 from datasets.augment import Augment, augmented, center_box, crop_box, draw, evaluated
-from datasets.decode import decode_image, decode_label, find_image
+from datasets.decode import decode_image
 from datasets.errors import DataError
 
 
@@ -70,18 +70,6 @@ def test_decompression_bomb_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(decode, "MAX_PIXELS", 40)
     with pytest.raises(DataError, match="8 x 6 pixels"):
         decode_image(encoded(GREY), "x")
-
-
-def test_labels() -> None:
-    assert decode_label({"cls": b" 7\n"}, 10, "k") == 7
-    assert decode_label({"txt": b"0"}, 10, "k") == 0
-    for wrong in (b"10", b"-1", b"cat", b""):
-        with pytest.raises(DataError, match=r"k\.cls: got .*from 0 to 9"):
-            decode_label({"cls": wrong}, 10, "k")
-    with pytest.raises(DataError, match=r"got \.jpg; a sample has a label"):
-        decode_label({"__key__": "k", "jpg": b""}, 10, "k")
-    with pytest.raises(DataError, match="a sample has an image"):
-        find_image({"__key__": "k", "cls": b"1"}, "k")
 
 
 @given(

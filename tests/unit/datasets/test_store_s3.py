@@ -32,7 +32,7 @@ def test_write_read_range_list_delete(place: tuple[Store, str]) -> None:
     store.write(f"{prefix}/b.bin", b"3")
     assert store.read(f"{prefix}/a/one.bin") == CONTENT
     assert store.read_range(f"{prefix}/a/one.bin", 1000, 3_000_000) == CONTENT[1000:3_001_000]
-    assert store.read_range(f"{prefix}/a/one.bin", 5, 0) == b""
+    assert bytes(store.read_range(f"{prefix}/a/one.bin", 5, 0)) == b""
     assert store.exists(f"{prefix}/a/one.bin")
     assert not store.exists(f"{prefix}/a/one")
     found = store.list(f"{prefix}/a/")
@@ -87,7 +87,7 @@ def test_replaced_object_is_noticed(s3: Store) -> None:
     url = "s3://data/etag/shard.tar"
     s3.write(url, b"first" * 100)
     etag = s3.list(url)[0].etag
-    assert s3.read_range(url, 0, 10, etag) == b"firstfirst"
+    assert bytes(s3.read_range(url, 0, 10, etag)) == b"firstfirst"
     s3.write(url, b"other" * 100)
     with pytest.raises(DataError, match="another ETag"):
         s3.read_range(url, 0, 10, etag)
@@ -189,7 +189,7 @@ def test_broken_body_is_continued_from_the_byte_reached(s3: Store, s3_url: str) 
 
 def test_body_that_never_comes_whole_is_an_error(s3: Store, s3_url: str) -> None:
     s3.write("s3://data/cut/always.tar", CONTENT)
-    with cutting_proxy(s3_url, [100_000] * 40) as proxy:
+    with cutting_proxy(s3_url, [300] * 400) as proxy:
         store = Store(StoreConfig(endpoint_url=proxy, region="us-east-1", addressing="path"))
         with pytest.raises(StoreError, match="a body must arrive whole"):
             store.read("s3://data/cut/always.tar")

@@ -43,7 +43,7 @@ def python_tar(format_: int) -> bytes:
 
 @pytest.mark.parametrize("format_", [tarfile.PAX_FORMAT, tarfile.GNU_FORMAT])
 def test_reads_what_python_writes(format_: int) -> None:
-    found = [(n, bytes(c)) for n, _, _, c in members(memoryview(python_tar(format_)), "x.tar")]
+    found = [(m.name, bytes(c)) for m, c in members(memoryview(python_tar(format_)), "x.tar")]
     assert found == [(name, bytes([i]) * (100 * i + 1)) for i, name in enumerate(NAMES)]
 
 
@@ -56,7 +56,7 @@ def test_reads_what_gnu_tar_writes(format_: str, tmp_path: Path) -> None:
     archive = tmp_path / "x.tar"
     command = ["tar", f"--format={format_}", "-cf", str(archive), *NAMES[:4]]
     subprocess.run(command, cwd=tmp_path, check=True)
-    found = {n: bytes(c) for n, _, _, c in members(memoryview(archive.read_bytes()), "x.tar")}
+    found = {m.name: bytes(c) for m, c in members(memoryview(archive.read_bytes()), "x.tar")}
     assert found == {name: bytes([i]) * (700 * i) for i, name in enumerate(NAMES[:4])}
 
 

@@ -1,0 +1,322 @@
+"""Foreign shards: written by GNU tar, Python's tarfile and webdataset, with .cls, .txt and .json
+labels; indexed by their headers, named by prefix or pattern, on disk, S3 and a web server."""
+
+import io
+import json
+import subprocess
+import sys
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import webdataset as wds
+from PIL import Image
+
+from datasets.augment import Augment
+from datasets.errors import DataError, ShardError, StoreError
+from datasets.index import Indexed, find_shards, index_shards
+from datasets.loader import EvalLoader
+from datasets.manifest import Manifest, index_url, load_manifest, save_manifest
+from datasets.pack import pack_shards
+from datasets.repack import plan_repack
+from datasets.store import Store
+from datasets.stream import Sample
+
+RAYCEPTION = str(Path(sys.executable).parent / "rayception")
+NAMES = ("cat", "dog", "eel")
+
+
+def jpeg(number: int, side: int = 40) -> bytes:
+    pixels = np.random.default_rng(number).integers(0, 256, (side, side + number % 9, 3))
+    buffer = io.BytesIO()
+    Image.fromarray(pixels.astype(np.uint8)).save(buffer, "JPEG", quality=90)
+    return buffer.getvalue()
+
+
+def label_file(kind: str, number: int) -> tuple[str, bytes]:
+    name = NAMES[number % 3]
+    return {
+        "cls": ("cls", str(number % 3).encode()),
+        "txt": ("txt", name.encode()),
+        "json": ("json", json.dumps({"note": "é" * 50, "label": name}).encode()),
+    }[kind]
+
+
+def rows(kind: str, count: int, first: int = 0, side: int = 40) -> list[Sample]:
+    found = []
+    for number in range(first, first + count):
+        extension, content = label_file(kind, number)
+        image = {"jpg": jpeg(number, side), extension: content}
+        found.append({"__key__": f"{'deep/' * 30}ü{number:04d}", **image})
+    return found
+
+
+def with_gnu_tar(path: Path, samples: list[Sample]) -> None:
+    folder = path.with_suffix(".files")
+    names = []
+    for sample in samples:
+        for extension, content in sample.items():
+            if extension != "__key__":
+                name = f"{sample['__key__']}.{extension}"
+                (folder / name).parent.mkdir(parents=True, exist_ok=True)
+                (folder / name).write_bytes(content)
+                names.append(name)
+    # The folder itself is a member too, and so is a file that is no sample's.
+    (folder / "README").write_text("notes")
+    listed = ["deep", "README", *names]
+    command = ["tar", "--format=gnu", "--no-recursion", "-cf", str(path), *listed]
+    subprocess.run(command, cwd=folder, check=True)
+
+
+def with_tarfile(path: Path, samples: list[Sample]) -> None:
+    with tarfile.open(path, "w", format=tarfile.PAX_FORMAT) as tar:
+        for sample in samples:
+            for extension, content in sample.items():
+                if extension != "__key__":
+                    info = tarfile.TarInfo(f"{sample['__key__']}.{extension.upper()}")
+                    info.size, info.mtime = len(content), 12345.678
+                    tar.addfile(info, io.BytesIO(content))
+
+
+def with_webdataset(path: Path, samples: list[Sample]) -> None:
+    with wds.TarWriter(str(path), encoder=False) as writer:
+        for sample in samples:
+            writer.write(sample)
+
+
+WRITERS = [with_gnu_tar, with_tarfile, with_webdataset]
+
+
+def write_shards(
+    folder: Path, writer: Callable[[Path, list[Sample]], None], kind: str, side: int = 40
+) -> list[Sample]:
+    folder.mkdir(parents=True, exist_ok=True)
+    samples = rows(kind, 70, side=side)
+    for number, (begin, end) in enumerate([(0, 30), (30, 31), (31, 70)]):
+        writer(folder / f"x-{number:03d}.tar", samples[begin:end])
+    return samples
+
+
+def indexed(store: Store, url: str) -> Indexed:
+    return index_shards(store, url, find_shards(store, url))
+
+
+def read_all(store: Store, manifest: Manifest) -> list[tuple[int, int]]:
+    """(class, first red value) of every sample, as an evaluation meets it."""
+    found = []
+    with EvalLoader(store, manifest, rank=0, world_size=1, batch_size=16, input_size=32) as loader:
+        for batch in loader:
+            kept = batch.weights > 0
+            found += list(
+                zip(batch.targets[kept].tolist(), batch.images[kept][:, 0, 0, 0].tolist(),
+                    strict=True)
+            )  # fmt: skip
+    return found
+
+
+@pytest.mark.parametrize("writer", WRITERS)
+@pytest.mark.parametrize("kind", ["cls", "txt", "json"])
+def test_foreign_shards_are_indexed_and_read(
+    tmp_path: Path, writer: Callable[[Path, list[Sample]], None], kind: str
+) -> None:
+    samples = write_shards(tmp_path, writer, kind)
+    found = indexed(Store(), tmp_path.as_uri())
+    manifest = found.manifest
+    assert [shard.num_samples for shard in manifest.shards] == [30, 1, 39]
+    assert manifest.classes == (("0", "1", "2") if kind == "cls" else NAMES)
+    assert found.without_image == found.without_label == (0, ())
+    save_manifest(Store(), manifest)
+    again = load_manifest(Store(), tmp_path.as_uri())
+    assert again.fingerprint == manifest.fingerprint
+    assert again.label == {"cls": "cls", "txt": "txt", "json": "json:label"}[kind]
+    assert [label for label, _ in read_all(Store(), again)] == [i % 3 for i in range(len(samples))]
+
+
+def test_only_headers_and_labels_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of shards of large images a fraction of the bytes, in about a request a sample."""
+    write_shards(tmp_path, with_webdataset, "cls", side=250)
+    requests: list[int] = []
+    read_into = Store.read_into
+
+    def counted(self: Store, url: str, view: memoryview, start: int, etag: str | None) -> None:
+        requests.append(len(view))
+        read_into(self, url, view, start, etag)
+
+    monkeypatch.setattr(Store, "read_into", counted)
+    entries = find_shards(Store(), tmp_path.as_uri())
+    total = sum(entry.size_bytes for entry in entries)
+    index_shards(Store(), tmp_path.as_uri(), entries)
+    assert total > 4_000_000
+    assert sum(requests) < 0.25 * total
+    assert len(requests) < 1.2 * 70
+
+
+def test_patterns_name_splits_that_share_a_folder(s3: Store) -> None:
+    base = "s3://data/shared"
+    for split, count in (("train", 3), ("val", 2)):
+        for number in range(count):
+            buffer = io.BytesIO()
+            with wds.TarWriter(buffer, encoder=False) as writer:
+                for sample in rows("cls", 5, first=5 * number):
+                    writer.write(sample)
+            s3.write(f"{base}/{split}-{number:03d}.tar", buffer.getvalue())
+    for split, last, count in (("train", 2, 15), ("val", 1, 10), ("train", 1, 10)):
+        url = f"{base}/{split}-{{000..{last:03d}}}.tar"
+        save_manifest(s3, indexed(s3, url).manifest)
+        assert index_url(url) == f"{base}/{split}-000..{last:03d}.index.json"
+        manifest = load_manifest(s3, url)
+        assert manifest.num_samples == count
+        assert len(read_all(s3, manifest)) == count
+    with pytest.raises(DataError, match="got no such object"):
+        find_shards(s3, f"{base}/train-{{000..009}}.tar")
+    with pytest.raises(DataError, match="rayception index"):
+        load_manifest(s3, f"{base}/train-{{000..009}}.tar")
+
+
+def test_shards_on_a_web_server_with_an_index_elsewhere(
+    s3: Store, web_url: str, tmp_path: Path
+) -> None:
+    write_shards(tmp_path / "web", with_tarfile, "json")
+    for path in (tmp_path / "web").glob("*.tar"):
+        s3.write(f"s3://data/web/{path.name}", path.read_bytes())
+    pattern = f"{web_url}/data/web/x-{{000..002}}.tar"
+    place = (tmp_path / "index").as_uri()
+    entries = find_shards(Store(), pattern)
+    assert all(entry.etag for entry in entries)
+    save_manifest(Store(), index_shards(Store(), place, entries).manifest)
+    manifest = load_manifest(Store(), place)
+    assert manifest.shard_url(0) == f"{web_url}/data/web/x-000.tar"
+    assert [label for label, _ in read_all(Store(), manifest)] == [i % 3 for i in range(70)]
+    s3.write("s3://data/web/x-001.tar", (tmp_path / "web" / "x-000.tar").read_bytes())
+    with pytest.raises(DataError, match=r"another ETag|fewer bytes"):
+        read_all(Store(), manifest)
+    with pytest.raises(StoreError, match="lists no files"):
+        find_shards(Store(), f"{web_url}/data/web")
+    with pytest.raises(StoreError, match="read only"):
+        Store().write(f"{web_url}/data/web/y.tar", b"")
+    with pytest.raises(DataError, match="got no such object"):
+        Store().read(f"{web_url}/data/web/none.tar")
+
+
+def test_secrets_in_a_url_are_not_repeated() -> None:
+    with pytest.raises(StoreError) as caught:
+        Store().read("http://user:hunter2@127.0.0.1:9/x.tar?signature=hunter3")
+    assert "http://127.0.0.1:9/x.tar" in str(caught.value)
+    assert "hunter" not in str(caught.value)
+
+
+def test_missing_files_are_counted_and_nothing_at_all_is_an_error(tmp_path: Path) -> None:
+    samples = rows("cls", 20)
+    del samples[3]["jpg"], samples[5]["cls"]
+    samples[7]["cls"] = b""
+    with_webdataset(tmp_path / "a.tar", samples)
+    found = indexed(Store(), tmp_path.as_uri())
+    assert found.without_image[0] == 1
+    assert "0003" in found.without_image[1][0]
+    assert found.without_label[0] == 1
+    with_webdataset(tmp_path / "a.tar", [{"__key__": "x", "wav": b"sound", "cls": b"1"}])
+    with pytest.raises(DataError, match="none with an image"):
+        indexed(Store(), tmp_path.as_uri())
+    with_webdataset(tmp_path / "a.tar", [{"__key__": "x", "jpg": b"image"}])
+    with pytest.raises(DataError, match="none with a label"):
+        indexed(Store(), tmp_path.as_uri())
+
+
+def test_cut_and_compressed_shards_are_said(tmp_path: Path) -> None:
+    with_webdataset(tmp_path / "a.tar", rows("cls", 9))
+    content = (tmp_path / "a.tar").read_bytes()
+    last = max(i for i in range(0, len(content), 512) if any(content[i : i + 512])) + 512
+    for cut in range(512, last + 1, 512):  # also between members, where nothing else shows it
+        (tmp_path / "a.tar").write_bytes(content[:cut])
+        with pytest.raises(ShardError, match=r"a\.tar: got .*the shard is cut"):
+            indexed(Store(), tmp_path.as_uri())
+    (tmp_path / "a.tar").write_bytes(content[: last + 512])
+    assert indexed(Store(), tmp_path.as_uri()).manifest.num_samples == 9
+    (tmp_path / "a.tar").rename(tmp_path / "a.tar.gz")
+    with pytest.raises(DataError, match=r"no plain \.tar"):
+        find_shards(Store(), tmp_path.as_uri())
+    with pytest.raises(DataError, match=r"no plain \.tar"):
+        find_shards(Store(), f"{tmp_path.as_uri()}/{{a,b}}.tar.gz")
+    with pytest.raises(DataError, match="unbalanced brace"):
+        find_shards(Store(), f"{tmp_path.as_uri()}/a-{{0..3.tar")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match=r"no \.tar among them"):
+        find_shards(Store(), (tmp_path / "empty").as_uri())
+
+
+@pytest.mark.parametrize("kind", ["cls", "txt", "json"])
+def test_tars_are_packed_into_shards_of_another_size(tmp_path: Path, kind: str) -> None:
+    """Keys, order, files and classes stay; keys that two shards share are told apart."""
+    samples = write_shards(tmp_path / "in", with_gnu_tar, kind)
+    with_webdataset(tmp_path / "in" / "x-003.tar", rows(kind, 4))  # the first four keys again
+    source = Store(), find_shards(Store(), (tmp_path / "in").as_uri())
+    fingerprints = []
+    for workers in (1, 3):
+        plans, classes = plan_repack(*source, shard_bytes=60_000)
+        url = (tmp_path / f"out-{workers}").as_uri()
+        made = pack_shards(plans, Store(), url, classes=classes, workers=workers)
+        fingerprints.append(made.fingerprint)
+    assert fingerprints[0] == fingerprints[1]
+    assert made.num_samples == 74
+    assert len(made.shards) > 4
+    assert max(shard.size_bytes for shard in made.shards) < 60_000 + 2 * 20_480  # end blocks
+    assert made.classes == (("0", "1", "2") if kind == "cls" else NAMES)
+    urls = [made.shard_url(i).removeprefix("file://") for i in range(len(made.shards))]
+    found = list(wds.WebDataset(urls, shardshuffle=False))
+    assert [one["jpg"] for one in found] == [one["jpg"] for one in [*samples, *samples[:4]]]
+    assert [int(one["cls"]) for one in found[:70]] == [i % 3 for i in range(70)]
+    assert all(kind in one for one in found)
+    assert found[0]["__key__"] == f"x-000/{samples[0]['__key__']}"
+    assert found[10]["__key__"] == samples[10]["__key__"]
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [RAYCEPTION, *arguments], capture_output=True, text=True, timeout=120, check=False
+    )
+
+
+def test_the_verbs(tmp_path: Path) -> None:
+    write_shards(tmp_path / "in", with_tarfile, "txt")
+    pattern = f"{(tmp_path / 'in').as_uri()}/x-{{000..002}}.tar"
+    (tmp_path / "names").write_text("eel\ndog\ncat\n")
+    done = run("index", pattern, "--classes", str(tmp_path / "names"), "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["classes"] == ["eel", "dog", "cat"]
+    assert run("verify", pattern).returncode == 0
+    assert run("inspect", pattern, "--sheet", str(tmp_path / "s.png")).returncode == 0
+    packed = run("pack", str(tmp_path / "in"), (tmp_path / "out").as_uri(), "--json")
+    assert packed.returncode == 0, packed.stderr
+    assert json.loads(packed.stdout)["num_samples"] == 70
+    for arguments, words in (
+        (("index", pattern, pattern), "Quote the pattern"),
+        (("index", "photos"), "a prefix or a pattern of shards"),
+        (("index", pattern, "--classes", str(tmp_path / "none")), "--classes: got"),
+        (("index", (tmp_path / "nothing").as_uri()), "no .tar among them"),
+    ):
+        failed = run(*arguments)
+        assert failed.returncode == 2
+        assert words in failed.stderr
+        assert len(failed.stderr.strip().splitlines()) == 1
+
+
+def test_an_indexed_split_trains(tmp_path: Path) -> None:
+    """The order and the loader need nothing that only `pack` writes."""
+    from datasets.loader import TrainLoader
+    from datasets.order import Order
+
+    write_shards(tmp_path, with_gnu_tar, "json")
+    manifest = indexed(Store(), tmp_path.as_uri()).manifest
+    order = Order(seed=0, samples_per_shard=manifest.samples_per_shard, num_lanes=3)
+    with TrainLoader(
+        Store(), manifest, order, rank=0, world_size=1, global_batch_size=14, micro_batch_size=7,
+        input_size=32, augment=Augment(),
+    ) as loader:  # fmt: skip
+        batches = [batch for _, step in zip(range(5), loader, strict=False) for batch in step]
+    seen = {tuple(row) for batch in batches for row in batch.samples.tolist()}
+    assert len(seen) == 70
+    for batch in batches:
+        for (shard, sample), target in zip(batch.samples.tolist(), batch.targets, strict=True):
+            assert int(target) == ([0, 30, 31][shard] + sample) % 3
