@@ -1,8 +1,9 @@
-"""Crops and flips as pure functions of the sample's identity.
+"""What a training image looks like, as pure functions of the sample's identity.
 
 Random numbers are keyed by (seed, epoch, shard, sample): no process, thread or rank can change
-what an image looks like. Resizing is torch's antialiased bilinear on uint8 in channels-last
-layout, the fastest exact one measured.
+them. The crop and RandAugment are made here, where the image is decoded; the mirror and the colour
+distortion are only drawn here, and made on the device (device.py). Resizing is torch's antialiased
+bilinear on uint8 in channels-last layout, the fastest exact one measured.
 """
 
 from dataclasses import dataclass
@@ -15,23 +16,35 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from datasets.order import AUGMENT, random_words
+from datasets.region import Box
 
 TRIES = 10
-Box = tuple[int, int, int, int]  # top, left, height, width
+FLIP = 4 * TRIES  # where each purpose's numbers begin; new ones go to the end, the old ones stay
+COLOUR = FLIP + 1
+COLOURS = 5  # brightness, saturation, hue, contrast, order
+OPERATIONS = COLOUR + COLOURS
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Augment:
-    """Random-resized crop (share of the area, width/height ratio) and mirror probability."""
+    """Random-resized crop (share of the area, width/height ratio), mirror probability, strength of
+    the colour distortion (1 is Inception's), RandAugment's number of operations and magnitude."""
 
     area: tuple[float, float] = (0.08, 1.0)
     aspect: tuple[float, float] = (3 / 4, 4 / 3)
     flip: float = 0.5
+    colour: float = 0.0
+    operations: int = 0
+    magnitude: float = 9.0
 
 
-def draw(seed: int, epoch: int, shard: int, sample: int) -> list[float]:
-    """The sample's random numbers in [0, 1): four for each try of a crop, then the flip's."""
-    words = random_words(seed, AUGMENT, epoch, shard, sample, 4 * TRIES + 1)
+def draw(seed: int, epoch: int, shard: int, sample: int, augment: Augment) -> list[float]:
+    """The sample's random numbers in [0, 1): four for each try of a crop, one for the mirror, and
+    where they are used, five for the colour and two for each operation."""
+    count = COLOUR
+    if augment.colour or augment.operations:
+        count = OPERATIONS + 2 * augment.operations
+    words = random_words(seed, AUGMENT, epoch, shard, sample, count)
     return [float(unit) for unit in (words >> np.uint64(11)).astype(np.float64) * 2.0**-53]
 
 
@@ -58,33 +71,39 @@ def center_box(height: int, width: int, fraction: float) -> Box:
     return (height - side) // 2, (width - side) // 2, side, side
 
 
-def crop_resized(image: NDArray[np.uint8], box: Box, size: int, *, is_mirrored: bool) -> Tensor:
+def is_mirrored(numbers: list[float], augment: Augment) -> bool:
+    return numbers[FLIP] < augment.flip
+
+
+def colour_of(numbers: list[float], augment: Augment) -> tuple[float, ...] | None:
+    """(brightness to add, saturation's factor, hue to add in turns, contrast's factor, order of
+    the four): the ranges of TF-slim's inception_preprocessing.distort_color, times the strength;
+    None where there is none."""
+    if not augment.colour:
+        return None
+    strength = augment.colour
+    a, b, c, d, order = numbers[COLOUR : COLOUR + COLOURS]
+    return (
+        strength * (32 / 255) * (2 * a - 1),
+        1 + strength * 0.5 * (2 * b - 1),
+        strength * 0.2 * (2 * c - 1),
+        1 + strength * 0.5 * (2 * d - 1),
+        float(int(4 * order)),
+    )
+
+
+def resized(image: NDArray[np.uint8], box: Box, size: int) -> Tensor:
     """The crop of uint8 (H, W, 3), resized to uint8 (3, size, size) in channels-last layout."""
     top, left, height, width = box
     # The crop as a view with the strides of a channels-last batch of one: torch then resizes it
     # where it lies. Permuting and adding an axis gives the same pixels after a copy.
-    row = 3 * image.shape[1]
+    row = image.strides[0]
     batch = torch.as_strided(
         torch.from_numpy(image),
         (1, 3, height, width),
         (row * image.shape[0], 1, row, 3),
-        top * row + 3 * left,
+        torch.from_numpy(image).storage_offset() + top * row + 3 * left,
     )  # (1, 3, h, w), channels last
-    resized = F.interpolate(
+    return F.interpolate(
         batch, size=(size, size), mode="bilinear", antialias=True, align_corners=False
-    )  # (1, 3, size, size)
-    return (resized.flip(-1) if is_mirrored else resized)[0]
-
-
-def augmented(
-    image: NDArray[np.uint8], augment: Augment, size: int, *, numbers: list[float]
-) -> Tensor:
-    """A training view of uint8 (H, W, 3): uint8 (3, size, size)."""
-    box = crop_box(numbers, image.shape[0], image.shape[1], augment)
-    return crop_resized(image, box, size, is_mirrored=numbers[-1] < augment.flip)
-
-
-def evaluated(image: NDArray[np.uint8], size: int, *, fraction: float) -> Tensor:
-    """The evaluation view of uint8 (H, W, 3): uint8 (3, size, size)."""
-    box = center_box(image.shape[0], image.shape[1], fraction)
-    return crop_resized(image, box, size, is_mirrored=False)
+    )[0]  # (3, size, size)

@@ -6,6 +6,7 @@ PIL takes the rest: other formats, CMYK, images to be turned.
 """
 
 import io
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from PIL import Image, ImageOps
 
 from datasets.errors import ImageError
 from datasets.labels import files_of
+from datasets.region import Box, decode_region
 
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
 JPEG_MAGIC = b"\xff\xd8"
@@ -31,7 +33,7 @@ def decode_image(content: bytes, where: str) -> NDArray[np.uint8]:
     8 bits. Raises ImageError for bytes that are no whole image or too large.
     """
     try:
-        if content[:2] == JPEG_MAGIC and b"Exif\0" not in content[:EXIF_SEARCH_BYTES]:
+        if _is_plain(content):
             height, width, colours, _ = simplejpeg.decode_jpeg_header(content)
             _check_size(height, width, where)
             if colours in PLAIN_JPEG:
@@ -44,6 +46,27 @@ def decode_image(content: bytes, where: str) -> NDArray[np.uint8]:
             f"{where}: got {len(content)} bytes that are no whole image ({type(error).__name__}); "
             "a sample holds a JPEG, PNG or WebP. Replace the file or take the sample out."
         ) from error
+
+
+def decode_crop(
+    content: bytes, choose: Callable[[int, int], Box], where: str
+) -> tuple[NDArray[np.uint8], Box]:
+    """(image, box): the crop that choose(height, width) names lies at `box` of uint8 (H, W, 3).
+
+    The image is no more than the crop where a part can be decoded; the crop's pixels are the same
+    either way. Raises ImageError.
+    """
+    if _is_plain(content):
+        crop = decode_region(content, choose, MAX_PIXELS)
+        if crop is not None:
+            return crop, (0, 0, crop.shape[0], crop.shape[1])
+    image = decode_image(content, where)
+    return image, choose(image.shape[0], image.shape[1])
+
+
+def _is_plain(content: bytes) -> bool:
+    """A JPEG that nothing says to turn."""
+    return content[:2] == JPEG_MAGIC and b"Exif\0" not in content[:EXIF_SEARCH_BYTES]
 
 
 def _check_size(height: int, width: int, where: str) -> None:

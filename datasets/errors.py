@@ -19,3 +19,7 @@ class LabelError(DataError):
 
 class StoreError(Exception):
     """The storage refused or cannot be reached."""
+
+
+class LoaderError(Exception):
+    """A loader process died."""

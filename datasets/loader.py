@@ -1,68 +1,39 @@
-"""Batches for one rank: the samples it works, decoded in threads, in the canonical order."""
+"""Batches for one rank: the samples it works, in the canonical order.
+
+They are decoded in threads of the rank's own process or, with `workers`, in processes beside it.
+Neither their number nor the world size changes what a batch holds.
+"""
 
 import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterator
 from itertools import count
 from types import TracebackType
 from typing import Any, Self
 
-import numpy as np
-from numpy.typing import NDArray
-from torch import Tensor
-
-from datasets.augment import Augment, augmented, draw, evaluated
+from datasets.augment import Augment
 from datasets.batch import Damages, MicroBatch, View, empty_batch, fill_slot
-from datasets.decode import decode_image, find_image
-from datasets.errors import DataError
 from datasets.manifest import Manifest
-from datasets.order import (
-    Order,
-    Window,
-    eval_batches_of_rank,
-    micro_batch_positions,
-    micro_batches_of_rank,
-)
+from datasets.order import Order, eval_batches_of_rank
+from datasets.processes import views_of_processes
+from datasets.share import Share
 from datasets.store import Store
-from datasets.stream import (
-    Sample,
-    Samples,
-    Ticket,
-    build_pipeline,
-    fetch_window,
-    in_threads,
-    stream,
-    train_tickets,
-)
+from datasets.views import EvalViews, Reader, TrainViews
 
-FETCHES = 4  # windows fetched at once, of one rank
 STEPS_AHEAD = 2
 
 
 class _Loader:
-    """The threads of a loader, and their end.
+    """What both loaders share: waiting is counted, damage is skipped or raised, threads end.
 
     is_skipping: a damaged sample keeps its place in its batch with weight zero and a black image,
     and is counted in `damages`; otherwise its DataError is raised at its place.
     """
 
-    def __init__(
-        self,
-        store: Store,
-        manifest: Manifest,
-        *,
-        threads: int,
-        is_skipping: bool,
-        see: Callable[[NDArray[np.uint8], Sample], Tensor],
-    ) -> None:
-        self.manifest = manifest
+    def __init__(self, *, is_skipping: bool) -> None:
         self.damages = Damages()
-        self._is_skipping = is_skipping
-        self._see = see  # uint8 (H, W, 3) of a sample -> the view the network gets
         self.wait_s = 0.0  # seconds that the consumer waited for data
-        self._store = store
-        self._fetchers = ThreadPoolExecutor(FETCHES, thread_name_prefix="fetch")
-        self._decoders = ThreadPoolExecutor(threads, thread_name_prefix="decode")
+        self._is_skipping = is_skipping
+        self._open: list[Any] = []  # what close() ends
 
     def __enter__(self) -> Self:
         return self
@@ -76,12 +47,16 @@ class _Loader:
         self.close()
 
     def close(self) -> None:
-        """Ends every thread of this loader; what they had begun is dropped."""
-        for pool in (self._decoders, self._fetchers):
-            pool.shutdown(wait=True, cancel_futures=True)
+        """Ends every thread and process of this loader; what they had begun is dropped."""
+        while self._open:
+            self._open.pop().close()
 
-    def _fetch(self, window: Window) -> "Future[Samples]":
-        return self._fetchers.submit(fetch_window, self._store, self.manifest, window)
+    def _checked(self, view: View) -> View:
+        if view.error is not None:
+            if not self._is_skipping:
+                raise view.error
+            self.damages.add(view.error)
+        return view
 
     def _waited(self, items: Iterator[Any]) -> Iterator[Any]:
         """The items, with the time spent waiting for each counted."""
@@ -93,28 +68,13 @@ class _Loader:
                 return
             yield item
 
-    def _decode(self, sample: Sample) -> View:
-        """A pipeline stage's work on one sample, in a decoding thread."""
-        shard, number = sample["__shard__"], sample["__sample__"]
-        where = f"{self.manifest.shard_url(shard)}:{sample['__key__']}"
-        try:
-            if "__damage__" in sample:
-                raise sample["__damage__"]
-            image = decode_image(find_image(sample, where), where)
-            target = self.manifest.class_of(sample, where)
-        except DataError as error:
-            if not self._is_skipping:
-                raise
-            self.damages.add(error)
-            return View(None, 0, shard, number)
-        return View(self._see(image, sample), target, shard, number)
-
 
 class TrainLoader(_Loader):
     """Endless training steps: each item is this rank's list of micro-batches of one step.
 
-    start_position: global samples of finished steps, a multiple of the global batch. Iterating
-    raises DataError or StoreError at the step that holds the bad sample.
+    workers: loader processes; 0 decodes in `threads` threads of this one. start_position: global
+    samples of finished steps, a multiple of the global batch. Iterating raises DataError,
+    StoreError or LoaderError at the step that holds the bad sample.
     """
 
     def __init__(
@@ -129,67 +89,58 @@ class TrainLoader(_Loader):
         micro_batch_size: int,
         input_size: int,
         augment: Augment,
+        workers: int = 0,
         threads: int = 1,
         is_skipping: bool = False,
         start_position: int = 0,
     ) -> None:
-        super().__init__(
-            store, manifest, threads=threads, is_skipping=is_skipping, see=self._augmented
-        )
+        super().__init__(is_skipping=is_skipping)
         assert start_position % global_batch_size == 0, "steps begin at whole batches"
-        self._order = order
-        self._input_size = input_size
-        self._augment = augment
-        self._global_batch = global_batch_size
-        self._micro_batch = micro_batch_size
-        self._first_step = start_position // global_batch_size
-        self._indices = micro_batches_of_rank(
-            rank,
-            world_size=world_size,
-            num_micro_batches=global_batch_size // micro_batch_size,
+        self._workers, self._threads = workers, threads
+        self._views = TrainViews(
+            store=store,
+            manifest=manifest,
+            order=order,
+            share=Share(
+                rank=rank,
+                world_size=world_size,
+                global_batch_size=global_batch_size,
+                micro_batch_size=micro_batch_size,
+            ),
+            augment=augment,
+            input_size=input_size,
+            first_step=start_position // global_batch_size,
         )
 
     def __iter__(self) -> Iterator[list[MicroBatch]]:
-        a_step = self._micro_batch * len(self._indices)
-        tickets = train_tickets(self._positions(), self._order, self._fetch)
-        return self._waited(
-            build_pipeline(
-                stream(tickets, lookahead=STEPS_AHEAD * a_step),
-                in_threads(self._decode, self._decoders, ahead=STEPS_AHEAD * a_step),
-                self._assemble,
+        share = self._views.share
+        if not share.indices:
+            made: Iterator[View] = iter(())
+        elif self._workers:
+            made = views_of_processes(self._views, self._workers, steps_ahead=STEPS_AHEAD)
+            self._open.append(made)
+        else:
+            reader = Reader(self._views.store, self._views.manifest, threads=self._threads)
+            self._open.append(reader)
+            made = self._views.steps(
+                reader,
+                fetch_ahead=STEPS_AHEAD,
+                decode_ahead=STEPS_AHEAD * len(share.indices) * share.micro_batch_size,
             )
-        )
-
-    def _step_positions(self, step: int) -> "np.ndarray[Any, np.dtype[np.int64]]":
-        """Positions of this rank's micro-batches: int64 (micro-batches, micro_batch_size)."""
-        return np.stack(
-            [
-                micro_batch_positions(
-                    step, j, global_batch=self._global_batch, micro_batch=self._micro_batch
-                )
-                for j in self._indices
-            ]
-        )
-
-    def _positions(self) -> Iterator[int]:
-        """Ascending within a step, so that each lane is walked forwards."""
-        for step in count(self._first_step):
-            yield from np.sort(self._step_positions(step), axis=None).tolist()
-
-    def _augmented(self, image: NDArray[np.uint8], sample: Sample) -> Tensor:
-        numbers = draw(
-            self._order.seed, sample["__epoch__"], sample["__shard__"], sample["__sample__"]
-        )
-        return augmented(image, self._augment, self._input_size, numbers=numbers)
+        return self._waited(self._assemble(made))
 
     def _assemble(self, views: Iterator[View]) -> Iterator[list[MicroBatch]]:
-        """A pipeline stage: the sorted views of a step into its micro-batches."""
-        for step in count(self._first_step):
-            positions = self._step_positions(step)
-            batches = [empty_batch(j, self._micro_batch, self._input_size) for j in self._indices]
-            for place in np.argsort(positions, axis=None, kind="stable").tolist():
-                row, slot = divmod(place, self._micro_batch)
-                fill_slot(batches[row], slot, next(views))
+        """The views of each step into its micro-batches."""
+        share, size = self._views.share, self._views.input_size
+        micro_batch = share.micro_batch_size
+        for step in count(self._views.first_step):
+            batches = [
+                empty_batch(j, micro_batch, size, has_colours=bool(self._views.augment.colour))
+                for j in share.indices
+            ]
+            for place in share.places(step, self._views.order).tolist():
+                row, slot = divmod(place, micro_batch)
+                fill_slot(batches[row], slot, self._checked(next(views)))
             yield batches
 
 
@@ -213,13 +164,10 @@ class EvalLoader(_Loader):
         threads: int = 1,
         is_skipping: bool = False,
     ) -> None:
-        super().__init__(
-            store, manifest, threads=threads, is_skipping=is_skipping, see=self._centred
-        )
-        self._input_size = input_size
-        self._crop = crop
+        super().__init__(is_skipping=is_skipping)
+        self._store, self._threads = store, threads
+        self._views = EvalViews(manifest=manifest, input_size=input_size, crop=crop)
         self._batch_size = batch_size
-        self._starts = np.concatenate([[0], np.cumsum(manifest.samples_per_shard)])
         self._batches = eval_batches_of_rank(
             rank,
             world_size=world_size,
@@ -229,34 +177,18 @@ class EvalLoader(_Loader):
 
     def __iter__(self) -> Iterator[MicroBatch]:
         ahead = STEPS_AHEAD * self._batch_size
+        reader = Reader(self._store, self._views.manifest, threads=self._threads)
+        self._open.append(reader)
+        tickets = self._views.tickets(self._batches, reader)
         return self._waited(
-            build_pipeline(
-                stream(self._tickets(), lookahead=ahead),
-                in_threads(self._decode, self._decoders, ahead=ahead),
-                self._assemble,
+            self._assemble(
+                reader.views(tickets, self._views.look, fetch_ahead=ahead, decode_ahead=ahead)
             )
         )
 
-    def _tickets(self) -> Iterator[Ticket]:
-        for first, size in self._batches:
-            positions = np.arange(first, first + size)
-            shards = np.searchsorted(self._starts, positions, side="right") - 1
-            samples = np.stack([shards, positions - self._starts[shards]], axis=1)
-            runs = tuple(
-                (int(shard), int(rows[0, 1]), len(rows))
-                for shard in np.unique(shards)
-                for rows in [samples[shards == shard]]
-            )
-            future = self._fetch(Window(0, runs, samples))
-            for position, (shard, sample) in zip(positions.tolist(), samples.tolist(), strict=True):
-                yield Ticket(position, 0, shard, sample, future)
-
-    def _centred(self, image: NDArray[np.uint8], sample: Sample) -> Tensor:
-        return evaluated(image, self._input_size, fraction=self._crop)
-
     def _assemble(self, views: Iterator[View]) -> Iterator[MicroBatch]:
         for number, (_, size) in enumerate(self._batches):
-            batch = empty_batch(number, self._batch_size, self._input_size)
-            for slot in range(size):
-                fill_slot(batch, slot, next(views))
+            batch = empty_batch(number, self._batch_size, self._views.input_size)
+            for slot in range(self._batch_size):
+                fill_slot(batch, slot, self._checked(next(views)) if slot < size else None)
             yield batch

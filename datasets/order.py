@@ -17,6 +17,7 @@ permutation is the stable argsort of such words.
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -87,6 +88,11 @@ class Order:
                 "one. Pack it again."
             )
         object.__setattr__(self, "_epoch", lru_cache(maxsize=3)(self._lay_out))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Travels to loader processes without its cache."""
+        values = self.seed, self.samples_per_shard, self.num_lanes, self.pieces, self.slices
+        return _rebuild, values
 
     def lane_length(self, lane: int) -> int:
         """Samples of a lane: the first N % L lanes hold one more."""
@@ -166,6 +172,12 @@ class Order:
         )
         words = random_words(self.seed, _WINDOWS, epoch, lane, place, size)
         return np.asarray(samples[np.argsort(words, kind="stable")], dtype=np.int64)
+
+
+def _rebuild(seed: int, counts: Ints, num_lanes: int, pieces: int, slices: int) -> Order:
+    return Order(
+        seed=seed, samples_per_shard=counts, num_lanes=num_lanes, pieces=pieces, slices=slices
+    )
 
 
 def micro_batch_positions(step: int, index: int, *, global_batch: int, micro_batch: int) -> Ints:

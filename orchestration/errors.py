@@ -6,7 +6,7 @@ Errors carry that line as their only argument, so they cross process borders (pi
 
 from typing import ClassVar
 
-from datasets.errors import DataError, StoreError
+from datasets.errors import DataError, LoaderError, StoreError
 from inception.errors import ModelError
 
 
@@ -35,7 +35,7 @@ class TrainingError(RayceptionError):
 
 
 # What a person is told in one line, whichever package says it.
-TOLD_IN_ONE_LINE = (RayceptionError, DataError, StoreError, ModelError)
+TOLD_IN_ONE_LINE = (RayceptionError, DataError, StoreError, LoaderError, ModelError)
 
 
 def exit_code_of(error: BaseException) -> int:
@@ -44,6 +44,6 @@ def exit_code_of(error: BaseException) -> int:
         return error.exit_code
     if isinstance(error, DataError | ModelError):
         return JobError.exit_code
-    if isinstance(error, StoreError):
+    if isinstance(error, StoreError | LoaderError):
         return ServiceError.exit_code
     return TrainingError.exit_code

@@ -27,13 +27,20 @@ class Shuffle:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Augmentation:
-    """Random-resized crop and flip of a training image, keyed by (seed, epoch, sample)."""
+    """What a training image looks like, keyed by (seed, epoch, sample)."""
 
     # Smallest and largest share of the image's area, and width/height ratio, of the crop.
     area: tuple[float, float] = (0.08, 1.0)
     aspect: tuple[float, float] = (0.75, 1.3333)
     # Probability of a mirrored image.
     flip: float = 0.5
+    # Strength of Inception's colour distortion (brightness, saturation, hue, contrast): 0 is none,
+    # 1 is TF-slim's. Made on the device.
+    colour: float = 0.0
+    # RandAugment (arXiv 1909.13719): how many of its fourteen operations, and how strong, 0 to 10.
+    # Made on the CPU.
+    rand_operations: int = 0
+    rand_magnitude: float = 9.0
 
     def __post_init__(self) -> None:
         low, high = self.area
@@ -49,6 +56,9 @@ class Augmentation:
                 "0 < smallest <= largest. Write [0.75, 1.3333], the usual choice."
             )
         within("data.augment.flip", self.flip, 0.0, 1.0)
+        within("data.augment.colour", self.colour, 0.0, 1.0)
+        within("data.augment.rand_operations", self.rand_operations, 0, 14)
+        within("data.augment.rand_magnitude", self.rand_magnitude, 0.0, 10.0)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -74,8 +84,9 @@ class Data:
     # Damaged samples that an attempt skips over all ranks before it stops; each keeps its place in
     # its batch with weight zero. 0: the first one stops the run.
     max_damaged: int = 0
-    # Decoding threads of one rank.
-    loader_workers: int = 1
+    # Processes of one rank that decode for training; 0: a thread of the rank's own process. Left
+    # out: one less than cluster.cpus_per_worker beside a GPU, none on a CPU.
+    loader_workers: int | None = None
     # Share of the shorter side that the central square of an evaluation image takes.
     eval_crop: float = 0.875
     shuffle: Shuffle = field(default_factory=Shuffle)
@@ -103,7 +114,8 @@ class Data:
         at_least("data.global_batch_size", self.global_batch_size, 1)
         at_least("data.micro_batch_size", self.micro_batch_size, 2)
         at_least("data.max_damaged", self.max_damaged, 0)
-        at_least("data.loader_workers", self.loader_workers, 1)
+        if self.loader_workers is not None:
+            at_least("data.loader_workers", self.loader_workers, 0)
         within("data.eval_crop", self.eval_crop, 0.01, 1.0)
         if self.global_batch_size % self.micro_batch_size:
             near = max(1, self.global_batch_size // self.micro_batch_size) * self.micro_batch_size

@@ -38,6 +38,7 @@ class Plan:
     warmup_steps: int
     epoch_ends: tuple[int, ...]  # the step after which each epoch's samples have all been seen
     eval_batch_size: int
+    loader_workers: int  # processes of a rank that decode for training
     parameters: int  # with the side head
     side_head_parameters: int
     multiply_adds: int  # of one image, forward, without the side head
@@ -81,6 +82,13 @@ def learning_rate_at(job: Job, plan: Plan, step: int) -> float:
         every_epochs=schedule.every_epochs,
         warmup_epochs=schedule.warmup_epochs,
     )
+
+
+def count_loader_workers(job: Job) -> int:
+    """As stated; else the cores that a rank beside a GPU has over its own, none on a CPU."""
+    if job.data.loader_workers is not None:
+        return job.data.loader_workers
+    return job.cluster.cpus_per_worker - 1 if job.cluster.accelerator.is_gpu else 0
 
 
 def make_plan(job: Job, *, train_samples: int, val_samples: int) -> Plan:
@@ -132,6 +140,7 @@ def make_plan(job: Job, *, train_samples: int, val_samples: int) -> Plan:
         warmup_steps=round(job.schedule.warmup_epochs * train_samples / batch),
         epoch_ends=tuple(ends),
         eval_batch_size=job.data.micro_batch_size,
+        loader_workers=count_loader_workers(job),
         parameters=cost.parameters,
         side_head_parameters=cost.side_head_parameters,
         multiply_adds=cost.multiply_adds,

@@ -19,6 +19,7 @@ import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
 from datasets.augment import Augment
+from datasets.device import on_device
 from datasets.loader import EvalLoader, TrainLoader
 from datasets.manifest import Manifest, load_manifest
 from datasets.order import Order
@@ -149,8 +150,15 @@ class Rank:
                 global_batch_size=plan.global_batch_size,
                 micro_batch_size=plan.micro_batch_size,
                 input_size=job.model.input_size,
-                augment=Augment(area=augment.area, aspect=augment.aspect, flip=augment.flip),
-                threads=job.data.loader_workers,
+                augment=Augment(
+                    area=augment.area,
+                    aspect=augment.aspect,
+                    flip=augment.flip,
+                    colour=augment.colour,
+                    operations=augment.rand_operations,
+                    magnitude=augment.rand_magnitude,
+                ),
+                workers=plan.loader_workers,
                 is_skipping=job.data.max_damaged > 0,
                 start_position=self.step * plan.global_batch_size,
             ) as loader:
@@ -170,7 +178,7 @@ class Rank:
             result = train_step(
                 self.ddp,
                 self.optimizer,
-                next(batches),
+                [on_device(batch, self.device) for batch in next(batches)],
                 num_micro_batches=plan.num_micro_batches,
                 world_size=self.world_size,
                 seed=job.seed,
@@ -254,7 +262,7 @@ class Rank:
             batch_size=self.plan.eval_batch_size,
             input_size=self.job.model.input_size,
             crop=self.job.data.eval_crop,
-            threads=self.job.data.loader_workers,
+            threads=max(1, self.plan.loader_workers),
             is_skipping=self.job.data.max_damaged > 0,
         ) as loader:
             scores = evaluate(self.model, loader, self.device, self.autocast)

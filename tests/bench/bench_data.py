@@ -28,7 +28,7 @@ from rich.console import Console
 from rich.table import Table
 from torch.utils.data import DataLoader, Dataset, default_collate
 
-from datasets.augment import Augment, crop_box, draw
+from datasets.augment import Augment, crop_box, draw, is_mirrored
 from datasets.decode import decode_image
 from datasets.loader import TrainLoader
 from datasets.manifest import Manifest
@@ -64,12 +64,12 @@ def make_images(count: int) -> Iterator[bytes]:
 
 def usual_transform(image: Image.Image, number: int) -> torch.Tensor:
     """What the usual transforms do: crop and resize in PIL, flip, float tensor, normalise."""
-    numbers = draw(0, 0, 0, number)
+    numbers = draw(0, 0, 0, number, AUGMENT)
     top, left, height, width = crop_box(numbers, image.height, image.width, AUGMENT)
     image = image.resize(
         (PIXELS, PIXELS), Image.Resampling.BILINEAR, box=(left, top, left + width, top + height)
     )
-    if numbers[-1] < AUGMENT.flip:
+    if is_mirrored(numbers, AUGMENT):
         image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     array = torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
     return (array.float() / 255 - 0.5) / 0.5

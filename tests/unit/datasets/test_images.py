@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from datasets import decode
-from datasets.augment import Augment, augmented, center_box, crop_box, draw, evaluated
+from datasets.augment import Augment, center_box, crop_box, draw, is_mirrored, resized
 from datasets.decode import decode_image
 from datasets.errors import DataError
 
@@ -77,7 +77,7 @@ def test_decompression_bomb_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     low=st.floats(0.01, 1.0),
 )  # fmt: skip
 def test_crop_lies_within_the_image(height: int, width: int, seed: int, low: float) -> None:
-    numbers = draw(seed, 1, 2, 3)
+    numbers = draw(seed, 1, 2, 3, Augment())
     top, left, h, w = crop_box(numbers, height, width, Augment(area=(low, 1.0)))
     assert 0 <= top <= top + h <= height
     assert 0 <= left <= left + w <= width
@@ -89,7 +89,7 @@ def test_crop_areas_are_spread_over_the_range() -> None:
     augment = Augment(area=(0.25, 1.0), aspect=(0.8, 1.25))
     shares = []
     for sample in range(500):
-        _, _, h, w = crop_box(draw(0, 0, 0, sample), 300, 400, augment)
+        _, _, h, w = crop_box(draw(0, 0, 0, sample, augment), 300, 400, augment)
         shares.append(h * w / 120_000)
         assert 0.78 < w / h < 1.35
     assert 0.24 < min(shares) < 0.3
@@ -97,31 +97,27 @@ def test_crop_areas_are_spread_over_the_range() -> None:
     assert 0.5 < float(np.mean(shares)) < 0.7
 
 
-def test_view_depends_on_the_sample_alone() -> None:
-    image = np.array(Image.effect_noise((40, 30), 90).convert("RGB"))
-    first = augmented(image, Augment(), 20, numbers=draw(1, 2, 3, 4))
+def test_numbers_depend_on_the_sample_alone_and_new_ones_move_none() -> None:
+    plain = draw(1, 2, 3, 4, Augment())
     torch.manual_seed(9)
-    assert torch.equal(first, augmented(image, Augment(), 20, numbers=draw(1, 2, 3, 4)))
-    assert not torch.equal(first, augmented(image, Augment(), 20, numbers=draw(1, 3, 3, 4)))
-    assert first.shape == (3, 20, 20)
-    assert first.dtype == torch.uint8
+    assert plain == draw(1, 2, 3, 4, Augment())
+    assert plain != draw(1, 3, 3, 4, Augment())
+    for more in (Augment(colour=1.0), Augment(operations=3), Augment(colour=1.0, operations=3)):
+        assert draw(1, 2, 3, 4, more)[: len(plain)] == plain
 
 
-def test_mirror_is_a_mirror() -> None:
-    image = np.array(Image.effect_noise((24, 24), 90).convert("RGB"))
-    whole = {"area": (1.0, 1.0), "aspect": (1.0, 1.0)}
-    numbers = draw(0, 0, 0, 0)
-    plain = augmented(image, Augment(flip=0.0, **whole), 24, numbers=numbers)
-    mirrored = augmented(image, Augment(flip=1.0, **whole), 24, numbers=numbers)
-    assert torch.equal(plain.flip(-1), mirrored)
-    assert torch.equal(plain, torch.from_numpy(image.copy()).permute(2, 0, 1))
+def test_mirrors_are_drawn_as_often_as_asked() -> None:
+    for flip in (0.0, 0.25, 1.0):
+        augment = Augment(flip=flip)
+        share = np.mean([is_mirrored(draw(0, 0, 0, i, augment), augment) for i in range(800)])
+        assert abs(share - flip) < 0.05
 
 
 def test_resize_is_pils_antialiased_one() -> None:
     image = Image.effect_noise((300, 260), 60).convert("RGB")
     box = center_box(260, 300, 0.875)
     top, left, h, w = box
-    ours = evaluated(np.array(image), 75, fraction=0.875).permute(1, 2, 0).numpy().astype(float)
+    ours = resized(np.array(image), box, 75).permute(1, 2, 0).numpy().astype(float)
     cropped = image.crop((left, top, left + w, top + h))
     theirs = np.asarray(cropped.resize((75, 75), Image.Resampling.BILINEAR)).astype(float)
     psnr = 10 * np.log10(255**2 / np.mean((ours - theirs) ** 2))

@@ -58,6 +58,7 @@ def assert_same(one: list[dict[int, MicroBatch]], other: list[dict[int, MicroBat
             assert torch.equal(a[j].samples, b[j].samples)
             assert torch.equal(a[j].images, b[j].images)
             assert torch.equal(a[j].targets, b[j].targets)
+            assert torch.equal(a[j].mirrored, b[j].mirrored)
 
 
 # 4 and 5 ranks do not divide the six micro-batches; 33 steps run on into the second epoch.
@@ -252,10 +253,9 @@ def test_skipped_damage_keeps_every_place(packed: Packed, tmp_path: Path, world_
                     seen += int(lost.sum())
             skipped += loader.damages.counts
             assert len(loader.damages.first) <= 5
-    # Threads run ahead of the 29 steps, so the counts may hold a few of the next.
-    assert skipped["ImageError"] >= 1
-    assert skipped["LabelError"] >= 1
-    assert skipped.total() >= seen >= 90
+    assert skipped["ImageError"] <= 1
+    assert skipped["LabelError"] <= 1
+    assert skipped.total() == seen >= 90  # of these steps alone, though threads run ahead
     with pytest.raises(DataError), steps_of(store, made) as loader:
         list(islice(loader, 29))
 
