@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn import functional as F
 
 from datasets.order import AUGMENT, random_words
 from datasets.region import Box
@@ -92,18 +91,20 @@ def colour_of(numbers: list[float], augment: Augment) -> tuple[float, ...] | Non
     )
 
 
-def resized(image: NDArray[np.uint8], box: Box, size: int) -> Tensor:
-    """The crop of uint8 (H, W, 3), resized to uint8 (3, size, size) in channels-last layout."""
+def resize_into(target: Tensor, image: NDArray[np.uint8], box: Box) -> None:
+    """The crop of uint8 (H, W, 3), resized into `target`, uint8 (1, 3, S, S) in channels-last
+    layout."""
     top, left, height, width = box
     # The crop as a view with the strides of a channels-last batch of one: torch then resizes it
-    # where it lies. Permuting and adding an axis gives the same pixels after a copy.
+    # where it lies, and right into the batch. Permuting and adding an axis gives the same pixels
+    # after a copy, and so does F.interpolate, whose result has to be copied to its place.
     row = image.strides[0]
     batch = torch.as_strided(
         torch.from_numpy(image),
         (1, 3, height, width),
         (row * image.shape[0], 1, row, 3),
-        torch.from_numpy(image).storage_offset() + top * row + 3 * left,
+        top * row + 3 * left,
     )  # (1, 3, h, w), channels last
-    return F.interpolate(
-        batch, size=(size, size), mode="bilinear", antialias=True, align_corners=False
-    )[0]  # (3, size, size)
+    torch.ops.aten._upsample_bilinear2d_aa.out(
+        batch, target.shape[2:], False, None, None, out=target
+    )

@@ -26,7 +26,7 @@ PIL_FORMATS = ("JPEG", "PNG", "WEBP")  # nothing else of what PIL can open is ta
 MAX_PIXELS = 100_000_000  # a decompression bomb's guard: 300 MB of RGB
 
 
-def decode_image(content: bytes, where: str) -> NDArray[np.uint8]:
+def decode_image(content: bytes | memoryview, where: str) -> NDArray[np.uint8]:
     """uint8 (H, W, 3) RGB of a JPEG, PNG or WebP of any mode, turned as its EXIF says.
 
     Grey, palette, CMYK and alpha become RGB (alpha over white), 16-bit samples keep their upper
@@ -49,7 +49,7 @@ def decode_image(content: bytes, where: str) -> NDArray[np.uint8]:
 
 
 def decode_crop(
-    content: bytes, choose: Callable[[int, int], Box], where: str
+    content: bytes | memoryview, choose: Callable[[int, int], Box], where: str
 ) -> tuple[NDArray[np.uint8], Box]:
     """(image, box): the crop that choose(height, width) names lies at `box` of uint8 (H, W, 3).
 
@@ -64,9 +64,10 @@ def decode_crop(
     return image, choose(image.shape[0], image.shape[1])
 
 
-def _is_plain(content: bytes) -> bool:
+def _is_plain(content: bytes | memoryview) -> bool:
     """A JPEG that nothing says to turn."""
-    return content[:2] == JPEG_MAGIC and b"Exif\0" not in content[:EXIF_SEARCH_BYTES]
+    beginning = bytes(content[:EXIF_SEARCH_BYTES])
+    return beginning[:2] == JPEG_MAGIC and b"Exif\0" not in beginning
 
 
 def _check_size(height: int, width: int, where: str) -> None:
@@ -88,11 +89,12 @@ def _rgb(image: Image.Image) -> Image.Image:
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
-def find_image(sample: dict[str, Any], where: str) -> bytes:
-    """The sample's image bytes. Raises ImageError where it has none."""
+def find_image(sample: dict[str, Any], where: str) -> bytes | memoryview:
+    """The sample's image file. Raises ImageError where it has none."""
     for extension in IMAGE_EXTENSIONS:
         if extension in sample:
-            return bytes(sample[extension])
+            found: bytes | memoryview = sample[extension]
+            return found
     raise ImageError(
         f"{where}: got {files_of(sample)}; a sample has an image, "
         f".{' or .'.join(IMAGE_EXTENSIONS)}. "

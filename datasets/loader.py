@@ -6,15 +6,14 @@ Neither their number nor the world size changes what a batch holds.
 
 import time
 from collections.abc import Iterator
-from itertools import count
 from types import TracebackType
 from typing import Any, Self
 
 from datasets.augment import Augment
-from datasets.batch import Damages, MicroBatch, View, empty_batch, fill_slot
+from datasets.batch import Damages, MicroBatch, Rows
 from datasets.manifest import Manifest
 from datasets.order import Order, eval_batches_of_rank
-from datasets.processes import views_of_processes
+from datasets.processes import steps_of_processes
 from datasets.share import Share
 from datasets.store import Store
 from datasets.views import EvalViews, Reader, TrainViews
@@ -51,12 +50,13 @@ class _Loader:
         while self._open:
             self._open.pop().close()
 
-    def _checked(self, view: View) -> View:
-        if view.error is not None:
+    def _checked(self, rows: Rows) -> Rows:
+        """Raises the first damaged row's error, or counts them all."""
+        for row in sorted(rows.errors):
             if not self._is_skipping:
-                raise view.error
-            self.damages.add(view.error)
-        return view
+                raise rows.errors[row]
+            self.damages.add(rows.errors[row])
+        return rows
 
     def _waited(self, items: Iterator[Any]) -> Iterator[Any]:
         """The items, with the time spent waiting for each counted."""
@@ -113,35 +113,21 @@ class TrainLoader(_Loader):
         )
 
     def __iter__(self) -> Iterator[list[MicroBatch]]:
-        share = self._views.share
-        if not share.indices:
-            made: Iterator[View] = iter(())
-        elif self._workers:
-            made = views_of_processes(self._views, self._workers, steps_ahead=STEPS_AHEAD)
+        if not self._views.share.indices:  # more ranks than micro-batches
+            return iter(lambda: [], None)
+        if self._workers:
+            made = steps_of_processes(self._views, self._workers, steps_ahead=STEPS_AHEAD)
             self._open.append(made)
         else:
             reader = Reader(self._views.store, self._views.manifest, threads=self._threads)
             self._open.append(reader)
-            made = self._views.steps(
-                reader,
-                fetch_ahead=STEPS_AHEAD,
-                decode_ahead=STEPS_AHEAD * len(share.indices) * share.micro_batch_size,
-            )
-        return self._waited(self._assemble(made))
+            made = self._views.steps(reader, steps_ahead=STEPS_AHEAD)
+        return self._waited(self._cut(made))
 
-    def _assemble(self, views: Iterator[View]) -> Iterator[list[MicroBatch]]:
-        """The views of each step into its micro-batches."""
-        share, size = self._views.share, self._views.input_size
-        micro_batch = share.micro_batch_size
-        for step in count(self._views.first_step):
-            batches = [
-                empty_batch(j, micro_batch, size, has_colours=bool(self._views.augment.colour))
-                for j in share.indices
-            ]
-            for place in share.places(step, self._views.order).tolist():
-                row, slot = divmod(place, micro_batch)
-                fill_slot(batches[row], slot, self._checked(next(views)))
-            yield batches
+    def _cut(self, steps: Iterator[Rows]) -> Iterator[list[MicroBatch]]:
+        share = self._views.share
+        for rows in steps:
+            yield self._checked(rows).micro_batches(share.indices, share.micro_batch_size)
 
 
 class EvalLoader(_Loader):
@@ -166,29 +152,24 @@ class EvalLoader(_Loader):
     ) -> None:
         super().__init__(is_skipping=is_skipping)
         self._store, self._threads = store, threads
-        self._views = EvalViews(manifest=manifest, input_size=input_size, crop=crop)
-        self._batch_size = batch_size
-        self._batches = eval_batches_of_rank(
-            rank,
-            world_size=world_size,
-            num_samples=manifest.num_samples,
+        self._views = EvalViews(
+            manifest=manifest,
+            batches=eval_batches_of_rank(
+                rank,
+                world_size=world_size,
+                num_samples=manifest.num_samples,
+                batch_size=batch_size,
+            ),
             batch_size=batch_size,
+            input_size=input_size,
+            crop=crop,
         )
 
     def __iter__(self) -> Iterator[MicroBatch]:
-        ahead = STEPS_AHEAD * self._batch_size
         reader = Reader(self._store, self._views.manifest, threads=self._threads)
         self._open.append(reader)
-        tickets = self._views.tickets(self._batches, reader)
-        return self._waited(
-            self._assemble(
-                reader.views(tickets, self._views.look, fetch_ahead=ahead, decode_ahead=ahead)
-            )
-        )
+        return self._waited(self._cut(self._views.fill(reader, batches_ahead=STEPS_AHEAD)))
 
-    def _assemble(self, views: Iterator[View]) -> Iterator[MicroBatch]:
-        for number, (_, size) in enumerate(self._batches):
-            batch = empty_batch(number, self._batch_size, self._views.input_size)
-            for slot in range(self._batch_size):
-                fill_slot(batch, slot, self._checked(next(views)) if slot < size else None)
-            yield batch
+    def _cut(self, batches: Iterator[Rows]) -> Iterator[MicroBatch]:
+        for number, rows in enumerate(batches):
+            yield from self._checked(rows).micro_batches([number], self._views.batch_size)

@@ -14,6 +14,7 @@ Philox words (their stream is fixed by numpy's promise, unlike Generator's metho
 permutation is the stable argsort of such words.
 """
 
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -32,8 +33,31 @@ _SHARDS, _CUTS, _WINDOWS, AUGMENT = range(4)
 
 def random_words(seed: int, purpose: int, a: int, b: int, c: int, count: int) -> NDArray[np.uint64]:
     """`count` uint64 words of the Philox stream keyed (seed, purpose) at (a, b, c)."""
-    generator = np.random.Philox(key=[seed, purpose], counter=[0, a, b, c])
+    # A new generator would ask the system for entropy that its key then replaces: a system call a
+    # sample. One generator a thread is set to the key and counter instead.
+    generator = _generator()
+    generator.state = {
+        "bit_generator": "Philox",
+        "state": {
+            "counter": np.array([0, a, b, c], dtype=np.uint64),
+            "key": np.array([seed, purpose], dtype=np.uint64),
+        },
+        "buffer": np.zeros(4, dtype=np.uint64),
+        "buffer_pos": 4,  # used up: the next word is the first of the counter
+        "has_uint32": 0,
+        "uinteger": 0,
+    }
     return np.asarray(generator.random_raw(count), dtype=np.uint64)
+
+
+_threads = threading.local()
+
+
+def _generator() -> np.random.Philox:
+    found: np.random.Philox | None = getattr(_threads, "generator", None)
+    if found is None:
+        found = _threads.generator = np.random.Philox(0)
+    return found
 
 
 def _unit(word: np.uint64) -> float:

@@ -1,7 +1,7 @@
 """Loader processes beside a rank, on torch's DataLoader: decoding does not hold the interpreter
 lock that the training loop needs.
 
-Each process makes the views of its part of every step and sends them through shared memory; the
+Each process makes the rows of its part of every step and sends them through shared memory; the
 parts of a step come back in the parts' order, whichever process is faster. A process that dies is
 noticed within five seconds (DataLoader's own check), one whose rank dies ends itself as fast.
 """
@@ -10,18 +10,19 @@ import multiprocessing
 import warnings
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import count
 from typing import Any
 
-import torch
-from torch import Tensor
+import numpy as np
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from datasets.batch import View
+from datasets.batch import Rows
 from datasets.errors import LoaderError
 from datasets.views import Reader, TrainViews
 
-# (images of the views that have one, the views without them) or what ended the process' work.
-Parcel = tuple[Tensor, list[View]] | Exception
+FETCH_STEPS = 2  # of a process, ahead of what it decodes
+# The rows of a process' part of a step, or what ended its work.
+Parcel = Rows | Exception
 
 
 class _Parts(IterableDataset[Parcel]):
@@ -35,15 +36,11 @@ class _Parts(IterableDataset[Parcel]):
         assert info is not None, "runs in a loader process"
         share = replace(self._views.share, part=info.id, parts=info.num_workers)
         views = replace(self._views, share=share)
-        reader = Reader(views.store, views.manifest, threads=1)
+        # Decoded in this thread: handing over between threads costs, and nothing else is to be done
+        # meanwhile. Steps decoded ahead are DataLoader's.
+        reader = Reader(views.store, views.manifest, threads=0)
         try:
-            # One image is decoded while the one before is taken; steps ahead are DataLoader's.
-            made = views.steps(reader, fetch_ahead=2, decode_ahead=2)
-            step = views.first_step
-            while True:
-                size = len(share.places(step, views.order))
-                yield _parcel([next(made) for _ in range(size)])
-                step += 1
+            yield from views.steps(reader, steps_ahead=FETCH_STEPS)
         except Exception as error:  # crosses the queue as it is, not as text with a traceback
             error.__cause__ = error.__context__ = None
             yield error.with_traceback(None)
@@ -51,8 +48,8 @@ class _Parts(IterableDataset[Parcel]):
             reader.close()
 
 
-def views_of_processes(views: TrainViews, workers: int, *, steps_ahead: int) -> Iterator[View]:
-    """The rank's views as `TrainViews.steps` gives them, made by `workers` processes.
+def steps_of_processes(views: TrainViews, workers: int, *, steps_ahead: int) -> Iterator[Rows]:
+    """The rank's rows as `TrainViews.steps` gives them, made by `workers` processes.
 
     Closing the iterator ends them. Raises StoreError and what else a process met; LoaderError for
     one that died.
@@ -72,32 +69,30 @@ def views_of_processes(views: TrainViews, workers: int, *, steps_ahead: int) -> 
             )
         )
     try:
-        while True:
-            try:
-                parcel = next(parcels)
-            except RuntimeError as error:
-                if "worker" not in str(error):
-                    raise
-                raise LoaderError(
-                    f"data.loader_workers: got {str(error).splitlines()[0]!r}; a loader process "
-                    "died. Look for the out-of-memory killer in the node's log; fewer workers, or "
-                    "smaller data.shuffle.lanes and pieces, need less."
-                ) from error
-            if isinstance(parcel, Exception):
-                raise parcel
-            images, found = parcel
-            rows = iter(images)
-            for view in found:
-                yield view if view.error is not None else replace(view, image=next(rows))
+        for step in count(views.first_step):
+            parts = views.share.split(workers)
+            rows = views.empty(len(views.share.places(step, views.order)))
+            for part in parts:
+                rows.put(np.sort(part.places(step, views.order)), _next(parcels))
+            yield rows
     finally:
         del parcels  # ends the processes
 
 
-def _parcel(views: list[View]) -> Parcel:
-    """One shared-memory tensor for all images: each tensor of its own would cost a file."""
-    images = [view.image for view in views if view.image is not None]
-    rows = torch.stack(images) if images else torch.empty(0, dtype=torch.uint8)
-    return rows, [replace(view, image=None) for view in views]
+def _next(parcels: Iterator[Parcel]) -> Rows:
+    try:
+        parcel = next(parcels)
+    except RuntimeError as error:
+        if "worker" not in str(error):
+            raise
+        raise LoaderError(
+            f"data.loader_workers: got {str(error).splitlines()[0]!r}; a loader process died. Look "
+            "for the out-of-memory killer in the node's log; fewer workers, or smaller "
+            "data.shuffle.lanes and pieces, need less."
+        ) from error
+    if isinstance(parcel, Exception):
+        raise parcel
+    return parcel
 
 
 def _as_it_is(parcel: Any) -> Any:

@@ -61,14 +61,13 @@ _TABLE: dict[str, Callable[[Image.Image, float], Image.Image]] = {
 NAMES = tuple(_TABLE)
 
 
-def rand_augmented(
-    image: Tensor, numbers: list[float], *, operations: int, magnitude: float
-) -> Tensor:
-    """uint8 (3, S, S), channels last, after `operations` of the fourteen, drawn from `numbers`
-    (two for each: which, and in which direction)."""
-    pixels = Image.fromarray(image.permute(1, 2, 0).numpy())
+def rand_augment(image: Tensor, numbers: list[float], *, operations: int, magnitude: float) -> None:
+    """Changes uint8 (3, S, S), channels last, by `operations` of the fourteen, drawn from
+    `numbers` (two for each: which, and in which direction)."""
+    rows = image.permute(1, 2, 0)  # (S, S, 3)
+    pixels = Image.fromarray(rows.numpy())
     for i in range(operations):
         which, side = numbers[OPERATIONS + 2 * i : OPERATIONS + 2 * i + 2]
         level = magnitude / LARGEST * (1 if side < 0.5 else -1)
         pixels = _TABLE[NAMES[int(which * len(NAMES))]](pixels, level)
-    return torch.from_numpy(np.array(pixels)).permute(2, 0, 1)
+    rows.copy_(torch.from_numpy(np.array(pixels)))

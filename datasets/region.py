@@ -30,6 +30,7 @@ _PLAIN_COLOURS = (0, 1, 2)  # RGB, YCbCr, grey
 _MCU_WIDTHS = (8, 16, 16, 8, 8, 32, 8)  # 4:4:4, 4:2:2, 4:2:0, grey, 4:4:0, 4:1:1, 4:4:1
 _MAX_SCANS = 500  # of a progressive image; more are an attack
 _END = b"\xff\xd9"
+_PADDING = 512  # as many zeros may follow the end mark
 
 
 class _Region(ctypes.Structure):
@@ -49,7 +50,7 @@ def _library() -> Any:
         except (OSError, AttributeError):  # not loadable here, or older than 3.0
             continue
         pointer, number = ctypes.c_void_p, ctypes.c_int
-        header = [pointer, ctypes.c_char_p, ctypes.c_size_t]
+        header: Any = [pointer, pointer, ctypes.c_size_t]
         library.tj3Init.restype = pointer
         library.tj3Destroy.argtypes = [pointer]
         library.tj3Set.argtypes = [pointer, number, number]
@@ -84,7 +85,7 @@ def has_regions() -> bool:
 
 
 def decode_region(
-    content: bytes, choose: Callable[[int, int], Box], max_pixels: int
+    content: bytes | memoryview, choose: Callable[[int, int], Box], max_pixels: int
 ) -> NDArray[np.uint8] | None:
     """uint8 (h, w, 3) RGB, the crop that choose(height, width) names, of a JPEG.
 
@@ -92,10 +93,11 @@ def decode_region(
     a warning): decoding the whole image then says what is wrong, if anything is. Damage below the
     crop is not seen.
     """
-    if not has_regions() or not content.rstrip(b"\0").endswith(_END):
+    if not has_regions() or not bytes(content[-_PADDING:]).rstrip(b"\0").endswith(_END):
         return None
     library, handle = _library(), _handle()
-    if library.tj3DecompressHeader(handle, content, len(content)) != 0:
+    source = np.frombuffer(content, dtype=np.uint8).ctypes.data
+    if library.tj3DecompressHeader(handle, source, len(content)) != 0:
         return None
     width, height = library.tj3Get(handle, _WIDTH), library.tj3Get(handle, _HEIGHT)
     subsampling = library.tj3Get(handle, _SUBSAMPLING)
@@ -115,7 +117,7 @@ def decode_region(
     if library.tj3SetCroppingRegion(handle, _Region(begin, top, end - begin, rows)) != 0:
         return None
     pixels = np.empty((rows, end - begin, 3), dtype=np.uint8)
-    if library.tj3Decompress8(handle, content, len(content), pixels.ctypes.data, 0, _RGB) != 0:
+    if library.tj3Decompress8(handle, source, len(content), pixels.ctypes.data, 0, _RGB) != 0:
         return None
     return pixels[:, left - begin : left - begin + columns]
 

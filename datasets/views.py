@@ -1,8 +1,9 @@
-"""Samples -> views: fetched by windows, decoded, cropped; in threads, in order.
+"""Samples -> rows: fetched by windows, decoded, cropped; in order.
 
-Runs in a rank's own process, or in each of its loader processes.
+Runs in a rank's own process, with threads, or in each of its loader processes, without.
 """
 
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -10,13 +11,21 @@ from itertools import count
 
 import numpy as np
 
-from datasets.augment import Augment, center_box, colour_of, crop_box, draw, is_mirrored, resized
-from datasets.batch import View
+from datasets.augment import (
+    Augment,
+    center_box,
+    colour_of,
+    crop_box,
+    draw,
+    is_mirrored,
+    resize_into,
+)
+from datasets.batch import Rows, empty_rows
 from datasets.decode import decode_crop, find_image
 from datasets.errors import DataError
 from datasets.manifest import Manifest
 from datasets.order import Order, Window
-from datasets.randaugment import rand_augmented
+from datasets.randaugment import rand_augment
 from datasets.share import Share
 from datasets.store import Store
 from datasets.stream import (
@@ -31,49 +40,73 @@ from datasets.stream import (
 )
 
 FETCHES = 4  # windows fetched at once, of one process
-Look = Callable[[Sample, bytes, str], View]  # a sample, its image's bytes, its name for errors
+# (sample, its image's bytes, its name for errors, the rows and the one of them to fill)
+Look = Callable[[Sample, memoryview | bytes, str, Rows, int], None]
 
 
 class Reader:
-    """The threads that fetch and decode, and their end."""
+    """The threads that fetch and decode, and their end. threads: 0 decodes in the caller's."""
 
     def __init__(self, store: Store, manifest: Manifest, *, threads: int) -> None:
         self._store, self._manifest = store, manifest
         self._fetchers = ThreadPoolExecutor(FETCHES, thread_name_prefix="fetch")
-        self._decoders = ThreadPoolExecutor(threads, thread_name_prefix="decode")
+        self._decoders = (
+            ThreadPoolExecutor(threads, thread_name_prefix="decode") if threads else None
+        )
 
     def close(self) -> None:
         """Ends every thread; what they had begun is dropped."""
         for pool in (self._decoders, self._fetchers):
-            pool.shutdown(wait=True, cancel_futures=True)
+            if pool is not None:
+                pool.shutdown(wait=True, cancel_futures=True)
 
     def fetch(self, window: Window) -> "Future[Samples]":
         return self._fetchers.submit(fetch_window, self._store, self._manifest, window)
 
-    def views(
-        self, tickets: Iterable[Ticket], look: Look, *, fetch_ahead: int, decode_ahead: int
-    ) -> Iterator[View]:
-        """A view of each ticket's sample, in order. Raises StoreError at its place; what is wrong
-        with a sample is its view's error."""
+    def fill(
+        self,
+        tickets: Iterable[Ticket],
+        slots: Iterable[tuple[Rows, int]],
+        look: Look,
+        *,
+        fetch_ahead: int,
+        decode_ahead: int,
+    ) -> Iterator[None]:
+        """Decodes each ticket's sample into its slot; one item for each that is done, in order.
 
-        def decode(sample: Sample) -> View:
+        What is wrong with a sample becomes its row's error. Raises StoreError at its place.
+        """
+
+        def decode(pair: tuple[Sample, tuple[Rows, int]]) -> None:
+            sample, (rows, row) = pair
+            rows.samples[row] = sample["__shard__"], sample["__sample__"]
             where = f"{self._manifest.shard_url(sample['__shard__'])}:{sample['__key__']}"
             try:
                 if "__damage__" in sample:
                     raise sample["__damage__"]
-                return look(sample, find_image(sample, where), where)
+                rows.targets[row] = self._manifest.class_of(sample, where)
+                look(sample, find_image(sample, where), where, rows, row)
+                rows.weights[row] = 1.0
             except DataError as error:
-                return View(sample["__shard__"], sample["__sample__"], error=error)
+                rows.targets[row] = 0
+                rows.lose(row, error)
+
+        def with_slots(samples: Iterable[Sample]) -> Iterator[tuple[Sample, tuple[Rows, int]]]:
+            return zip(samples, slots, strict=False)
+
+        def in_place(pairs: Iterable[tuple[Sample, tuple[Rows, int]]]) -> Iterator[None]:
+            return map(decode, pairs)
 
         return build_pipeline(
-            stream(tickets, lookahead=fetch_ahead),
-            in_threads(decode, self._decoders, ahead=decode_ahead),
+            stream(tickets, lookahead=fetch_ahead, copies=False),
+            with_slots,
+            in_threads(decode, self._decoders, ahead=decode_ahead) if self._decoders else in_place,
         )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrainViews:
-    """What the views of a training share are made of; travels to a loader process."""
+    """What the rows of a training share are made of; travels to a loader process."""
 
     store: Store
     manifest: Manifest
@@ -83,37 +116,58 @@ class TrainViews:
     input_size: int
     first_step: int
 
-    def steps(self, reader: Reader, *, fetch_ahead: int, decode_ahead: int) -> Iterator[View]:
-        """The share's views without end, each step's in the order of its places. fetch_ahead,
-        decode_ahead: in steps and in samples."""
-        a_step = max(1, len(self.share.places(self.first_step, self.order)))
-        tickets = train_tickets(self._positions(), self.order, reader.fetch)
-        return reader.views(
-            tickets, self.look, fetch_ahead=fetch_ahead * a_step, decode_ahead=decode_ahead
+    def steps(self, reader: Reader, *, steps_ahead: int) -> Iterator[Rows]:
+        """The share's rows of every step from the first, in ascending places. Windows are fetched
+        `steps_ahead` steps ahead, and where the reader has threads, images decoded as far."""
+        made: deque[Rows] = deque()
+        ahead = steps_ahead * max(1, self.share.micro_batch_size * len(self.share.indices))
+        done = reader.fill(
+            train_tickets(self._positions(), self.order, reader.fetch),
+            self._slots(made),
+            self.look,
+            fetch_ahead=ahead // self.share.parts,
+            decode_ahead=ahead,
         )
+        for step in count(self.first_step):
+            size = len(self.share.places(step, self.order))
+            for _ in range(size):
+                next(done)
+            yield made.popleft() if size else self.empty(0)
 
-    def look(self, sample: Sample, content: bytes, where: str) -> View:
-        shard, number = sample["__shard__"], sample["__sample__"]
-        numbers = draw(self.order.seed, sample["__epoch__"], shard, number, self.augment)
+    def empty(self, count: int) -> Rows:
+        return empty_rows(count, self.input_size, has_colours=bool(self.augment.colour))
+
+    def look(
+        self, sample: Sample, content: memoryview | bytes, where: str, rows: Rows, row: int
+    ) -> None:
+        augment = self.augment
+        numbers = draw(
+            self.order.seed, sample["__epoch__"], sample["__shard__"], sample["__sample__"], augment
+        )
         image, box = decode_crop(
-            content, lambda height, width: crop_box(numbers, height, width, self.augment), where
+            content, lambda height, width: crop_box(numbers, height, width, augment), where
         )
-        view = resized(image, box, self.input_size)
-        if self.augment.operations:
-            view = rand_augmented(
-                view,
+        resize_into(rows.images[row : row + 1], image, box)
+        if augment.operations:
+            rand_augment(
+                rows.images[row],
                 numbers,
-                operations=self.augment.operations,
-                magnitude=self.augment.magnitude,
+                operations=augment.operations,
+                magnitude=augment.magnitude,
             )
-        return View(
-            shard,
-            number,
-            image=view,
-            target=self.manifest.class_of(sample, where),
-            is_mirrored=is_mirrored(numbers, self.augment),
-            colour=colour_of(numbers, self.augment),
-        )
+        rows.mirrored[row] = is_mirrored(numbers, augment)
+        if rows.colours is not None:
+            rows.colours[row] = colour_of(numbers, augment)
+
+    def _slots(self, made: deque[Rows]) -> Iterator[tuple[Rows, int]]:
+        """Where each sample goes; a step's rows are made when its first sample comes."""
+        for step in count(self.first_step):
+            places = self.share.places(step, self.order)
+            if len(places):
+                rows = self.empty(len(places))
+                made.append(rows)
+                for row in np.argsort(np.argsort(places)).tolist():
+                    yield rows, row
 
     def _positions(self) -> Iterator[int]:
         for step in count(self.first_step):
@@ -123,17 +177,52 @@ class TrainViews:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EvalViews:
-    """What the views of an evaluation are made of. crop: share of the shorter side that the
-    central square takes."""
+    """What the rows of an evaluation are made of. crop: share of the shorter side that the central
+    square takes; batches: (first position, count) in the manifest's order."""
 
     manifest: Manifest
+    batches: list[tuple[int, int]]
+    batch_size: int
     input_size: int
     crop: float
 
-    def tickets(self, batches: list[tuple[int, int]], reader: Reader) -> Iterator[Ticket]:
-        """The samples of (first position, count) batches, in the manifest's order."""
+    def fill(self, reader: Reader, *, batches_ahead: int) -> Iterator[Rows]:
+        """Rows of each batch, the last one padded."""
+        made: deque[Rows] = deque()
+        ahead = batches_ahead * self.batch_size
+        done = reader.fill(
+            self._tickets(reader),
+            self._slots(made),
+            self.look,
+            fetch_ahead=ahead,
+            decode_ahead=ahead,
+        )
+        for _, size in self.batches:
+            for _ in range(size):
+                next(done)
+            rows = made.popleft()
+            for row in range(size, self.batch_size):
+                rows.lose(row)
+            yield rows
+
+    def look(
+        self, sample: Sample, content: memoryview | bytes, where: str, rows: Rows, row: int
+    ) -> None:
+        image, box = decode_crop(
+            content, lambda height, width: center_box(height, width, self.crop), where
+        )
+        resize_into(rows.images[row : row + 1], image, box)
+
+    def _slots(self, made: deque[Rows]) -> Iterator[tuple[Rows, int]]:
+        for _, size in self.batches:
+            rows = empty_rows(self.batch_size, self.input_size)
+            made.append(rows)
+            for row in range(size):
+                yield rows, row
+
+    def _tickets(self, reader: Reader) -> Iterator[Ticket]:
         starts = np.concatenate([[0], np.cumsum(self.manifest.samples_per_shard)])
-        for first, size in batches:
+        for first, size in self.batches:
             positions = np.arange(first, first + size)
             shards = np.searchsorted(starts, positions, side="right") - 1
             samples = np.stack([shards, positions - starts[shards]], axis=1)
@@ -145,14 +234,3 @@ class EvalViews:
             future = reader.fetch(Window(0, runs, samples))
             for position, (shard, sample) in zip(positions.tolist(), samples.tolist(), strict=True):
                 yield Ticket(position, 0, shard, sample, future)
-
-    def look(self, sample: Sample, content: bytes, where: str) -> View:
-        image, box = decode_crop(
-            content, lambda height, width: center_box(height, width, self.crop), where
-        )
-        return View(
-            sample["__shard__"],
-            sample["__sample__"],
-            image=resized(image, box, self.input_size),
-            target=self.manifest.class_of(sample, where),
-        )

@@ -125,12 +125,15 @@ def s3_command(folder: Path, port: int, secrets: Secrets) -> Command:
 
 
 def s3_is_ready(port: int) -> bool:
-    """Ready is an accepted PUT: the gateway answers before the volumes behind it can write.
-    The credentials stand in this process's environment."""
+    """Ready is every bucket there and an accepted PUT: the gateway answers before the buckets are
+    made, and before the volumes behind it can write. The credentials stand in this process's
+    environment."""
     store = Store(
         StoreConfig(endpoint_url=f"http://{LOOPBACK}:{port}", region=REGION, addressing="path")
     )
     try:
+        for bucket in BUCKETS:
+            store.exists(f"s3://{bucket}/.ready")
         store.write("s3://runs/.ready", b"ready")
     except StoreError:
         return False

@@ -44,21 +44,26 @@ AUGMENT = Augment()
 
 
 def make_images(count: int) -> Iterator[bytes]:
+    from skimage import data
     from sklearn.datasets import load_sample_images
 
-    photographs = [Image.fromarray(image) for image in load_sample_images().images]
+    arrays = [
+        *load_sample_images().images,
+        data.stereo_motorcycle()[0],
+        data.immunohistochemistry(),
+    ]
+    textures = [np.stack([grey] * 3, axis=2) for grey in (data.grass(), data.gravel())]
+    photographs = [Image.fromarray(array) for array in (*arrays, *textures)]
     random = np.random.default_rng(0)
     for number in range(count):
         photograph = photographs[number % len(photographs)]
-        width = int(random.integers(320, 640))
-        height = int(width * random.uniform(0.6, 0.667))
-        left = int(random.integers(0, 640 - width + 1))
-        top = int(random.integers(0, 427 - height + 1))
-        crop = photograph.crop((left, top, left + width, top + height))
-        size = int(random.integers(440, 560)), int(random.integers(370, 470))
+        width = min(photograph.width, int(random.integers(440, 520)))
+        height = min(photograph.height, int(random.integers(370, 460)))
+        left = int(random.integers(0, photograph.width - width + 1))
+        top = int(random.integers(0, photograph.height - height + 1))
         buffer = io.BytesIO()
-        quality = int(random.integers(90, 98))
-        crop.resize(size, Image.Resampling.BICUBIC).save(buffer, "JPEG", quality=quality)
+        crop = photograph.crop((left, top, left + width, top + height))
+        crop.save(buffer, "JPEG", quality=int(random.integers(90, 98)))
         yield buffer.getvalue()
 
 
@@ -102,7 +107,7 @@ def ours(store: Store, manifest: Manifest) -> int:
     steps = manifest.num_samples // BATCH
     with TrainLoader(
         store, manifest, order, rank=0, world_size=1, global_batch_size=BATCH,
-        micro_batch_size=BATCH, input_size=PIXELS, augment=AUGMENT, threads=1,
+        micro_batch_size=BATCH, input_size=PIXELS, augment=AUGMENT, threads=0,
     ) as loader:  # fmt: skip
         return sum(len(batch.targets) for step in islice(loader, steps) for batch in step)
 
