@@ -44,7 +44,8 @@ def draw(seed: int, epoch: int, shard: int, sample: int, augment: Augment) -> li
     if augment.colour or augment.operations:
         count = OPERATIONS + 2 * augment.operations
     words = random_words(seed, AUGMENT, epoch, shard, sample, count)
-    return [float(unit) for unit in (words >> np.uint64(11)).astype(np.float64) * 2.0**-53]
+    numbers: list[float] = ((words >> np.uint64(11)).astype(np.float64) * 2.0**-53).tolist()
+    return numbers
 
 
 def crop_box(numbers: list[float], height: int, width: int, augment: Augment) -> Box:

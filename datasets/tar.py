@@ -5,18 +5,18 @@ content, and everything short, misnamed or misnumbered must raise instead of end
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from typing import NamedTuple
 from zlib import adler32
 
 from datasets.errors import ShardError
 
 BLOCK_BYTES = 512
+ZERO_BLOCK = bytes(BLOCK_BYTES)
 ADLER_MODULUS = 65521  # the low half of Adler-32 is 1 + the sum of all bytes, modulo this prime
 MAX_NAME_BYTES = 2**20  # of an extension header; a longer one is damage
 
 
-@dataclass(frozen=True, slots=True)
-class Member:
+class Member(NamedTuple):
     """A regular file of an archive. start: byte of its first header block (an extension header,
     where it has one); begin, size: its content; end: first byte after its padded content."""
 
@@ -40,7 +40,7 @@ def walk(
     long_name: str | None = None
     while at + BLOCK_BYTES <= total:
         header = bytes(read(at, BLOCK_BYTES))
-        if header[0] == 0 and not any(header):
+        if header == ZERO_BLOCK:
             return
         size = _check_header(header, where, at)
         begin = at + BLOCK_BYTES

@@ -1,0 +1,103 @@
+"""MB/s of our windows against bare parallel range GETs of the same objects, by boto3 itself."""
+
+import os
+import statistics
+import subprocess
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import boto3
+from botocore.config import Config
+from rich.console import Console
+from rich.table import Table
+
+from datasets.manifest import Manifest
+from datasets.order import Order
+from datasets.pack import pack
+from datasets.store import Store, StoreConfig
+from datasets.stream import REQUEST_BYTES, fetch_window
+from orchestration import services
+from orchestration.services import Secrets
+from tests.bench.rates import compare
+
+THREADS = 4
+COPIES = 6  # of the images: 360 MB in all
+
+
+def bench_s3(console: Console, images: list[bytes], rounds: int) -> None:
+    secrets = Secrets(access_key="bench", secret_key="benchbench", ray_token="")
+    os.environ.update(services.s3_environment(secrets))
+    with tempfile.TemporaryDirectory() as folder:
+        port = services.free_ports(1)[0]
+        command = services.s3_command(Path(folder), port, secrets)
+        server = subprocess.Popen(
+            command.arguments, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+            env={**os.environ, **command.environment},
+        )  # fmt: skip
+        try:
+            deadline = time.monotonic() + 60
+            while not services.s3_is_ready(port):
+                assert time.monotonic() < deadline, "the S3 server did not start"
+                time.sleep(0.2)
+            _measure(console, f"http://127.0.0.1:{port}", images, rounds)
+        finally:
+            server.kill()  # its data go with the folder
+            server.wait(20)
+
+
+def _measure(console: Console, endpoint: str, images: list[bytes], rounds: int) -> None:
+    store = Store(StoreConfig(endpoint_url=endpoint, region="us-east-1", addressing="path"))
+    samples = (
+        {"__key__": f"{i:06d}", "jpg": content, "cls": b"0"}
+        for i, content in enumerate(images * COPIES)
+    )
+    # Shards of about ImageNet's usual size, so that a window's runs are as long as there.
+    manifest = pack(samples, store, "s3://data/x", classes=["a"], samples_per_shard=1280)
+    order = Order(
+        seed=0, samples_per_shard=manifest.samples_per_shard, num_lanes=2, pieces=2, slices=8
+    )
+    windows = [w for lane in range(order.num_lanes) for w in order.windows(0, lane)]
+
+    def ours() -> int:
+        with ThreadPoolExecutor(THREADS) as pool:
+            for _ in pool.map(lambda w: fetch_window(store, manifest, w), windows):
+                pass
+        return manifest.size_bytes
+
+    rates = compare(
+        {"boto3, 8 MiB ranges": lambda: _raw(endpoint, manifest), "our windows": ours}, rounds
+    )
+    base = rates["boto3, 8 MiB ranges"]
+    table = Table(f"S3 on loopback, {THREADS} at once", "MB/s", "times base")
+    for name, values in rates.items():
+        ratio = statistics.median(a / b for a, b in zip(values, base, strict=True))
+        table.add_row(name, f"{statistics.median(values) / 1e6:.0f}", f"{ratio:.2f}")
+    console.print(table)
+
+
+def _raw(endpoint: str, manifest: Manifest) -> int:
+    """Every byte of the shards once, in memory, by boto3 alone."""
+    client = boto3.client(
+        "s3", endpoint_url=endpoint, region_name="us-east-1",
+        config=Config(
+            s3={"addressing_style": "path"}, max_pool_connections=THREADS,
+            response_checksum_validation="when_required",
+        ),
+    )  # fmt: skip
+
+    def get(part: tuple[int, int]) -> int:
+        shard, at = part
+        bucket, _, key = manifest.shard_url(shard).removeprefix("s3://").partition("/")
+        last = min(at + REQUEST_BYTES, manifest.shards[shard].size_bytes) - 1
+        body = client.get_object(Bucket=bucket, Key=key, Range=f"bytes={at}-{last}")["Body"]
+        return len(b"".join(iter(lambda: body.read(2**20), b"")))
+
+    parts = [
+        (number, at)
+        for number, shard in enumerate(manifest.shards)
+        for at in range(0, shard.size_bytes, REQUEST_BYTES)
+    ]
+    with ThreadPoolExecutor(THREADS) as pool:
+        return sum(pool.map(get, parts))
