@@ -3,6 +3,7 @@
 Every call is bounded: 5 s to connect, 30 s of silence, a handful of attempts. http(s) is read only.
 """
 
+from datasets.cache import DiskCache
 from datasets.disk import disk_path, files_below, on_disk, read_part, write_whole
 from datasets.errors import DataError, StoreError
 from datasets.http import Http, shown
@@ -13,21 +14,21 @@ __all__ = ["Entry", "Store", "StoreConfig"]
 
 
 class Store:
-    """Reads and writes objects by URL. Thread-safe; pickles without its connections."""
+    """Reads and writes objects by URL. Thread-safe; pickles without its connections.
 
-    def __init__(self, config: StoreConfig | None = None) -> None:
-        self.config = config or StoreConfig()
+    cache: where parts of remote objects are kept that are read with their size and ETag.
+    """
+
+    def __init__(self, config: StoreConfig | None = None, cache: DiskCache | None = None) -> None:
+        self.config, self.cache = config or StoreConfig(), cache
         self._s3 = S3(self.config)
         self._http = Http()
 
     def __repr__(self) -> str:
         return f"Store({self.config.endpoint_url or 'AWS'})"
 
-    def __getstate__(self) -> StoreConfig:
-        return self.config
-
-    def __setstate__(self, config: StoreConfig) -> None:
-        self.__init__(config)  # type: ignore[misc]
+    def __reduce__(self) -> tuple[type["Store"], tuple[StoreConfig, DiskCache | None]]:
+        return Store, (self.config, self.cache)
 
     def read(self, url: str) -> bytes:
         """The whole object. Raises DataError (not there), StoreError."""
@@ -36,7 +37,14 @@ class Store:
             return on_disk(url, lambda path: path.read_bytes())
         return bytes(remote.read_into(url, None, 0, None))
 
-    def read_into(self, url: str, view: memoryview, start: int, etag: str | None = None) -> None:
+    def read_into(
+        self,
+        url: str,
+        view: memoryview,
+        start: int,
+        etag: str | None = None,
+        size_bytes: int | None = None,
+    ) -> None:
         """Fills `view` with the object's bytes from `start`.
 
         Raises DataError where the object is not there, is shorter, or no longer has `etag`;
@@ -46,7 +54,14 @@ class Store:
             return
         remote = self._remote(url)
         if remote is not None:
-            remote.read_into(url, view, start, etag)
+
+            def fetch(first: int, part: memoryview) -> None:
+                remote.read_into(url, part, first, etag)
+
+            if self.cache is None or etag is None or size_bytes is None:
+                fetch(start, view)
+            else:
+                self.cache.read_into(f"{url}\0{etag}", size_bytes, start, view, fetch)
             return
         got = on_disk(url, lambda path: read_part(path, start, view))
         if got != len(view):

@@ -5,7 +5,7 @@ Runs in a rank's own process, with threads, or in each of its loader processes, 
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import count
 
@@ -29,17 +29,17 @@ from datasets.randaugment import rand_augment
 from datasets.share import Share
 from datasets.store import Store
 from datasets.stream import (
+    Runs,
     Sample,
-    Samples,
     Ticket,
     build_pipeline,
-    fetch_window,
+    fetch_run,
     in_threads,
     stream,
     train_tickets,
 )
 
-FETCHES = 4  # windows fetched at once, of one process
+FETCHES = 4  # runs fetched at once, of one process
 # (sample, its image's bytes, its name for errors, the rows and the one of them to fill)
 Look = Callable[[Sample, memoryview | bytes, str, Rows, int], None]
 
@@ -60,8 +60,12 @@ class Reader:
             if pool is not None:
                 pool.shutdown(wait=True, cancel_futures=True)
 
-    def fetch(self, window: Window) -> "Future[Samples]":
-        return self._fetchers.submit(fetch_window, self._store, self._manifest, window)
+    def fetch(self, window: Window) -> Runs:
+        """Begins to fetch each run of a window."""
+        return {
+            run[0]: self._fetchers.submit(fetch_run, self._store, self._manifest, run)
+            for run in window.runs
+        }
 
     def fill(
         self,
@@ -231,6 +235,6 @@ class EvalViews:
                 for shard in np.unique(shards)
                 for rows in [samples[shards == shard]]
             )
-            future = reader.fetch(Window(0, runs, samples))
+            fetched = reader.fetch(Window(0, runs, samples))
             for position, (shard, sample) in zip(positions.tolist(), samples.tolist(), strict=True):
-                yield Ticket(position, 0, shard, sample, future)
+                yield Ticket(position, 0, shard, sample, fetched[shard])

@@ -87,6 +87,10 @@ class Data:
     # Processes of one rank that decode for training; 0: a thread of the rank's own process. Left
     # out: one less than cluster.cpus_per_worker beside a GPU, none on a CPU.
     loader_workers: int | None = None
+    # Parts of remote shards that each node keeps on its disk for later epochs, at most this much;
+    # 0 keeps none. The ranks of a node share the folder.
+    cache_gib: float = 0.0
+    cache_folder: str = "/tmp/rayception-cache"
     # Share of the shorter side that the central square of an evaluation image takes.
     eval_crop: float = 0.875
     shuffle: Shuffle = field(default_factory=Shuffle)
@@ -116,6 +120,12 @@ class Data:
         at_least("data.max_damaged", self.max_damaged, 0)
         if self.loader_workers is not None:
             at_least("data.loader_workers", self.loader_workers, 0)
+        within("data.cache_gib", self.cache_gib, 0.0, 1e6)
+        if not self.cache_folder.startswith("/"):
+            raise JobError(
+                f"data.cache_folder: got {self.cache_folder!r}; an absolute path on every node. "
+                "Write one, such as /mnt/nvme/rayception."
+            )
         within("data.eval_crop", self.eval_crop, 0.01, 1.0)
         if self.global_batch_size % self.micro_batch_size:
             near = max(1, self.global_batch_size // self.micro_batch_size) * self.micro_batch_size

@@ -10,6 +10,7 @@ checkpoint known (a barrier of all ranks).
 import logging
 import warnings
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import ray.train
@@ -19,6 +20,7 @@ import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
 from datasets.augment import Augment
+from datasets.cache import DiskCache
 from datasets.device import on_device
 from datasets.loader import EvalLoader, TrainLoader
 from datasets.manifest import Manifest, load_manifest
@@ -54,6 +56,15 @@ class Assignment:
     run_url: str
     store: StoreConfig
     board: Any  # the progress actor
+
+
+def build_cache(job: Job) -> DiskCache | None:
+    """The node's disk cache, if the job has one. Raises StoreError where it cannot be written."""
+    if not job.data.cache_gib:
+        return None
+    cache = DiskCache(Path(job.data.cache_folder), int(job.data.cache_gib * 2**30))
+    cache.check()
+    return cache
 
 
 def build_order(job: Job, manifest: Manifest) -> Order:
@@ -97,7 +108,7 @@ class Rank:
         self.hand = hand
         self.plan = hand.plan
         self.job = job = from_dict(hand.job)
-        self.store = Store(hand.store)
+        self.store = Store(hand.store, build_cache(job))
         self.train_manifest = load_manifest(self.store, job.data.train)
         self.val_manifest = load_manifest(self.store, job.data.val)
         self.position = data_position(job, self.train_manifest)

@@ -20,7 +20,7 @@ from datasets.order import Order, Window
 from datasets.pack import pack
 from datasets.sources import digits
 from datasets.store import Store
-from datasets.stream import Samples, build_pipeline, fetch_window, stream, train_tickets
+from datasets.stream import Runs, Samples, build_pipeline, fetch_window, stream, train_tickets
 
 Packed = tuple[Store, Manifest]
 BATCH, MICRO, PIXELS = 48, 8, 16
@@ -105,10 +105,10 @@ def test_batches_hold_the_right_labels_and_layout(packed: Packed) -> None:
     assert images
 
 
-def _ready(store: Store, manifest: Manifest, window: Window) -> Future[Samples]:
+def _ready(store: Store, manifest: Manifest, window: Window) -> Runs:
     future: Future[Samples] = Future()
     future.set_result(fetch_window(store, manifest, window))
-    return future
+    return {shard: future for shard, _, _ in window.runs}
 
 
 def _digits_by_key() -> tuple[dict[str, bytes], dict[str, int]]:
