@@ -14,11 +14,9 @@ from datasets.batch import Damages, MicroBatch, Rows
 from datasets.manifest import Manifest
 from datasets.order import Order, eval_batches_of_rank
 from datasets.processes import steps_of_processes
-from datasets.share import Share
+from datasets.share import STEPS_AHEAD, Share
 from datasets.store import Store
 from datasets.views import EvalViews, Reader, TrainViews
-
-STEPS_AHEAD = 2
 
 
 class _Loader:

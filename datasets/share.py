@@ -1,8 +1,8 @@
 """Which samples of a step are whose: a rank's micro-batches, and its loader processes' parts. Pure.
 
-A process takes a run of its rank's lanes, so that a window is fetched once. Where lanes do not
-divide evenly over the processes, a lane at a border is read by both neighbours: more bytes, the
-same batches.
+Processes take turns with their rank's lanes, so that a window is fetched once. Where the lanes do
+not divide evenly over them, each takes an equal number of samples instead, and a lane at a border
+is read by both neighbours: more bytes, the same batches.
 """
 
 from dataclasses import dataclass, replace
@@ -12,6 +12,8 @@ from typing import Self
 import numpy as np
 
 from datasets.order import Ints, Order, micro_batch_positions, micro_batches_of_rank
+
+STEPS_AHEAD = 2  # steps that are fetched and decoded before they are asked for
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -54,29 +56,53 @@ class Share:
         positions = self.positions(step).ravel()
         lanes = positions % order.num_samples % order.num_lanes
         sequence = np.lexsort((positions, lanes, positions // order.num_samples))
-        return np.array_split(sequence, self.parts)[self.part].astype(np.int64)
+        if self._has_whole_lanes(order.num_lanes):
+            turns = lanes[sequence] // self._stride(order.num_lanes) % self.parts
+            mine = sequence[turns == self.part]
+        else:
+            mine = np.array_split(sequence, self.parts)[self.part]
+        return mine.astype(np.int64)
 
     def num_lanes(self, lanes: int) -> int:
         """At most how many of the order's lanes the rank, all its parts together, has open."""
-        micro_batches = self.num_micro_batches
-        if micro_batches % self.world_size == 0:  # its positions are those = rank mod world_size
-            own = lanes // gcd(self.world_size, lanes)
-        else:
-            own = min(lanes, len(self.indices) * lanes // gcd(micro_batches, lanes))
+        own = self._own_lanes(lanes)
         # A border between two parts can lie in a lane.
-        return own if own % self.parts == 0 else own + self.parts - 1
+        return own if self._has_whole_lanes(lanes) else own + self.parts - 1
+
+    def _stride(self, lanes: int) -> int:
+        """A rank's positions are those = rank (mod world_size), where it divides the micro-batches:
+        its lanes are this far apart."""
+        return gcd(self.world_size, lanes) if self.num_micro_batches % self.world_size == 0 else 1
+
+    def _own_lanes(self, lanes: int) -> int:
+        if self.num_micro_batches % self.world_size == 0:
+            return lanes // self._stride(lanes)
+        # Micro-batch j has the positions = j (mod micro-batches).
+        return min(lanes, len(self.indices) * lanes // gcd(self.num_micro_batches, lanes))
+
+    def _has_whole_lanes(self, lanes: int) -> bool:
+        is_aligned = self.num_micro_batches % self.world_size == 0
+        return self.parts == 1 or (is_aligned and self._own_lanes(lanes) % self.parts == 0)
 
 
 def loader_bytes(
-    share: Share, order: Order, *, sample_bytes: float, input_size: int, steps_ahead: int
+    share: Share,
+    *,
+    num_samples: int,
+    shard_samples: int,
+    sample_bytes: float,
+    lanes: int,
+    pieces: int,
+    slices: int,
+    input_size: int,
 ) -> int:
-    """At most this much memory do a rank's fetched windows and decoded images take.
+    """About the most memory that a rank's fetched windows and decoded images take.
 
-    Each open lane holds its window and the next; of decoded images there are `steps_ahead` steps,
-    the one being filled and the one being trained on. sample_bytes: the mean of the split.
+    Each open lane holds its window and the next one; of decoded images there are STEPS_AHEAD
+    steps, the one being filled and the one being trained on. shard_samples: of the largest shard;
+    sample_bytes: the mean, so a run of larger samples can take more.
     """
-    largest = int(order.samples_per_shard.max())
-    piece = min(largest, ceil(order.num_samples / order.num_lanes))
-    window = order.pieces * ceil(piece / order.slices) * sample_bytes
+    piece = min(shard_samples, ceil(num_samples / lanes))
+    window = pieces * ceil(piece / slices) * sample_bytes
     step = share.micro_batch_size * len(share.indices) * 3 * input_size**2
-    return int(2 * share.num_lanes(order.num_lanes) * window + (steps_ahead + 2) * step)
+    return int(2 * share.num_lanes(lanes) * window + (STEPS_AHEAD + 2) * step)

@@ -66,11 +66,11 @@ def validate(file: File, overrides: Overrides = None, as_json: AsJson = False) -
 def plan(file: File, overrides: Overrides = None, as_json: AsJson = False) -> None:
     """Print every number that follows from a job; starts nothing."""
     from orchestration.plan import make_plan
-    from orchestration.storage import count_samples
+    from orchestration.storage import measure_data
 
     job = load_job(file, overrides or [])
-    train_samples, val_samples = count_samples(job)
-    made = make_plan(job, train_samples=train_samples, val_samples=val_samples)
+    train_samples, val_samples, shape = measure_data(job)
+    made = make_plan(job, train_samples=train_samples, val_samples=val_samples, shape=shape)
     if as_json:
         print_json(asdict(made))
         return

@@ -39,7 +39,7 @@ from orchestration.preflight import (
 )
 from orchestration.progress import make_board
 from orchestration.stack import Stack
-from orchestration.storage import build_store_config, ray_path
+from orchestration.storage import build_store_config, ray_path, shard_shape
 from orchestration.tracking import RunRef, close_run, log_model, log_text, open_run
 from orchestration.worker import Assignment, train_loop
 
@@ -95,7 +95,12 @@ def drive(job: Job, *, stack: Stack | None, say: Say, watch: Watch) -> Outcome:
     config = build_store_config(job, stack)
     store = Store(config)
     train, val = prepare_data(job, store, say)
-    plan = make_plan(job, train_samples=train.num_samples, val_samples=val.num_samples)
+    plan = make_plan(
+        job,
+        train_samples=train.num_samples,
+        val_samples=val.num_samples,
+        shape=shard_shape(train),
+    )
     check_cluster(job, list(ray.nodes()))
     stamp = datetime.datetime.now(datetime.UTC).strftime("%Y%m%d-%H%M%S")
     run_name = f"{job.name}-{stamp}-{secrets.token_hex(2)}"

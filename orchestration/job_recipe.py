@@ -76,6 +76,10 @@ class Data:
     # manifests; stated, a manifest that differs stops the run.
     train_samples: int | None = None
     val_samples: int | None = None
+    # Beside a stated train_samples: samples of its largest shard and mean bytes of a sample in it,
+    # so that `plan` can state the loader's memory.
+    train_shard_samples: int | None = None
+    train_sample_bytes: int | None = None
     # Samples of one optimizer step over all ranks.
     global_batch_size: int = 256
     # Samples that batch norm sees together (the paper trained with 32 a replica). The batch is a
@@ -112,7 +116,9 @@ class Data:
             )
         if self.source is not None:
             choose("data.source", self.source, SOURCES)
-        for name in ("train_samples", "val_samples"):
+        for name in (
+            "train_samples", "val_samples", "train_shard_samples", "train_sample_bytes",
+        ):  # fmt: skip
             if getattr(self, name) is not None:
                 at_least(f"data.{name}", getattr(self, name), 1)
         at_least("data.global_batch_size", self.global_batch_size, 1)

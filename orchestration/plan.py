@@ -7,6 +7,7 @@ workers and the terminal read it.
 from dataclasses import dataclass
 from math import ceil
 
+from datasets.share import Share, loader_bytes
 from inception.cost import count_cost
 from inception.family import Architecture, build_architecture
 from inception.schedule import learning_rate
@@ -17,6 +18,15 @@ from orchestration.job import Job
 FLOPS_PER_MULTIPLY_ADD = 2
 PASSES_PER_STEP = 3
 BYTES_PER_PARAMETER = 4
+
+
+@dataclass(frozen=True, slots=True)
+class ShardShape:
+    """What the loader's memory depends on: the mean size of a sample in its shard, and how many
+    samples the largest shard holds."""
+
+    sample_bytes: float
+    shard_samples: int
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -39,6 +49,8 @@ class Plan:
     epoch_ends: tuple[int, ...]  # the step after which each epoch's samples have all been seen
     eval_batch_size: int
     loader_workers: int  # processes of a rank that decode for training
+    reads: float  # of a byte of the training split in an epoch, over all ranks; 1 is ideal
+    loader_bytes: int | None  # of a rank's windows and images; None where shards are not known
     parameters: int  # with the side head
     side_head_parameters: int
     multiply_adds: int  # of one image, forward, without the side head
@@ -84,6 +96,20 @@ def learning_rate_at(job: Job, plan: Plan, step: int) -> float:
     )
 
 
+def _loader_bytes(job: Job, share: Share, train_samples: int, shape: ShardShape) -> int:
+    shuffle = job.data.shuffle
+    return loader_bytes(
+        share,
+        num_samples=train_samples,
+        shard_samples=shape.shard_samples,
+        sample_bytes=shape.sample_bytes,
+        lanes=shuffle.lanes,
+        pieces=shuffle.pieces,
+        slices=shuffle.slices,
+        input_size=job.model.input_size,
+    )
+
+
 def count_loader_workers(job: Job) -> int:
     """As stated; else the cores that a rank beside a GPU has over its own, none on a CPU."""
     if job.data.loader_workers is not None:
@@ -91,8 +117,11 @@ def count_loader_workers(job: Job) -> int:
     return job.cluster.cpus_per_worker - 1 if job.cluster.accelerator.is_gpu else 0
 
 
-def make_plan(job: Job, *, train_samples: int, val_samples: int) -> Plan:
-    """Raises JobError where the data's true size contradicts the job."""
+def make_plan(
+    job: Job, *, train_samples: int, val_samples: int, shape: ShardShape | None = None
+) -> Plan:
+    """shape: of the training split's shards, where it is known. Raises JobError where the data's
+    true size contradicts the job."""
     for split, stated, found in (
         ("train", job.data.train_samples, train_samples),
         ("val", job.data.val_samples, val_samples),
@@ -117,6 +146,13 @@ def make_plan(job: Job, *, train_samples: int, val_samples: int) -> Plan:
             f"data.shuffle.lanes: got {job.data.shuffle.lanes}; at most the training split's "
             f"{train_samples} samples. Write fewer lanes."
         )
+    share = Share(
+        rank=0,  # works as many micro-batches as any
+        world_size=min(world_size, num_micro_batches),
+        global_batch_size=batch,
+        micro_batch_size=job.data.micro_batch_size,
+        parts=max(1, count_loader_workers(job)),
+    )
     cost = count_cost(build_job_architecture(job))
     epochs = job.schedule.epochs
     # Rounded up: the last batch runs on into the next epoch, so no sample is left out.
@@ -141,6 +177,8 @@ def make_plan(job: Job, *, train_samples: int, val_samples: int) -> Plan:
         epoch_ends=tuple(ends),
         eval_batch_size=job.data.micro_batch_size,
         loader_workers=count_loader_workers(job),
+        reads=share.world_size * share.num_lanes(job.data.shuffle.lanes) / job.data.shuffle.lanes,
+        loader_bytes=_loader_bytes(job, share, train_samples, shape) if shape else None,
         parameters=cost.parameters,
         side_head_parameters=cost.side_head_parameters,
         multiply_adds=cost.multiply_adds,

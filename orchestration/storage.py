@@ -3,11 +3,12 @@
 import os
 from urllib.parse import unquote, urlencode, urlsplit
 
-from datasets.manifest import load_manifest
+from datasets.manifest import Manifest, load_manifest
 from datasets.store import Store, StoreConfig
 from orchestration.errors import JobError
 from orchestration.job import Job
 from orchestration.job_places import LOCAL
+from orchestration.plan import ShardShape
 from orchestration.services import REGION, s3_environment
 from orchestration.stack import Stack, load_stack, stack_folder
 
@@ -42,17 +43,21 @@ def ray_path(url: str, config: StoreConfig) -> str:
     return f"{url}?{urlencode(query, safe=':')}" if query else url
 
 
-def count_samples(job: Job) -> tuple[int, int]:
-    """(train, val) samples: as the job states them, else from the manifests.
+def measure_data(job: Job) -> tuple[int, int, ShardShape | None]:
+    """(train samples, val samples, shape of the training shards where it is known): as the job
+    states them, else from the manifests.
 
     Raises JobError where they lie in an embedded store that is not running, DataError and
     StoreError as `load_manifest`.
     """
-    stated = job.data.train_samples, job.data.val_samples
-    if stated[0] is not None and stated[1] is not None:
-        return stated[0], stated[1]
+    data = job.data
+    if data.train_samples is not None and data.val_samples is not None:
+        shape = None
+        if data.train_shard_samples is not None and data.train_sample_bytes is not None:
+            shape = ShardShape(data.train_sample_bytes, data.train_shard_samples)
+        return data.train_samples, data.val_samples, shape
     stack = load_stack(stack_folder())
-    needs_stack = job.storage.endpoint_url == LOCAL and job.data.train.startswith("s3://")
+    needs_stack = job.storage.endpoint_url == LOCAL and data.train.startswith("s3://")
     if needs_stack and (stack is None or not stack.is_up("s3")):
         raise JobError(
             "data.train_samples: got nothing, and the embedded store that holds the manifest is "
@@ -62,7 +67,11 @@ def count_samples(job: Job) -> tuple[int, int]:
     if needs_stack and stack is not None:
         os.environ.update(s3_environment(stack.secrets))
     store = Store(build_store_config(job, stack))
-    return (
-        load_manifest(store, job.data.train).num_samples,
-        load_manifest(store, job.data.val).num_samples,
+    train, val = load_manifest(store, data.train), load_manifest(store, data.val)
+    return train.num_samples, val.num_samples, shard_shape(train)
+
+
+def shard_shape(manifest: Manifest) -> ShardShape:
+    return ShardShape(
+        manifest.size_bytes / manifest.num_samples, int(manifest.samples_per_shard.max())
     )

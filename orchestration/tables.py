@@ -51,7 +51,8 @@ def plan_rows(job: Job, plan: Plan) -> dict[str, str]:
         f"{plan.warmup_steps:,} warm-up)",
         "learning rate": rates,
         "order": f"{job.data.shuffle.lanes} lanes x {job.data.shuffle.pieces} pieces x "
-        f"{job.data.shuffle.slices} slices, seed {job.seed}",
+        f"{job.data.shuffle.slices} slices, seed {job.seed}{_reads(job, plan)}",
+        "loader": _loader_row(plan),
         "parameters": f"{plan.parameters:,} ({plan.side_head_parameters:,} in the side head)",
         "multiply-adds": f"{plan.multiply_adds / 1e9:.3f} G an image, forward",
         "training compute": f"{plan.training_flops_per_image / 1e9:.2f} GFLOP an image, "
@@ -60,6 +61,29 @@ def plan_rows(job: Job, plan: Plan) -> dict[str, str]:
         "checkpoints": f"{writes} of about {plan.checkpoint_bytes / 1e6:.0f} MB, the newest "
         f"{job.checkpoint.keep} stay in {job.checkpoint.storage}",
     }
+
+
+def _reads(job: Job, plan: Plan) -> str:
+    """Where ranks or loader processes share lanes, what that costs and which number of lanes has
+    none of it."""
+    if plan.reads <= 1:
+        return ""
+    readers = plan.world_size * max(1, plan.loader_workers)
+    lanes = -(-job.data.shuffle.lanes // readers) * readers
+    return (
+        f"; a byte is read up to {plan.reads:.2g} times an epoch, as {readers} readers share lanes "
+        f"(data.shuffle.lanes={lanes} divides evenly)"
+    )
+
+
+def _loader_row(plan: Plan) -> str:
+    who = f"{plan.loader_workers} processes a rank" if plan.loader_workers else "a thread a rank"
+    if plan.loader_bytes is None:
+        return (
+            f"{who}; memory is known with the manifest, or with data.train_shard_samples and "
+            "data.train_sample_bytes"
+        )
+    return f"{who}, about {plan.loader_bytes / 1e6:,.0f} MB of windows and images at most"
 
 
 def print_outcome(
