@@ -11,9 +11,10 @@ from torch import Tensor
 from torch.utils.data import get_worker_info
 
 from datasets.augment import COLOURS
-from datasets.errors import DataError
+from datasets.errors import DataError, ImageError, LabelError
 
 FIRST_MESSAGES = 5  # of damaged samples, kept for the log
+KINDS = ("shard", "image", "label")  # of damage: its range was lost, its image or its label is bad
 NO_COLOUR = (0.0, 1.0, 0.0, 1.0, 0.0)
 
 
@@ -96,7 +97,7 @@ class Rows:
 
 @dataclass(slots=True)
 class Damages:
-    """What a loader skipped: how many of each kind (the error's class), and the first messages."""
+    """What a loader skipped: how many of each kind (KINDS), and the first messages."""
 
     counts: Counter[str] = field(default_factory=Counter)
     first: list[str] = field(default_factory=list)
@@ -106,7 +107,8 @@ class Damages:
         return self.counts.total()
 
     def add(self, error: DataError) -> None:
-        self.counts[type(error).__name__] += 1
+        kinds = {ImageError: "image", LabelError: "label"}
+        self.counts[kinds.get(type(error), "shard")] += 1
         if len(self.first) < FIRST_MESSAGES:
             self.first.append(str(error))
 

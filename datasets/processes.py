@@ -6,7 +6,6 @@ parts of a step come back in the parts' order, whichever process is faster. A pr
 noticed within five seconds (DataLoader's own check), one whose rank dies ends itself as fast.
 """
 
-import multiprocessing
 import warnings
 from collections.abc import Iterator
 from dataclasses import replace
@@ -54,18 +53,18 @@ def steps_of_processes(views: TrainViews, workers: int, *, steps_ahead: int) -> 
     Closing the iterator ends them. Raises StoreError and what else a process met; LoaderError for
     one that died.
     """
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__])  # torch is imported once, not in every process
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="This DataLoader will create")  # as was asked
-        parcels = iter(
+        parcels: Any = iter(
             DataLoader(
                 _Parts(views),
                 batch_size=None,
                 num_workers=workers,
                 collate_fn=_as_it_is,
                 prefetch_factor=steps_ahead,
-                multiprocessing_context=context,
+                # Not fork: the rank has threads and CUDA. Not a fork server: its children would
+                # look for the server's death, and outlive a killed rank.
+                multiprocessing_context="spawn",
             )
         )
     try:
@@ -76,7 +75,8 @@ def steps_of_processes(views: TrainViews, workers: int, *, steps_ahead: int) -> 
                 rows.put(np.sort(part.places(step, views.order)), _next(parcels))
             yield rows
     finally:
-        del parcels  # ends the processes
+        # What an iterator does when nothing refers to it any more; an error on its way does.
+        parcels._shutdown_workers()
 
 
 def _next(parcels: Iterator[Parcel]) -> Rows:

@@ -61,7 +61,7 @@ class Share:
             mine = sequence[turns == self.part]
         else:
             mine = np.array_split(sequence, self.parts)[self.part]
-        return mine.astype(np.int64)
+        return np.asarray(mine, dtype=np.int64)
 
     def num_lanes(self, lanes: int) -> int:
         """At most how many of the order's lanes the rank, all its parts together, has open."""

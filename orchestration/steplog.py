@@ -3,18 +3,21 @@
 The losses stay on the device until then, so that no step waits for a number to come back.
 """
 
+import logging
 import time
 
 import torch
 import torch.distributed as dist
 
-from datasets.batch import Damages
+from datasets.batch import KINDS, Damages
 from datasets.loader import TrainLoader
 from inception.step import StepResult
 from orchestration.errors import TrainingError
 from orchestration.job import Job
 from orchestration.plan import Plan, learning_rate_at
 from orchestration.tracking import MetricWriter
+
+logger = logging.getLogger(__name__)
 
 
 class StepLog:
@@ -26,6 +29,7 @@ class StepLog:
         """writer: rank 0's; the other ranks have none."""
         self._job, self._plan, self._loader, self._writer = job, plan, loader, writer
         self._results: list[StepResult] = []
+        self._told = 0  # messages of damage that stand in the log
         self._trained_steps = 0
         self._trained_s = 0.0
         self.resume_clock()
@@ -59,10 +63,15 @@ class StepLog:
         self._trained_s += elapsed_s
         damages = self._loader.damages
         shares = torch.stack([result.loss for result in results]).float()  # (steps,)
-        skipped = torch.full((1,), float(damages.total), device=shares.device)
-        sums = torch.cat([shares, skipped])  # (steps + 1,)
+        counts = [float(damages.counts[kind]) for kind in KINDS]
+        skipped = torch.tensor(counts, device=shares.device)
+        sums = torch.cat([shares, skipped])  # (steps + kinds,)
         dist.all_reduce(sums)
-        *losses, num_damaged = sums.tolist()
+        losses, by_kind = sums[: len(results)].tolist(), sums[len(results) :].tolist()
+        num_damaged = sum(by_kind)
+        for message in damages.first[self._told :]:
+            logger.warning("skipped: %s", message)
+        self._told = len(damages.first)
         norms = torch.stack([result.grad_norm for result in results]).tolist()
         first = step - len(results) + 1
         self._check(first, losses, num_damaged, damages)
@@ -70,6 +79,11 @@ class StepLog:
             "train/images_per_second": len(results) * self._plan.global_batch_size / elapsed_s,
             "train/data_wait_fraction": min(1.0, wait_s / elapsed_s),
             "train/damaged_samples": num_damaged,
+        }
+        rates |= {
+            f"train/damaged_{kind}_samples": number
+            for kind, number in zip(KINDS, by_kind, strict=True)
+            if number
         }
         if self._writer is not None:
             for number, (loss, norm) in enumerate(zip(losses, norms, strict=True), start=first):

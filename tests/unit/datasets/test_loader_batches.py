@@ -253,8 +253,8 @@ def test_skipped_damage_keeps_every_place(packed: Packed, tmp_path: Path, world_
                     seen += int(lost.sum())
             skipped += loader.damages.counts
             assert len(loader.damages.first) <= 5
-    assert skipped["ImageError"] <= 1
-    assert skipped["LabelError"] <= 1
+    assert skipped["image"] <= 1
+    assert skipped["label"] <= 1
     assert skipped.total() == seen >= 90  # of these steps alone, though threads run ahead
     with pytest.raises(DataError), steps_of(store, made) as loader:
         list(islice(loader, 29))

@@ -1,0 +1,151 @@
+"""Loader processes: the same batches as without, damage and deaths told, nothing left behind."""
+
+import multiprocessing
+import os
+import signal
+import time
+from itertools import islice
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+
+from datasets.augment import Augment
+from datasets.batch import MicroBatch
+from datasets.errors import DataError, LoaderError, StoreError
+from datasets.loader import TrainLoader
+from datasets.manifest import Manifest
+from datasets.order import Order
+from datasets.pack import pack
+from datasets.sources import digits
+from datasets.store import Store
+from tests.waiting import wait_for
+
+Packed = tuple[Store, Manifest]
+AUGMENT = Augment(area=(0.4, 1.0), colour=1.0, operations=2)
+
+
+def loader(
+    store: Store, manifest: Manifest, *, workers: int, rank: int = 0, world_size: int = 1,
+    first: int = 0, lanes: int = 6, is_skipping: bool = False,
+) -> TrainLoader:  # fmt: skip
+    order = Order(
+        seed=3, samples_per_shard=manifest.samples_per_shard, num_lanes=lanes, pieces=3, slices=4
+    )
+    return TrainLoader(
+        store, manifest, order, rank=rank, world_size=world_size, global_batch_size=48,
+        micro_batch_size=8, input_size=16, augment=AUGMENT, workers=workers,
+        is_skipping=is_skipping, start_position=48 * first,
+    )  # fmt: skip
+
+
+def taken(made: TrainLoader, count: int) -> list[list[MicroBatch]]:
+    with made:
+        return list(islice(made, count))
+
+
+def assert_same(one: list[list[MicroBatch]], other: list[list[MicroBatch]]) -> None:
+    for a, b in zip(
+        [batch for step in one for batch in step], [batch for step in other for batch in step],
+        strict=True,
+    ):  # fmt: skip
+        assert a.index == b.index
+        for name in ("images", "targets", "weights", "samples", "mirrored", "colours"):
+            assert torch.equal(getattr(a, name), getattr(b, name)), name
+
+
+@pytest.mark.parametrize(
+    ("workers", "rank", "world_size", "first"),
+    [(1, 0, 1, 0), (2, 1, 2, 3), (3, 0, 1, 28), (5, 2, 4, 29), (4, 0, 6, 100)],
+)
+def test_any_number_of_processes_gives_the_same_batches(
+    packed: Packed, workers: int, rank: int, world_size: int, first: int
+) -> None:
+    """Also over an epoch's end (29.9 steps are one), where parts do not divide the lanes, and with
+    everything that is drawn for a sample."""
+    alone, beside = (
+        taken(loader(*packed, workers=n, rank=rank, world_size=world_size, first=first), 5)
+        for n in (0, workers)
+    )
+    assert_same(alone, beside)
+
+
+def test_more_ranks_than_micro_batches_have_empty_steps(packed: Packed) -> None:
+    assert taken(loader(*packed, workers=2, rank=7, world_size=8), 3) == [[], [], []]
+
+
+def test_damage_is_counted_or_raised_as_without_processes(tmp_path: Path) -> None:
+    rows, classes = digits("train")
+    samples = list(rows)
+    samples[5] = {**samples[5], "png": b"no image"}
+    samples[250] = {**samples[250], "cls": b"cat"}
+    made = pack(samples, Store(), tmp_path.as_uri(), classes=classes, samples_per_shard=100)
+    (tmp_path / made.shards[7].name).unlink()
+    found = []
+    for workers in (0, 3):
+        with loader(Store(), made, workers=workers, is_skipping=True) as one:
+            steps = list(islice(one, 29))
+        found.append((steps, one.damages.counts, sorted(one.damages.first)))
+    assert_same(found[0][0], found[1][0])
+    assert found[0][1:] == found[1][1:]
+    assert found[0][1]["shard"] > 80
+    with pytest.raises(DataError, match=r"\.tar: got no such file"):
+        taken(loader(Store(), made, workers=2), 29)
+
+
+def test_a_refusing_store_is_told_in_one_line(packed: Packed) -> None:
+    _, manifest = packed
+    away = Manifest(url="http://127.0.0.1:9/x", classes=manifest.classes, shards=manifest.shards)
+    with pytest.raises(StoreError, match="got no answer") as caught:
+        taken(loader(Store(), away, workers=2), 1)
+    assert "\n" not in str(caught.value)
+
+
+def children() -> list[psutil.Process]:
+    """The loader processes of this one."""
+    return [
+        process
+        for process in psutil.Process().children()
+        if "spawn_main" in " ".join(process.cmdline())
+    ]
+
+
+def test_a_killed_process_is_noticed_and_none_is_left(packed: Packed) -> None:
+    before = len(children())
+    made = loader(*packed, workers=2)
+    with made:
+        steps = iter(made)
+        next(steps)
+        victims = children()[before:]
+        assert len(victims) == 2
+        victims[0].kill()
+        with pytest.raises(LoaderError, match=r"data\.loader_workers: got .*died"):
+            list(islice(steps, 2000))
+    wait_for(lambda: len(children()) <= before, 20, lambda: str(children()))
+
+
+def rank_process(url: str, pids: "multiprocessing.Queue[list[int]]") -> None:
+    from datasets.manifest import load_manifest
+
+    store = Store()
+    with loader(store, load_manifest(store, url), workers=2) as made:
+        steps = iter(made)
+        next(steps)
+        pids.put([process.pid for process in children()])
+        while True:
+            next(steps)
+            time.sleep(0.01)
+
+
+def test_processes_end_with_their_killed_rank(packed: Packed) -> None:
+    context = multiprocessing.get_context("spawn")
+    pids = context.Queue()
+    rank = context.Process(target=rank_process, args=(packed[1].url, pids))
+    rank.start()
+    workers = pids.get(timeout=60)
+    assert len(workers) == 2
+    assert rank.pid is not None
+    os.kill(rank.pid, signal.SIGKILL)
+    rank.join(10)
+    wait_for(lambda: not any(psutil.pid_exists(pid) for pid in workers), 30, lambda: str(workers))
