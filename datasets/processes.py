@@ -69,30 +69,24 @@ def steps_of_processes(views: TrainViews, workers: int, *, steps_ahead: int) -> 
         )
     try:
         for step in count(views.first_step):
-            parts = views.share.split(workers)
             rows = views.empty(len(views.share.places(step, views.order)))
-            for part in parts:
-                rows.put(np.sort(part.places(step, views.order)), _next(parcels))
+            for part in views.share.split(workers):
+                parcel = next(parcels)
+                if isinstance(parcel, Exception):
+                    raise parcel
+                rows.put(np.sort(part.places(step, views.order)), parcel)
             yield rows
-    finally:
-        # What an iterator does when nothing refers to it any more; an error on its way does.
-        parcels._shutdown_workers()
-
-
-def _next(parcels: Iterator[Parcel]) -> Rows:
-    try:
-        parcel = next(parcels)
-    except RuntimeError as error:
-        if "worker" not in str(error):
+    except RuntimeError as error:  # DataLoader's word for a death
+        if "DataLoader worker" not in str(error):
             raise
         raise LoaderError(
             f"data.loader_workers: got {str(error).splitlines()[0]!r}; a loader process died. Look "
             "for the out-of-memory killer in the node's log; fewer workers, or smaller "
             "data.shuffle.lanes and pieces, need less."
         ) from error
-    if isinstance(parcel, Exception):
-        raise parcel
-    return parcel
+    finally:
+        # What an iterator does when nothing refers to it any more; an error on its way does.
+        parcels._shutdown_workers()
 
 
 def _as_it_is(parcel: Any) -> Any:

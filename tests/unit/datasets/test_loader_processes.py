@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import signal
 import time
+from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
 
@@ -112,6 +113,13 @@ def children() -> list[psutil.Process]:
 
 
 def test_a_killed_process_is_noticed_and_none_is_left(packed: Packed) -> None:
+    """In a thread, as Ray Train runs a rank: on a main thread torch's signal handler speaks, in
+    whatever line runs just then."""
+    with ThreadPoolExecutor(1) as thread:
+        thread.submit(kill_one_and_go_on, packed).result(60)
+
+
+def kill_one_and_go_on(packed: Packed) -> None:
     before = len(children())
     made = loader(*packed, workers=2)
     with made:
