@@ -115,8 +115,12 @@ def children() -> list[psutil.Process]:
 def test_a_killed_process_is_noticed_and_none_is_left(packed: Packed) -> None:
     """In a thread, as Ray Train runs a rank: on a main thread torch's signal handler speaks, in
     whatever line runs just then."""
-    with ThreadPoolExecutor(1) as thread:
-        thread.submit(kill_one_and_go_on, packed).result(60)
+    handler = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    try:
+        with ThreadPoolExecutor(1) as thread:
+            thread.submit(kill_one_and_go_on, packed).result(60)
+    finally:
+        signal.signal(signal.SIGCHLD, handler)
 
 
 def kill_one_and_go_on(packed: Packed) -> None:
