@@ -117,7 +117,9 @@ def empty_rows(count: int, pixels: int, *, has_colours: bool = False) -> Rows:
     """Rows to be filled; their images hold anything yet."""
     # Not in a loader process: pinning makes a CUDA context, and its rows are copied anyway.
     is_pinned = get_worker_info() is None and torch.cuda.is_available()
-    images = torch.empty((count, pixels, pixels, 3), dtype=torch.uint8, pin_memory=is_pinned)
+    # An evaluation takes its batches in inference mode, whose tensors other threads cannot fill.
+    with torch.inference_mode(False):
+        images = torch.empty((count, pixels, pixels, 3), dtype=torch.uint8, pin_memory=is_pinned)
     return Rows(
         images=images.permute(0, 3, 1, 2),  # (count, 3, pixels, pixels), channels last
         targets=np.zeros(count, dtype=np.int64),

@@ -21,5 +21,9 @@ class StoreError(Exception):
     """The storage refused or cannot be reached."""
 
 
+class StoreBusyError(StoreError):
+    """The storage said that it cannot just now (5xx, SlowDown), however often it was asked."""
+
+
 class LoaderError(Exception):
     """A loader process died."""

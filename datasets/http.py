@@ -6,7 +6,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from datasets import transfer
-from datasets.errors import DataError, StoreError
+from datasets.errors import DataError, StoreBusyError, StoreError
 from datasets.s3 import Entry, changed_object
 from datasets.transfer import Body, receive
 
@@ -82,7 +82,8 @@ class Http:
             raise DataError(f"{shown(url)}: got no such object; it must exist. Mend the URL.")
         if response.status in (412, 416):
             raise changed_object(shown(url), response.status)
-        raise StoreError(
+        failed = StoreBusyError if response.status in REPEATED else StoreError
+        raise failed(
             f"{shown(url)}: got HTTP {response.status}; the server must give the object. "
             "Check that the URL may be read."
         )

@@ -12,7 +12,7 @@ from threading import Lock
 from typing import Any, TypeVar
 
 from datasets import transfer
-from datasets.errors import DataError, StoreError
+from datasets.errors import DataError, StoreBusyError, StoreError
 from datasets.transfer import Body, receive
 
 ATTEMPTS = 5  # of one request
@@ -167,7 +167,8 @@ class S3:
                 "credentials. Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (or AWS_PROFILE) "
                 "to ones that may use this bucket."
             )
-        return StoreError(
+        failed = StoreBusyError if status >= 500 else StoreError
+        return failed(
             f"{url}: got {code or 'an error'} (HTTP {status}) from {self._where()} after "
             f"{ATTEMPTS} attempts; the store failed. Look at its log and its disk space."
         )

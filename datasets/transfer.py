@@ -12,7 +12,7 @@ from typing import Protocol
 
 import numpy as np
 
-from datasets.errors import DataError, StoreError
+from datasets.errors import DataError, StoreBusyError, StoreError
 
 CONNECT_LIMIT_S = 5.0
 SILENCE_LIMIT_S = 30.0
@@ -75,6 +75,11 @@ def receive(
         last = None if view is None else start + len(view) - 1
         try:
             answer = ask(start + reached if is_range else None, last, etag)
+        except StoreBusyError:
+            # The client has asked a few times already, within seconds; a burst can last longer.
+            if fruitless == ATTEMPTS:
+                raise
+            continue
         except broken as error:
             reason = type(error).__name__
             continue

@@ -122,9 +122,13 @@ def test_evaluation_scores_every_sample_once(packed: Packed, world_size: int) ->
     store, manifest = packed
     seen = []
     for rank in range(world_size):
-        with EvalLoader(
-            store, manifest, rank=rank, world_size=world_size, batch_size=100, input_size=PIXELS
-        ) as loader:
+        with (
+            torch.inference_mode(),  # as an evaluation takes them
+            EvalLoader(
+                store, manifest, rank=rank, world_size=world_size, batch_size=100,
+                input_size=PIXELS, threads=2,
+            ) as loader,
+        ):  # fmt: skip
             for batch in loader:
                 assert len(batch.targets) == 100
                 seen += batch.samples[batch.weights > 0].tolist()

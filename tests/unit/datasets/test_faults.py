@@ -1,0 +1,114 @@
+"""The loader behind a network that breaks: what comes out is what comes out of an unbroken one."""
+
+from itertools import islice
+
+import pytest
+import torch
+
+from datasets import transfer
+from datasets.augment import Augment
+from datasets.batch import MicroBatch
+from datasets.errors import DataError, StoreError
+from datasets.loader import EvalLoader, TrainLoader
+from datasets.manifest import Manifest, load_manifest
+from datasets.order import Order
+from datasets.pack import pack
+from datasets.sources import digits
+from datasets.store import Store, StoreConfig
+from tests.unit.datasets.faults import FAULTS, faulty
+
+STEPS = 34  # 29.9 are an epoch
+
+
+@pytest.fixture
+def split(s3: Store) -> Manifest:
+    rows, classes = digits("train")
+    samples = [{**row, "bin": bytes(2000)} for row in rows]  # some weight for a fault to hit
+    return pack(samples, s3, "s3://data/faults", classes=classes, samples_per_shard=200)
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Limits and pauses of tests; the code they run through is that of the long ones."""
+    monkeypatch.setattr(transfer, "SILENCE_LIMIT_S", 0.5)
+    monkeypatch.setattr(transfer, "FIRST_PAUSE_S", 0.02)
+
+
+def train(store: Store, manifest: Manifest) -> list[MicroBatch]:
+    order = Order(
+        seed=1, samples_per_shard=manifest.samples_per_shard, num_lanes=6, pieces=2, slices=4
+    )
+    with TrainLoader(
+        store, manifest, order, rank=0, world_size=1, global_batch_size=48, micro_batch_size=48,
+        input_size=16, augment=Augment(),
+    ) as loader:  # fmt: skip
+        return [batch for step in islice(loader, STEPS) for batch in step]
+
+
+def through(url: str) -> Store:
+    return Store(StoreConfig(endpoint_url=url, region="us-east-1", addressing="path"))
+
+
+def assert_same(one: list[MicroBatch], other: list[MicroBatch]) -> None:
+    assert len(one) == len(other) == STEPS
+    for a, b in zip(one, other, strict=True):
+        assert torch.equal(a.samples, b.samples)
+        assert torch.equal(a.images, b.images)
+        assert torch.equal(a.targets, b.targets)
+        assert bool((a.weights == 1).all())
+
+
+@pytest.mark.parametrize("kind", [*FAULTS, "all"])
+def test_nothing_is_lost_or_twice(s3: Store, s3_url: str, split: Manifest, kind: str) -> None:
+    unbroken = train(s3, split)
+    shares = dict.fromkeys(FAULTS, 0.06) if kind == "all" else {kind: 0.15}
+    with faulty(s3_url, shares, stall_s=1.0, seed=len(kind)) as faults:
+        assert_same(unbroken, train(through(faults.url), split))
+        assert sum(faults.seen.values()) >= 10, faults.seen
+        assert set(faults.seen) == set(shares)
+
+
+def test_a_web_servers_faults_too(s3: Store, web_url: str, split: Manifest) -> None:
+    unbroken = train(s3, split)
+    base, path = web_url.removesuffix("/buckets"), "/buckets/data/faults"
+    with faulty(base, dict.fromkeys(FAULTS, 0.06), stall_s=1.0, seed=3) as faults:
+        found = load_manifest(Store(), f"{faults.url}{path}")
+        assert found.fingerprint == split.fingerprint
+        assert_same(unbroken, train(Store(), found))
+        assert sum(faults.seen.values()) >= 10, faults.seen
+
+
+def test_connections_are_kept(s3: Store, s3_url: str, split: Manifest) -> None:
+    """Hundreds of requests over no more connections than fetching threads."""
+    with faulty(s3_url, {"slow": 0.0}, stall_s=0, seed=0) as proxy:
+        train(through(proxy.url), split)
+        assert proxy.connections <= 4
+
+
+def test_a_store_that_stays_away_is_told(s3_url: str, split: Manifest) -> None:
+    with (
+        faulty(s3_url, {"reset": 1.0}, stall_s=0, seed=0) as faults,
+        pytest.raises(StoreError, match=r"a body must arrive whole|got no answer"),
+    ):
+        train(through(faults.url), split)
+
+
+def test_a_shard_that_is_replaced_meanwhile_is_noticed(s3: Store, split: Manifest) -> None:
+    """The same sizes and names, other bytes: the ETag tells."""
+    content = bytearray(s3.read(split.shard_url(3)))
+    content[600:700] = b"\xff" * 100
+    s3.write(split.shard_url(3), bytes(content))
+    with pytest.raises(DataError, match="another ETag"):
+        train(s3, split)
+
+
+def test_evaluation_behind_faults_scores_every_sample_once(s3_url: str, split: Manifest) -> None:
+    with faulty(s3_url, dict.fromkeys(FAULTS, 0.06), stall_s=1.0, seed=9) as faults:
+        seen = []
+        for rank in range(3):
+            with EvalLoader(
+                through(faults.url), split, rank=rank, world_size=3, batch_size=50, input_size=16
+            ) as loader:
+                for batch in loader:
+                    seen += batch.samples[batch.weights > 0].tolist()
+    assert len(seen) == len({tuple(row) for row in seen}) == split.num_samples
