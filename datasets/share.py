@@ -98,11 +98,14 @@ def loader_bytes(
 ) -> int:
     """About the most memory that a rank's fetched windows and decoded images take.
 
-    Each open lane holds its window and the next one; of decoded images there are STEPS_AHEAD
-    steps, the one being filled and the one being trained on. shard_samples: of the largest shard;
-    sample_bytes: the mean, so a run of larger samples can take more.
+    Each open lane holds the window it is in and the one that its look-ahead has reached; between
+    them lie the samples that are waited for, STEPS_AHEAD steps to be fetched and as many to be
+    decoded. Of decoded images there are these steps, one half begun, the one being trained on and
+    the one just taken. shard_samples: of the largest shard; sample_bytes: the mean, so a run of
+    larger samples can take more.
     """
     piece = min(shard_samples, ceil(num_samples / lanes))
-    window = pieces * ceil(piece / slices) * sample_bytes
-    step = share.micro_batch_size * len(share.indices) * 3 * input_size**2
-    return int(2 * share.num_lanes(lanes) * window + (STEPS_AHEAD + 2) * step)
+    window = pieces * ceil(piece / slices)
+    step = share.micro_batch_size * len(share.indices)
+    held = 2 * share.num_lanes(lanes) * window + 2 * STEPS_AHEAD * step
+    return int(held * sample_bytes) + (STEPS_AHEAD + 3) * step * 3 * input_size**2

@@ -70,8 +70,8 @@ def test_memory_follows_the_shuffle_and_not_the_data_set() -> None:
     share = Share(rank=0, world_size=4, global_batch_size=64, micro_batch_size=16)
     sizes = {"shard_samples": 1000, "sample_bytes": 100_000.0, "slices": 10, "input_size": 299}
     small = loader_bytes(share, num_samples=10**6, lanes=16, pieces=2, **sizes)  # type: ignore[arg-type]
-    images = 4 * 16 * 3 * 299**2
-    assert small == 2 * 4 * (2 * 100 * 100_000) + images
+    ahead = 5 * 16 * 3 * 299**2 + 4 * 16 * 100_000
+    assert small == 2 * 4 * (2 * 100 * 100_000) + ahead
     for more, lanes, pieces, factor in ((10**9, 16, 2, 1), (10**6, 16, 4, 2), (10**6, 32, 2, 2)):
         found = loader_bytes(share, num_samples=more, lanes=lanes, pieces=pieces, **sizes)  # type: ignore[arg-type]
-        assert found - images == factor * (small - images)
+        assert found - ahead == factor * (small - ahead)
