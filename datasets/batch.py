@@ -113,13 +113,21 @@ class Damages:
             self.first.append(str(error))
 
 
-def empty_rows(count: int, pixels: int, *, has_colours: bool = False) -> Rows:
-    """Rows to be filled; their images hold anything yet."""
+def empty_rows(
+    count: int,
+    pixels: int,
+    *,
+    has_colours: bool = False,
+    device: torch.device = torch.device("cpu"),  # noqa: B008 - immutable
+) -> Rows:
+    """Rows to be filled; their images hold anything yet. device: where images are decoded."""
     # Not in a loader process: pinning makes a CUDA context, and its rows are copied anyway.
-    is_pinned = get_worker_info() is None and torch.cuda.is_available()
+    is_pinned = device.type == "cpu" and get_worker_info() is None and torch.cuda.is_available()
     # An evaluation takes its batches in inference mode, whose tensors other threads cannot fill.
     with torch.inference_mode(False):
-        images = torch.empty((count, pixels, pixels, 3), dtype=torch.uint8, pin_memory=is_pinned)
+        images = torch.empty(
+            (count, pixels, pixels, 3), dtype=torch.uint8, device=device, pin_memory=is_pinned
+        )
     return Rows(
         images=images.permute(0, 3, 1, 2),  # (count, 3, pixels, pixels), channels last
         targets=np.zeros(count, dtype=np.int64),

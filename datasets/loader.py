@@ -12,6 +12,7 @@ from typing import Any, Self
 from datasets.augment import Augment
 from datasets.batch import Damages, MicroBatch, Rows
 from datasets.manifest import Manifest
+from datasets.nvjpeg import GpuDecoder
 from datasets.order import Order, eval_batches_of_rank
 from datasets.processes import steps_of_processes
 from datasets.share import STEPS_AHEAD, Share
@@ -70,7 +71,8 @@ class _Loader:
 class TrainLoader(_Loader):
     """Endless training steps: each item is this rank's list of micro-batches of one step.
 
-    workers: loader processes; 0 decodes in `threads` threads of this one. start_position: global
+    workers: loader processes; 0 decodes in `threads` threads of this one, by `decoder` where there
+    is one. start_position: global
     samples of finished steps, a multiple of the global batch. Iterating raises DataError,
     StoreError or LoaderError at the step that holds the bad sample.
     """
@@ -91,9 +93,11 @@ class TrainLoader(_Loader):
         threads: int = 1,
         is_skipping: bool = False,
         start_position: int = 0,
+        decoder: GpuDecoder | None = None,
     ) -> None:
         super().__init__(is_skipping=is_skipping)
         assert start_position % global_batch_size == 0, "steps begin at whole batches"
+        assert decoder is None or not workers, "a GPU decoder works in its rank's own process"
         self._workers, self._threads = workers, threads
         self._views = TrainViews(
             store=store,
@@ -108,6 +112,7 @@ class TrainLoader(_Loader):
             augment=augment,
             input_size=input_size,
             first_step=start_position // global_batch_size,
+            decoder=decoder,
         )
 
     def __iter__(self) -> Iterator[list[MicroBatch]]:
@@ -147,6 +152,7 @@ class EvalLoader(_Loader):
         crop: float = 0.875,
         threads: int = 1,
         is_skipping: bool = False,
+        decoder: GpuDecoder | None = None,
     ) -> None:
         super().__init__(is_skipping=is_skipping)
         self._store, self._threads = store, threads
@@ -161,6 +167,7 @@ class EvalLoader(_Loader):
             batch_size=batch_size,
             input_size=input_size,
             crop=crop,
+            decoder=decoder,
         )
 
     def __iter__(self) -> Iterator[MicroBatch]:

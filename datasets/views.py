@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from itertools import count
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from datasets.augment import (
     Augment,
@@ -24,8 +26,10 @@ from datasets.batch import Rows, empty_rows
 from datasets.decode import decode_crop, find_image
 from datasets.errors import DataError
 from datasets.manifest import Manifest
+from datasets.nvjpeg import GpuDecoder
 from datasets.order import Order, Window
 from datasets.randaugment import rand_augment
+from datasets.region import Box
 from datasets.share import Share
 from datasets.store import Store
 from datasets.stream import (
@@ -119,6 +123,7 @@ class TrainViews:
     augment: Augment
     input_size: int
     first_step: int
+    decoder: GpuDecoder | None = None
 
     def steps(self, reader: Reader, *, steps_ahead: int) -> Iterator[Rows]:
         """The share's rows of every step from the first, in ascending places. Windows are fetched
@@ -139,7 +144,12 @@ class TrainViews:
             yield made.popleft() if size else self.empty(0)
 
     def empty(self, count: int) -> Rows:
-        return empty_rows(count, self.input_size, has_colours=bool(self.augment.colour))
+        return empty_rows(
+            count,
+            self.input_size,
+            has_colours=bool(self.augment.colour),
+            device=_device(self.decoder),
+        )
 
     def look(
         self, sample: Sample, content: memoryview | bytes, where: str, rows: Rows, row: int
@@ -148,10 +158,13 @@ class TrainViews:
         numbers = draw(
             self.order.seed, sample["__epoch__"], sample["__shard__"], sample["__sample__"], augment
         )
-        image, box = decode_crop(
-            content, lambda height, width: crop_box(numbers, height, width, augment), where
+        _resize_into(
+            rows.images[row : row + 1],
+            content,
+            lambda height, width: crop_box(numbers, height, width, augment),
+            where,
+            self.decoder,
         )
-        resize_into(rows.images[row : row + 1], image, box)
         if augment.operations:
             rand_augment(
                 rows.images[row],
@@ -189,6 +202,7 @@ class EvalViews:
     batch_size: int
     input_size: int
     crop: float
+    decoder: GpuDecoder | None = None
 
     def fill(self, reader: Reader, *, batches_ahead: int) -> Iterator[Rows]:
         """Rows of each batch, the last one padded."""
@@ -212,14 +226,17 @@ class EvalViews:
     def look(
         self, sample: Sample, content: memoryview | bytes, where: str, rows: Rows, row: int
     ) -> None:
-        image, box = decode_crop(
-            content, lambda height, width: center_box(height, width, self.crop), where
+        _resize_into(
+            rows.images[row : row + 1],
+            content,
+            lambda height, width: center_box(height, width, self.crop),
+            where,
+            self.decoder,
         )
-        resize_into(rows.images[row : row + 1], image, box)
 
     def _slots(self, made: deque[Rows]) -> Iterator[tuple[Rows, int]]:
         for _, size in self.batches:
-            rows = empty_rows(self.batch_size, self.input_size)
+            rows = empty_rows(self.batch_size, self.input_size, device=_device(self.decoder))
             made.append(rows)
             for row in range(size):
                 yield rows, row
@@ -238,3 +255,22 @@ class EvalViews:
             fetched = reader.fetch(Window(0, runs, samples))
             for position, (shard, sample) in zip(positions.tolist(), samples.tolist(), strict=True):
                 yield Ticket(position, 0, shard, sample, fetched[shard])
+
+
+def _resize_into(
+    target: Tensor,
+    content: memoryview | bytes,
+    choose: Callable[[int, int], Box],
+    where: str,
+    decoder: GpuDecoder | None,
+) -> None:
+    """The crop of an image file into its row, by the CPU or by the rank's GPU decoder."""
+    if decoder is None:
+        image, box = decode_crop(content, choose, where)
+        resize_into(target, image, box)
+    else:
+        decoder.resize_into(target, content, choose, where)
+
+
+def _device(decoder: GpuDecoder | None) -> torch.device:
+    return torch.device("cpu") if decoder is None else decoder.device

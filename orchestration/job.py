@@ -40,6 +40,11 @@ class Job:
         if not 0 <= self.seed < 2**63:
             raise JobError(f"seed: got {self.seed}; 0 to 2^63 - 1. Write a number in that range.")
         accelerator = self.cluster.accelerator
+        if self.data.decoder == "nvjpeg" and not accelerator.is_gpu:
+            raise JobError(
+                f"data.decoder: got nvjpeg with cluster.accelerators "
+                f"{self.cluster.accelerators}; it decodes on a GPU. Write data.decoder=cpu."
+            )
         if self.cluster.address == LOCAL and self.cluster.num_nodes > 1:
             raise JobError(
                 f"cluster.num_nodes: got {self.cluster.num_nodes} with cluster.address local; "

@@ -9,6 +9,7 @@ from orchestration.errors import JobError
 from orchestration.rules import above, at_least, choose, within, without_userinfo
 
 SOURCES = ("digits",)
+DECODERS = ("cpu", "nvjpeg")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -91,6 +92,9 @@ class Data:
     # Processes of one rank that decode for training; 0: a thread of the rank's own process. Left
     # out: one less than cluster.cpus_per_worker beside a GPU, none on a CPU.
     loader_workers: int | None = None
+    # cpu, or nvjpeg: JPEGs are decoded on the rank's GPU, by threads of its own process. Their
+    # pixels differ a little.
+    decoder: str = "cpu"
     # Parts of remote shards that each node keeps on its disk for later epochs, at most this much;
     # 0 keeps none. The ranks of a node share the folder.
     cache_gib: float = 0.0
@@ -126,6 +130,13 @@ class Data:
         at_least("data.max_damaged", self.max_damaged, 0)
         if self.loader_workers is not None:
             at_least("data.loader_workers", self.loader_workers, 0)
+        choose("data.decoder", self.decoder, DECODERS)
+        if self.decoder == "nvjpeg" and self.augment.rand_operations:
+            raise JobError(
+                f"data.decoder: got nvjpeg with data.augment.rand_operations="
+                f"{self.augment.rand_operations}; RandAugment is made on the CPU. Write "
+                "data.decoder=cpu, or take the operations out."
+            )
         within("data.cache_gib", self.cache_gib, 0.0, 1e6)
         if not self.cache_folder.startswith("/"):
             raise JobError(

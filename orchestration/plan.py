@@ -111,7 +111,10 @@ def _loader_bytes(job: Job, share: Share, train_samples: int, shape: ShardShape)
 
 
 def count_loader_workers(job: Job) -> int:
-    """As stated; else the cores that a rank beside a GPU has over its own, none on a CPU."""
+    """As stated; else the cores that a rank beside a GPU has over its own, none on a CPU. A GPU
+    decoder works in its rank's own process."""
+    if job.data.decoder == "nvjpeg":
+        return 0
     if job.data.loader_workers is not None:
         return job.data.loader_workers
     return job.cluster.cpus_per_worker - 1 if job.cluster.accelerator.is_gpu else 0

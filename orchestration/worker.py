@@ -10,7 +10,6 @@ checkpoint known (a barrier of all ranks).
 import logging
 import warnings
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import ray.train
@@ -19,12 +18,9 @@ import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
-from datasets.augment import Augment
-from datasets.cache import DiskCache
 from datasets.device import on_device
-from datasets.loader import EvalLoader, TrainLoader
-from datasets.manifest import Manifest, load_manifest
-from datasets.order import Order
+from datasets.loader import TrainLoader
+from datasets.manifest import load_manifest
 from datasets.store import Store, StoreConfig
 from inception.ema import WeightAverage
 from inception.evaluate import evaluate
@@ -35,7 +31,13 @@ from inception.statistics import average_bn_statistics
 from inception.step import train_step
 from orchestration.checkpoint import TrainState, load_checkpoint, newest_checkpoint, save_checkpoint
 from orchestration.errors import TrainingError
-from orchestration.job import Job
+from orchestration.feed import (
+    build_cache,
+    build_decoder,
+    build_eval_loader,
+    build_train_loader,
+    data_position,
+)
 from orchestration.load import from_dict
 from orchestration.plan import Plan, build_job_architecture, learning_rate_at
 from orchestration.progress import Progress
@@ -56,41 +58,6 @@ class Assignment:
     run_url: str
     store: StoreConfig
     board: Any  # the progress actor
-
-
-def build_cache(job: Job) -> DiskCache | None:
-    """The node's disk cache, if the job has one. Raises StoreError where it cannot be written."""
-    if not job.data.cache_gib:
-        return None
-    cache = DiskCache(Path(job.data.cache_folder), int(job.data.cache_gib * 2**30))
-    cache.check()
-    return cache
-
-
-def build_order(job: Job, manifest: Manifest) -> Order:
-    """The canonical order of the training split."""
-    shuffle = job.data.shuffle
-    return Order(
-        seed=job.seed,
-        samples_per_shard=manifest.samples_per_shard,
-        num_lanes=shuffle.lanes,
-        pieces=shuffle.pieces,
-        slices=shuffle.slices,
-    )
-
-
-def data_position(job: Job, manifest: Manifest) -> dict[str, Any]:
-    """Which sequence of samples a run walks: what a checkpoint must agree with."""
-    shuffle = job.data.shuffle
-    return {
-        "seed": job.seed,
-        "lanes": shuffle.lanes,
-        "pieces": shuffle.pieces,
-        "slices": shuffle.slices,
-        "global_batch_size": job.data.global_batch_size,
-        "micro_batch_size": job.data.micro_batch_size,
-        "fingerprint": manifest.fingerprint,
-    }
 
 
 def train_loop(config: dict[str, Assignment]) -> None:
@@ -116,6 +83,7 @@ class Rank:
         self.device = (
             ray.train.torch.get_device() if torch.cuda.is_available() else torch.device("cpu")
         )
+        self.decoder = build_decoder(job, self.device)
         self.autocast = autocast_for(self.device, job.model.precision)
         self.model = build_network(build_job_architecture(job), seed=job.seed)
         to_device_format(self.model, self.device)
@@ -150,28 +118,16 @@ class Rank:
     def train(self) -> None:
         """To the last step of the plan. All ranks walk the same steps."""
         job, plan = self.job, self.plan
-        augment = job.data.augment
         try:
-            with TrainLoader(
+            with build_train_loader(
+                job,
+                plan,
                 self.store,
                 self.train_manifest,
-                build_order(job, self.train_manifest),
                 rank=self.rank,
                 world_size=self.world_size,
-                global_batch_size=plan.global_batch_size,
-                micro_batch_size=plan.micro_batch_size,
-                input_size=job.model.input_size,
-                augment=Augment(
-                    area=augment.area,
-                    aspect=augment.aspect,
-                    flip=augment.flip,
-                    colour=augment.colour,
-                    operations=augment.rand_operations,
-                    magnitude=augment.rand_magnitude,
-                ),
-                workers=plan.loader_workers,
-                is_skipping=job.data.max_damaged > 0,
-                start_position=self.step * plan.global_batch_size,
+                step=self.step,
+                decoder=self.decoder,
             ) as loader:
                 self._train_steps(loader)
         finally:
@@ -265,16 +221,14 @@ class Rank:
 
     def _evaluate(self, prefix: str) -> dict[str, float]:
         """Every held-out sample once, all ranks together; percent and mean loss."""
-        with EvalLoader(
+        with build_eval_loader(
+            self.job,
+            self.plan,
             self.store,
             self.val_manifest,
             rank=self.rank,
             world_size=self.world_size,
-            batch_size=self.plan.eval_batch_size,
-            input_size=self.job.model.input_size,
-            crop=self.job.data.eval_crop,
-            threads=max(1, self.plan.loader_workers),
-            is_skipping=self.job.data.max_damaged > 0,
+            decoder=self.decoder,
         ) as loader:
             scores = evaluate(self.model, loader, self.device, self.autocast)
             skipped = torch.tensor([float(loader.damages.total)], device=self.device)

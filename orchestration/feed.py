@@ -1,0 +1,126 @@
+"""What a rank reads and how: a job's data section made into loaders, cache and decoder."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from datasets.augment import Augment
+from datasets.cache import DiskCache
+from datasets.loader import EvalLoader, TrainLoader
+from datasets.manifest import Manifest
+from datasets.nvjpeg import GpuDecoder
+from datasets.order import Order
+from datasets.store import Store
+from orchestration.job import Job
+from orchestration.plan import Plan
+
+
+def build_cache(job: Job) -> DiskCache | None:
+    """The node's disk cache, if the job has one. Raises StoreError where it cannot be written."""
+    if not job.data.cache_gib:
+        return None
+    cache = DiskCache(Path(job.data.cache_folder), int(job.data.cache_gib * 2**30))
+    cache.check()
+    return cache
+
+
+def build_order(job: Job, manifest: Manifest) -> Order:
+    """The canonical order of the training split."""
+    shuffle = job.data.shuffle
+    return Order(
+        seed=job.seed,
+        samples_per_shard=manifest.samples_per_shard,
+        num_lanes=shuffle.lanes,
+        pieces=shuffle.pieces,
+        slices=shuffle.slices,
+    )
+
+
+def data_position(job: Job, manifest: Manifest) -> dict[str, Any]:
+    """Which sequence of samples a run walks: what a checkpoint must agree with."""
+    shuffle = job.data.shuffle
+    return {
+        "seed": job.seed,
+        "lanes": shuffle.lanes,
+        "pieces": shuffle.pieces,
+        "slices": shuffle.slices,
+        "global_batch_size": job.data.global_batch_size,
+        "micro_batch_size": job.data.micro_batch_size,
+        "fingerprint": manifest.fingerprint,
+    }
+
+
+def build_decoder(job: Job, device: torch.device) -> GpuDecoder | None:
+    """The rank's GPU decoder, if the job has one. Raises LoaderError where it is not installed."""
+    return GpuDecoder(device) if job.data.decoder == "nvjpeg" else None
+
+
+def build_train_loader(
+    job: Job,
+    plan: Plan,
+    store: Store,
+    manifest: Manifest,
+    *,
+    rank: int,
+    world_size: int,
+    step: int,
+    decoder: GpuDecoder | None,
+) -> TrainLoader:
+    """The rank's training batches from step `step` on."""
+    augment = job.data.augment
+    return TrainLoader(
+        store,
+        manifest,
+        build_order(job, manifest),
+        rank=rank,
+        world_size=world_size,
+        global_batch_size=plan.global_batch_size,
+        micro_batch_size=plan.micro_batch_size,
+        input_size=job.model.input_size,
+        augment=Augment(
+            area=augment.area,
+            aspect=augment.aspect,
+            flip=augment.flip,
+            colour=augment.colour,
+            operations=augment.rand_operations,
+            magnitude=augment.rand_magnitude,
+        ),
+        workers=plan.loader_workers,
+        threads=_threads(job, plan),
+        is_skipping=job.data.max_damaged > 0,
+        start_position=step * plan.global_batch_size,
+        decoder=decoder,
+    )
+
+
+def build_eval_loader(
+    job: Job,
+    plan: Plan,
+    store: Store,
+    manifest: Manifest,
+    *,
+    rank: int,
+    world_size: int,
+    decoder: GpuDecoder | None,
+) -> EvalLoader:
+    """The rank's held-out batches."""
+    return EvalLoader(
+        store,
+        manifest,
+        rank=rank,
+        world_size=world_size,
+        batch_size=plan.eval_batch_size,
+        input_size=job.model.input_size,
+        crop=job.data.eval_crop,
+        threads=_threads(job, plan),
+        is_skipping=job.data.max_damaged > 0,
+        decoder=decoder,
+    )
+
+
+def _threads(job: Job, plan: Plan) -> int:
+    """Decoding threads of the rank's own process, where it decodes itself."""
+    if job.data.decoder == "nvjpeg":
+        return job.data.loader_workers or job.cluster.cpus_per_worker
+    return max(1, plan.loader_workers)
