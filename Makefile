@@ -33,6 +33,7 @@ lint: venv ## ruff, mypy --strict, import contracts
 	@$(BIN)/lint-imports
 
 bench-data: venv ## images per second of one core, ours beside others; MB/s from S3
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --requirement infra/requirements-bench.txt
 	@$(BIN)/python -m tests.bench.bench_data
 
 clean: ## remove .venv and caches; the stack's data in .rayception stay

@@ -116,13 +116,19 @@ def index(
             "shell leaves its braces alone."
         )
     url = _checked(urls[0])
+    place = _checked(to) if to is not None else url
+    if place.startswith("http"):
+        raise JobError(
+            f"--to: got {without_userinfo(place)!r}; an index is written to s3:// or file://, and "
+            "a web server is read only. Name a prefix of your own: --to s3://BUCKET/PATH."
+        )
     store = _open_store(endpoint_url)
     entries = find_shards(store, url)
     with _progress() as bar:
         task = bar.add_task("shards indexed", total=len(entries))
         found = index_shards(
             store,
-            url if to is None else _checked(to),
+            place,
             entries,
             classes=_class_names(classes),
             field=label_field,

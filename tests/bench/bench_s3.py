@@ -13,6 +13,8 @@ from botocore.config import Config
 from rich.console import Console
 from rich.table import Table
 
+from datasets.augment import Augment
+from datasets.loader import TrainLoader
 from datasets.manifest import Manifest
 from datasets.order import Order
 from datasets.pack import pack
@@ -89,12 +91,34 @@ def _measure(console: Console, endpoint: str, images: list[bytes], rounds: int) 
         },
         rounds,
     )
+    _first_batches(console, store, manifest, order)
     base = rates["boto3, the same ranges"]
     table = Table(f"S3 on loopback, {THREADS} at once", "MB/s", "times base")
     for name, values in rates.items():
         ratio = statistics.median(a / b for a, b in zip(values, base, strict=True))
         table.add_row(name, f"{statistics.median(values) / 1e6:.0f}", f"{ratio:.2f}")
     console.print(table)
+
+
+def _first_batches(console: Console, store: Store, manifest: Manifest, order: Order) -> None:
+    """Seconds to the first batch of 64 at an epoch's beginning and deep in it."""
+    last = manifest.num_samples // 64
+    found: dict[float, list[float]] = {0.0: [], 0.01: [], 0.5: [], 0.99: []}
+    for _ in range(5):
+        for share, seconds in found.items():
+            began = time.perf_counter()
+            with TrainLoader(
+                store, manifest, order, rank=0, world_size=1, global_batch_size=64,
+                micro_batch_size=64, input_size=299, augment=Augment(),
+                start_position=64 * int(share * last),
+            ) as loader:  # fmt: skip
+                next(iter(loader))
+                seconds.append(time.perf_counter() - began)
+    words = ", ".join(
+        f"{statistics.median(seconds):.2f} s at {100 * share:.0f} %"
+        for share, seconds in found.items()
+    )
+    console.print(f"first batch of 64 from S3: {words} of an epoch")
 
 
 def _raw(endpoint: str, manifest: Manifest, parts: list[tuple[int, int, int]]) -> int:

@@ -293,6 +293,7 @@ def test_the_verbs(tmp_path: Path) -> None:
     for arguments, words in (
         (("index", pattern, pattern), "Quote the pattern"),
         (("index", "photos"), "a prefix or a pattern of shards"),
+        (("index", "https://host/x-{0..9}.tar"), "--to: got"),
         (("index", pattern, "--classes", str(tmp_path / "none")), "--classes: got"),
         (("index", (tmp_path / "nothing").as_uri()), "no .tar among them"),
     ):
