@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
+import numpy as np
 import webdataset as wds
 from webdataset.tariterators import base_plus_ext
 
@@ -28,7 +29,7 @@ Sample = dict[str, Any]  # webdataset's: __key__, __url__, extension -> bytes (o
 Samples = dict[tuple[int, int], Sample]  # by (shard, sample)
 
 
-Runs = dict[int, "Future[Samples]"]  # by shard: a window has one run of each
+Runs = dict[int, "Future[Run]"]  # by shard: a window has one run of each
 Fetch = Callable[[Window], Runs]
 
 
@@ -41,7 +42,7 @@ class Ticket:
     epoch: int
     shard: int
     sample: int
-    run: "Future[Samples]"
+    run: "Future[Run]"
 
 
 def train_tickets(positions: Iterable[int], order: Order, fetch: Fetch) -> Iterator[Ticket]:
@@ -70,53 +71,65 @@ def train_tickets(positions: Iterable[int], order: Order, fetch: Fetch) -> Itera
         yield Ticket(position, epoch, shard, sample, runs[shard])
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Run:
+    """The bytes of consecutive samples of a shard from `first`, or why they are lost. offsets: byte
+    of each sample in `content`, and where the last one ends."""
+
+    url: str
+    first: int
+    offsets: list[int]
+    content: memoryview
+    error: DataError | None = None
+
+    def sample(self, number: int) -> Sample:
+        """Sample `number` of the shard. One that is lost, damaged or not where the index says has
+        the error as __damage__ and no files: what to do about it is the next stage's choice."""
+        if self.error is not None:
+            return {"__key__": f"sample {number}", "__damage__": self.error}
+        place = number - self.first
+        try:
+            part = self.content[self.offsets[place] : self.offsets[place + 1]]
+            found = list(split_samples(part, self.url))
+            if len(found) == 1 and found[0][0] == 0:
+                return found[0][1]
+            raise ShardError(
+                f"{self.url}: got {len(found)} samples where its index has sample {number}; shard "
+                "and index must agree. Index it again."
+            )
+        except ShardError as error:
+            return {"__key__": f"sample {number}", "__damage__": error}
+
+
+def fetch_run(store: Store, manifest: Manifest, run: tuple[int, int, int]) -> Run:
+    """A window's run (shard, first, count), read by ranges of at most 8 MiB. Raises StoreError."""
+    shard, first, count = run
+    described, url = manifest.shards[shard], manifest.shard_url(shard)
+    start, length = described.byte_range(first, count)
+    blocks = described.offsets[first : first + count + 1].astype(np.int64)
+    content = buffer(length)
+    error = None
+    try:
+        for begin, end in requests(start, length):
+            store.read_into(
+                url,
+                content[begin - start : end - start],
+                begin,
+                described.etag,
+                described.size_bytes,
+            )
+    except DataError as found:
+        error, content = found, buffer(0)
+    return Run(url, first, ((blocks - blocks[0]) * BLOCK_BYTES).tolist(), content, error)
+
+
 def fetch_window(store: Store, manifest: Manifest, window: Window) -> Samples:
     """All samples of a window, one run after the other. Raises StoreError."""
     found: Samples = {}
-    for run in window.runs:
-        found |= fetch_run(store, manifest, run)
+    for shard, first, count in window.runs:
+        run = fetch_run(store, manifest, (shard, first, count))
+        found |= {(shard, number): run.sample(number) for number in range(first, first + count)}
     return found
-
-
-def fetch_run(store: Store, manifest: Manifest, run: tuple[int, int, int]) -> Samples:
-    """All samples of a window's run (shard, first, count), read by ranges of at most 8 MiB.
-
-    A run that is cut, damaged, replaced or misnumbered gives its samples with the error as
-    __damage__ and no files: what to do about it is the next stage's choice. Raises StoreError.
-    """
-    shard, first, count = run
-    try:
-        samples = _read_run(store, manifest, shard, first, count)
-    except DataError as error:
-        samples = [
-            {"__key__": f"sample {number}", "__damage__": error}
-            for number in range(first, first + count)
-        ]
-    return {(shard, number): sample for number, sample in enumerate(samples, start=first)}
-
-
-def _read_run(store: Store, manifest: Manifest, shard: int, first: int, count: int) -> list[Sample]:
-    """`count` samples of a shard from `first`. Raises DataError, StoreError."""
-    start, length = manifest.shards[shard].byte_range(first, count)
-    url, described = manifest.shard_url(shard), manifest.shards[shard]
-    content = buffer(length)
-    for begin, end in requests(start, length):
-        store.read_into(
-            url,
-            content[begin - start : end - start],
-            begin,
-            described.etag,
-            described.size_bytes,
-        )
-    samples = list(split_samples(content, url))
-    offsets = described.offsets[first : first + count + 1]
-    starts = [int(offset - offsets[0]) * BLOCK_BYTES for offset in offsets[:-1]]
-    if [begin for begin, _ in samples] != starts:
-        raise ShardError(
-            f"{url}: got {len(samples)} samples from sample {first} where its index has "
-            f"{count}, or at other bytes; shard and index must agree. Index it again."
-        )
-    return [sample for _, sample in samples]
 
 
 def requests(start: int, length: int) -> Iterator[tuple[int, int]]:
@@ -191,7 +204,7 @@ def stream(
 
 
 def _redeem(ticket: Ticket, copies: bool) -> Sample:
-    sample = ticket.run.result()[ticket.shard, ticket.sample]
+    sample = ticket.run.result().sample(ticket.sample)
     return {
         **(with_bytes(sample) if copies else sample),
         "__position__": ticket.position,

@@ -20,7 +20,7 @@ from datasets.order import Order, Window
 from datasets.pack import pack
 from datasets.sources import digits
 from datasets.store import Store
-from datasets.stream import Runs, Samples, build_pipeline, fetch_window, stream, train_tickets
+from datasets.stream import Runs, build_pipeline, fetch_run, stream, train_tickets
 
 Packed = tuple[Store, Manifest]
 BATCH, MICRO, PIXELS = 48, 8, 16
@@ -106,9 +106,11 @@ def test_batches_hold_the_right_labels_and_layout(packed: Packed) -> None:
 
 
 def _ready(store: Store, manifest: Manifest, window: Window) -> Runs:
-    future: Future[Samples] = Future()
-    future.set_result(fetch_window(store, manifest, window))
-    return {shard: future for shard, _, _ in window.runs}
+    futures: Runs = {}
+    for run in window.runs:
+        futures[run[0]] = Future()
+        futures[run[0]].set_result(fetch_run(store, manifest, run))
+    return futures
 
 
 def _digits_by_key() -> tuple[dict[str, bytes], dict[str, int]]:
@@ -224,6 +226,25 @@ def test_damaged_shard_stops_at_its_sample_and_leaves_no_thread(
         list(loader)
     names = [thread.name for thread in threading.enumerate()]
     assert not [name for name in names if name.startswith(("fetch", "decode"))]
+
+
+def test_a_damaged_header_costs_its_sample_alone(tmp_path: Path) -> None:
+    """Offsets say where the next sample begins, whatever the one before looks like."""
+    store, url = Store(), tmp_path.as_uri()
+    samples, classes = digits("val")
+    made = pack(samples, store, url, classes=classes, samples_per_shard=90)
+    content = bytearray((tmp_path / made.shards[2].name).read_bytes())
+    start, _ = made.shards[2].byte_range(33, 1)
+    content[start : start + 100] = b"\xff" * 100
+    (tmp_path / made.shards[2].name).write_bytes(content)
+    with EvalLoader(
+        store, made, rank=0, world_size=1, batch_size=30, input_size=PIXELS, is_skipping=True
+    ) as loader:
+        lost = [
+            tuple(row) for batch in loader for row in batch.samples[batch.weights == 0].tolist()
+        ]
+    assert lost == [(2, 33)]
+    assert loader.damages.counts == {"shard": 1}
 
 
 @pytest.mark.parametrize("world_size", [1, 3])
