@@ -5,6 +5,7 @@ timm and streaming are imported without their packages' own `__init__`, which wa
 and transformers: only their readers are measured.
 """
 
+import logging
 import os
 import sys
 import sysconfig
@@ -75,6 +76,7 @@ def timm_wds(manifest: Manifest) -> int:
     _without_init("timm", "timm.data", "timm.data.readers")
     from timm.data.readers.reader_wds import ReaderWds
 
+    logging.getLogger("timm").setLevel(logging.ERROR)  # it misses an info file that we do not write
     folder = manifest.url.removeprefix("file://")
     names = f"shard-{{000000..{len(manifest.shards) - 1:06d}}}.tar|{manifest.num_samples}"
     reader = ReaderWds(
