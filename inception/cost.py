@@ -7,7 +7,13 @@ counted, batch norm, pools and activations are not (as is usual; 5.713 G for inc
 from dataclasses import dataclass
 
 from inception.blocks import Block, Branch, Conv, Fork, Pool
-from inception.family import Architecture, body_output, layer_output
+from inception.family import (
+    GOOGLENET_GRID,
+    Architecture,
+    SideHead,
+    body_output,
+    layer_output,
+)
 
 IMAGE_CHANNELS = 3
 BN_PARAMETERS = 2  # weight and bias of a channel
@@ -60,13 +66,9 @@ def count_cost(architecture: Architecture) -> Cost:
                 parameters=flow.parameters,
             )
         )
-        side = architecture.side_head
-        if side is not None and stage.name == side.after:
-            left = (flow.grid - side.pool_kernel) // 3 + 1
-            reduced = _conv(side.reduce, _Flow(flow.channels, left))
-            covered = _conv(side.cover, reduced)
-            classifier = (covered.channels + 1) * architecture.num_classes
-            side_parameters = reduced.parameters + covered.parameters + classifier
+        for side in architecture.side_heads:
+            if side.after == stage.name:
+                side_parameters += _side_parameters(side, flow, architecture.num_classes)
     fc = flow.channels * architecture.num_classes
     trunk = sum(stage.parameters for stage in stages)
     return Cost(
@@ -75,6 +77,18 @@ def count_cost(architecture: Architecture) -> Cost:
         multiply_adds=sum(stage.multiply_adds for stage in stages) + fc,
         stages=tuple(stages),
     )
+
+
+def _side_parameters(side: SideHead, flow: "_Flow", num_classes: int) -> int:
+    if side.cover is None:
+        reduced = _conv(side.reduce, _Flow(flow.channels, GOOGLENET_GRID))
+        cells = GOOGLENET_GRID * GOOGLENET_GRID
+        hidden = (reduced.channels * cells + 1) * side.hidden
+        return reduced.parameters + hidden + (side.hidden + 1) * num_classes
+    left = (flow.grid - side.pool_kernel) // 3 + 1
+    reduced = _conv(side.reduce, _Flow(flow.channels, left))
+    covered = _conv(side.cover, reduced)
+    return reduced.parameters + covered.parameters + (covered.channels + 1) * num_classes
 
 
 def _body(body: Conv | Pool | Block, flow: _Flow) -> _Flow:
@@ -115,6 +129,5 @@ def _branch(branch: Branch, flow: _Flow) -> _Flow:
 def _conv(conv: Conv, flow: _Flow) -> _Flow:
     grid = layer_output(conv, flow.grid)
     weights = flow.channels * conv.channels * conv.kernel[0] * conv.kernel[1]
-    return _Flow(
-        conv.channels, grid, weights * grid * grid, weights + BN_PARAMETERS * conv.channels
-    )
+    beside = BN_PARAMETERS if conv.has_norm else 1  # a bias
+    return _Flow(conv.channels, grid, weights * grid * grid, weights + beside * conv.channels)

@@ -1,53 +1,44 @@
-"""The networks of the family, as descriptions. No torch here.
+"""A network by its name and options, as one description. No torch here. The trunks: trunks.py."""
 
-Source: "Rethinking the Inception Architecture for Computer Vision" (arXiv 1512.00567) as released
-in TensorFlow; the paper's printed table 1 differs from its own graph, and the graph is followed.
-"""
+from dataclasses import dataclass
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
-
-from inception.blocks import (
-    Block,
-    Branch,
-    Conv,
-    Fork,
-    Layer,
-    Pool,
-    Stage,
-    block_a,
-    block_b,
-    block_c,
-    reduction_a,
-    reduction_b,
-    stem_v3,
-)
+from inception.blocks import Block, Branch, Conv, Fork, Layer, Pool, Scale, Stage
 from inception.errors import ModelError, unknown_name
+from inception.trunks import TRUNKS, SidePlace, Trunk
+
+MODEL_NAMES = tuple(TRUNKS)
+GOOGLENET_GRID = 4  # that its side heads pool to
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SideHead:
-    """The auxiliary classifier on the grid after stage `after` (paper, section 4).
+    """An auxiliary classifier on the grid after stage `after` (1512.00567, section 4).
 
-    Pool 5x5 stride 3, 1x1, then a convolution that covers the grid left over, then the classifier.
-    Both kernels shrink with the grid, as TensorFlow's do: torchvision's raise below 299 px.
+    v3's: pool `pool_kernel` stride 3, 1x1, a convolution that covers the grid left over, the
+    classifier; both kernels shrink with the grid, as TensorFlow's do (torchvision's raise below
+    299 px). GoogLeNet's (1409.4842, section 5): pool to 4x4, 1x1, a hidden layer of `hidden`, the
+    classifier.
     """
 
+    name: str
     after: str
-    pool_kernel: int
     reduce: Conv
-    cover: Conv
+    pool_kernel: int = 0
+    cover: Conv | None = None
+    hidden: int = 0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Architecture:
-    """A whole network: trunk, optional side head, classifier."""
+    """A whole network: trunk, side heads, classifier."""
 
     name: str
     input_size: int
     num_classes: int
     stages: tuple[Stage, ...]
-    side_head: SideHead | None
+    side_heads: tuple[SideHead, ...]
+    activation: str
+    classifier: str
     dropout: float
     bn_momentum: float
     bn_eps: float
@@ -57,7 +48,7 @@ def build_architecture(
     name: str,
     *,
     num_classes: int,
-    input_size: int = 299,
+    input_size: int | None = None,
     width: float = 1.0,
     side_head: bool = True,
     dropout: float = 0.2,
@@ -66,11 +57,12 @@ def build_architecture(
 ) -> Architecture:
     """The description of a network by its name.
 
-    width scales every layer's channels to multiples of 4; 1.0 is the published network. Raises
-    ModelError: unknown name, an input under the network's minimum (computed from its own
-    kernels and strides), fewer than two classes, a width that is not positive.
+    input_size: left out, the one it was published with. width scales every layer's channels to
+    multiples of 4; 1.0 is the published network. side_head: with the side heads that it has, if
+    any. Raises ModelError: unknown name, an input under the network's minimum (computed from its
+    own kernels and strides), fewer than two classes, a width that is not positive.
     """
-    if name not in _TRUNKS:
+    if name not in TRUNKS:
         raise unknown_name("model.name", name, MODEL_NAMES)
     if num_classes < 2:
         raise ModelError(f"model.num_classes: got {num_classes}; at least 2. Write 2 or more.")
@@ -80,41 +72,49 @@ def build_architecture(
     def scale(channels: int) -> int:
         return channels if width == 1.0 else max(4, 4 * round(channels * width / 4))
 
-    stages, side_after = _TRUNKS[name](scale)
-    smallest = smallest_input(stages)
-    if input_size < smallest:
+    trunk = TRUNKS[name](scale)
+    size = trunk.input_size if input_size is None else input_size
+    smallest = smallest_input(trunk.stages)
+    if size < smallest:
         raise ModelError(
-            f"model.input_size: got {input_size}; at least {smallest} px, or {name} shrinks its "
-            f"grid to nothing. Write {smallest} or more (the paper's is 299)."
+            f"model.input_size: got {size}; at least {smallest} px, or {name} shrinks its "
+            f"grid to nothing. Write {smallest} or more (the paper's is {trunk.input_size})."
         )
-    bare = Architecture(
+    return Architecture(
         name=name,
-        input_size=input_size,
+        input_size=size,
         num_classes=num_classes,
-        stages=stages,
-        side_head=None,
+        stages=trunk.stages,
+        side_heads=(
+            tuple(_side_head(place, trunk, size, scale) for place in trunk.sides)
+            if side_head
+            else ()
+        ),
+        activation=trunk.activation,
+        classifier=trunk.classifier,
         dropout=dropout,
         bn_momentum=bn_momentum,
         bn_eps=bn_eps,
     )
-    if not side_head:
-        return bare
-    grid = input_size
-    for stage in stages:
+
+
+def _side_head(place: SidePlace, trunk: Trunk, size: int, scale: Scale) -> SideHead:
+    reduce = Conv(scale(128), (1, 1))
+    if place.is_googlenet:
+        return SideHead(name=place.name, after=place.after, reduce=reduce, hidden=scale(1024))
+    grid = size
+    for stage in trunk.stages:
         grid = body_output(stage.body, grid)
-        if stage.name == side_after:
+        if stage.name == place.after:
             break
     pool_kernel = min(5, grid)
-    left = (grid - pool_kernel) // 3 + 1
-    cover = min(5, left)
-    return replace(
-        bare,
-        side_head=SideHead(
-            after=side_after,
-            pool_kernel=pool_kernel,
-            reduce=Conv(scale(128), (1, 1)),
-            cover=Conv(scale(768), (cover, cover)),
-        ),
+    cover = min(5, (grid - pool_kernel) // 3 + 1)
+    return SideHead(
+        name=place.name,
+        after=place.after,
+        reduce=reduce,
+        pool_kernel=pool_kernel,
+        cover=Conv(scale(768), (cover, cover), has_norm=place.cover_has_norm),
     )
 
 
@@ -144,6 +144,10 @@ def layer_output(layer: Layer, grid: int) -> int:
         return layer_output(layer.outputs[0], grid)
     if isinstance(layer, Pool):
         kernel, padding = layer.kernel, layer.padding
+        if layer.rounds_up and grid > 0:
+            # torch's ceil_mode: the last window begins within the input or its left padding.
+            cells = (grid + 2 * padding - kernel + layer.stride - 1) // layer.stride + 1
+            return cells - ((cells - 1) * layer.stride >= grid + padding)
     else:
         # Both halves of a factorized pair keep the grid; the square ones have equal sides.
         kernel, padding = layer.kernel[0], layer.padding[0]
@@ -156,26 +160,3 @@ def _branch_output(branch: Branch, grid: int) -> int:
     for layer in branch.layers:
         grid = layer_output(layer, grid)
     return grid
-
-
-def _inception_v3(s: Callable[[int], int]) -> tuple[tuple[Stage, ...], str]:
-    blocks = (
-        block_a("Mixed_5b", s, pool_channels=32),
-        block_a("Mixed_5c", s, pool_channels=64),
-        block_a("Mixed_5d", s, pool_channels=64),
-        reduction_a("Mixed_6a", s),
-        block_b("Mixed_6b", s, channels=128),
-        block_b("Mixed_6c", s, channels=160),
-        block_b("Mixed_6d", s, channels=160),
-        block_b("Mixed_6e", s, channels=192),
-        reduction_b("Mixed_7a", s),
-        block_c("Mixed_7b", s),
-        block_c("Mixed_7c", s),
-    )
-    return (*stem_v3(s), *(Stage(block.name, block) for block in blocks)), "Mixed_6e"
-
-
-_TRUNKS: dict[str, Callable[[Callable[[int], int]], tuple[tuple[Stage, ...], str]]] = {
-    "inception_v3": _inception_v3,
-}
-MODEL_NAMES = tuple(_TRUNKS)

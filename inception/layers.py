@@ -1,32 +1,67 @@
 """The modules that a description turns into."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from inception.blocks import Block, Conv, Fork, Pool
 
+ACTIVATIONS: dict[str, Callable[..., Tensor]] = {"relu": F.relu, "relu6": F.relu6}
+
 
 class ConvBN(nn.Module):
-    """Convolution without bias, batch norm, ReLU; state-dict names `conv` and `bn`."""
+    """Convolution without bias, batch norm, activation; state-dict names `conv` and `bn`. Without
+    norm: a bias instead."""
 
-    def __init__(self, in_channels: int, conv: Conv, *, bn_momentum: float, bn_eps: float) -> None:
+    def __init__(
+        self,
+        in_channels: int,
+        conv: Conv,
+        *,
+        bn_momentum: float,
+        bn_eps: float,
+        activation: str = "relu",
+    ) -> None:
         super().__init__()
         self.conv = nn.Conv2d(
-            in_channels, conv.channels, conv.kernel, conv.stride, conv.padding, bias=False
+            in_channels,
+            conv.channels,
+            conv.kernel,
+            conv.stride,
+            conv.padding,
+            bias=not conv.has_norm,
         )
-        self.bn = nn.BatchNorm2d(conv.channels, eps=bn_eps, momentum=bn_momentum)
+        self.bn = (
+            nn.BatchNorm2d(conv.channels, eps=bn_eps, momentum=bn_momentum)
+            if conv.has_norm
+            else None
+        )
+        self.activation = ACTIVATIONS[activation]
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.relu(self.bn(self.conv(x)), inplace=True)  # (N, channels, H', W')
+        x = self.conv(x)  # (N, channels, H', W')
+        if self.bn is not None:
+            x = self.bn(x)
+        return self.activation(x, inplace=True)  # (N, channels, H', W')
 
 
 def pool(x: Tensor, described: Pool) -> Tensor:
-    """Max or average pool; the average counts padding, as torchvision's does."""
+    """Max or average pool."""
     kernel, stride, padding = described.kernel, described.stride, described.padding
     if described.kind == "max":
-        return F.max_pool2d(x, kernel, stride, padding)  # (N, C, H', W')
-    return F.avg_pool2d(x, kernel, stride, padding)  # (N, C, H', W')
+        return F.max_pool2d(
+            x, kernel, stride, padding, ceil_mode=described.rounds_up
+        )  # (N, C, H', W')
+    return F.avg_pool2d(
+        x,
+        kernel,
+        stride,
+        padding,
+        ceil_mode=described.rounds_up,
+        count_include_pad=described.counts_padding,
+    )  # (N, C, H', W')
 
 
 class PoolLayer(nn.Module):
@@ -41,11 +76,17 @@ class PoolLayer(nn.Module):
 
 
 class BlockModule(nn.Module):
-    """Parallel branches, concatenated. Convolutions are registered flat, in the branches' order,
-    under the names that the description gives them."""
+    """Parallel branches, concatenated. Convolutions are registered in the branches' order, under
+    the names that the description gives them (a dot makes a module inside a module)."""
 
     def __init__(
-        self, in_channels: int, block: Block, *, bn_momentum: float, bn_eps: float
+        self,
+        in_channels: int,
+        block: Block,
+        *,
+        bn_momentum: float,
+        bn_eps: float,
+        activation: str = "relu",
     ) -> None:
         super().__init__()
         self.branches = block.branches
@@ -57,8 +98,14 @@ class BlockModule(nn.Module):
                     continue
                 convs = layer.outputs if isinstance(layer, Fork) else (layer,)
                 for name, conv in zip(names, convs, strict=True):
-                    made = ConvBN(channels, conv, bn_momentum=bn_momentum, bn_eps=bn_eps)
-                    self.add_module(name, made)
+                    made = ConvBN(
+                        channels,
+                        conv,
+                        bn_momentum=bn_momentum,
+                        bn_eps=bn_eps,
+                        activation=activation,
+                    )
+                    add_nested(self, name, made)
                 channels = sum(conv.channels for conv in convs)
             self.out_channels += channels
 
@@ -75,6 +122,16 @@ class BlockModule(nn.Module):
                     y = self.get_submodule(names[0])(y)
             ends.append(y)
         return torch.cat(ends, 1)  # (N, out_channels, H', W')
+
+
+def add_nested(module: nn.Module, name: str, child: nn.Module) -> None:
+    """Registers `child` under a name that may hold dots."""
+    *folders, last = name.split(".")
+    for folder in folders:
+        if folder not in dict(module.named_children()):
+            module.add_module(folder, nn.Module())
+        module = module.get_submodule(folder)
+    module.add_module(last, child)
 
 
 def normalize(images: Tensor) -> Tensor:

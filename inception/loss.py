@@ -1,4 +1,6 @@
-"""The training loss: label smoothing on both heads, the side head's weighted."""
+"""The training loss: label smoothing on all heads, the side heads' weighted."""
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -7,23 +9,23 @@ from torch.nn import functional as F
 
 def inception_loss(
     logits: Tensor,
-    side_logits: Tensor | None,
+    side_logits: Sequence[Tensor],
     targets: Tensor,
     *,
     label_smoothing: float = 0.1,
     side_weight: float = 0.4,
     weights: Tensor | None = None,
 ) -> Tensor:
-    """Mean over the N samples of cross-entropy(main) + side_weight x cross-entropy(side).
+    """Mean over the N samples of cross-entropy(main) + side_weight x each cross-entropy(side).
 
-    logits, side_logits: (N, C); targets: int64 (N,); weights: float (N,), zero for a damaged
-    sample, whose place in the mean stays. Label smoothing is the paper's section 7 (epsilon 0.1:
-    1 - epsilon on the truth plus epsilon / C on every class), on both heads as TensorFlow has it.
+    logits, each of side_logits: (N, C); targets: int64 (N,); weights: float (N,), zero for a
+    damaged sample, whose place in the mean stays. Label smoothing is the paper's section 7
+    (epsilon 0.1: 1 - epsilon on the truth plus epsilon / C on every class), on all heads as
+    TensorFlow has it.
     """
     loss = _cross_entropy(logits, targets, label_smoothing, weights)
-    if side_logits is not None:
-        side = _cross_entropy(side_logits, targets, label_smoothing, weights)
-        loss = loss + side_weight * side
+    for side in side_logits:
+        loss = loss + side_weight * _cross_entropy(side, targets, label_smoothing, weights)
     return loss
 
 

@@ -1,6 +1,7 @@
 """A description -> the network, initialised from a seed of its own."""
 
 from math import sqrt
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -8,8 +9,8 @@ from torch.nn import functional as F
 
 from inception.blocks import Block, Conv
 from inception.cost import IMAGE_CHANNELS
-from inception.family import Architecture, SideHead
-from inception.layers import BlockModule, ConvBN, PoolLayer
+from inception.family import GOOGLENET_GRID, Architecture, SideHead
+from inception.layers import BlockModule, ConvBN, PoolLayer, add_nested
 
 # Initial weights as in TensorFlow's slim release: truncated normals, cut at two deviations.
 # Convolutions get variance 2 / fan_in (the 1.3 makes up for what the cut takes away), so that a
@@ -22,24 +23,16 @@ SIDE_CLASSIFIER_STD = 0.001
 
 
 class SideHeadModule(nn.Module):
-    """The auxiliary classifier; state-dict names `conv0`, `conv1`, `fc`."""
+    """v3's auxiliary classifier; state-dict names `conv0`, `conv1`, `fc`."""
 
     def __init__(
-        self,
-        in_channels: int,
-        head: SideHead,
-        num_classes: int,
-        *,
-        bn_momentum: float,
-        bn_eps: float,
+        self, in_channels: int, head: SideHead, cover: Conv, num_classes: int, **norm: Any
     ) -> None:
         super().__init__()
         self.pool_kernel = head.pool_kernel
-        self.conv0 = ConvBN(in_channels, head.reduce, bn_momentum=bn_momentum, bn_eps=bn_eps)
-        self.conv1 = ConvBN(
-            head.reduce.channels, head.cover, bn_momentum=bn_momentum, bn_eps=bn_eps
-        )
-        self.fc = nn.Linear(head.cover.channels, num_classes)
+        self.conv0 = ConvBN(in_channels, head.reduce, **norm)
+        self.conv1 = ConvBN(head.reduce.channels, cover, **norm)
+        self.fc = nn.Linear(cover.channels, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
         x = F.avg_pool2d(x, self.pool_kernel, 3)  # (N, C, g, g)
@@ -49,48 +42,77 @@ class SideHeadModule(nn.Module):
         return logits
 
 
+class GoogLeNetSideHead(nn.Module):
+    """GoogLeNet's auxiliary classifier; state-dict names `conv`, `fc1`, `fc2`. Dropout 0.7."""
+
+    def __init__(self, in_channels: int, head: SideHead, num_classes: int, **norm: Any) -> None:
+        super().__init__()
+        self.conv = ConvBN(in_channels, head.reduce, **norm)
+        self.fc1 = nn.Linear(head.reduce.channels * GOOGLENET_GRID**2, head.hidden)
+        self.fc2 = nn.Linear(head.hidden, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.adaptive_avg_pool2d(x, GOOGLENET_GRID)  # (N, C, 4, 4)
+        x = self.conv(x).flatten(1)  # (N, 2048)
+        x = F.dropout(F.relu(self.fc1(x)), 0.7, self.training)  # (N, 1024)
+        logits: Tensor = self.fc2(x)  # (N, num_classes)
+        return logits
+
+
 class InceptionNet(nn.Module):
-    """Trunk, side head (training only) and classifier of one architecture."""
+    """Trunk, side heads (training only) and classifier of one architecture."""
 
     def __init__(self, architecture: Architecture) -> None:
         super().__init__()
         self.architecture = architecture
-        bn = {"bn_momentum": architecture.bn_momentum, "bn_eps": architecture.bn_eps}
+        norm: dict[str, Any] = {
+            "bn_momentum": architecture.bn_momentum,
+            "bn_eps": architecture.bn_eps,
+            "activation": architecture.activation,
+        }
         channels = IMAGE_CHANNELS
-        names = []
         for stage in architecture.stages:
             body: nn.Module
             if isinstance(stage.body, Block):
-                body = BlockModule(channels, stage.body, **bn)
+                body = BlockModule(channels, stage.body, **norm)
                 channels = body.out_channels
             elif isinstance(stage.body, Conv):
-                body = ConvBN(channels, stage.body, **bn)
+                body = ConvBN(channels, stage.body, **norm)
                 channels = stage.body.channels
             else:
                 body = PoolLayer(stage.body)
-            self.add_module(stage.name, body)
-            names.append(stage.name)
-            side = architecture.side_head
-            if side is not None and side.after == stage.name:
-                self.AuxLogits = SideHeadModule(channels, side, architecture.num_classes, **bn)
-        self.stage_names = tuple(names)
-        self.side_after = architecture.side_head.after if architecture.side_head else None
+            add_nested(self, stage.name, body)
+            for side in architecture.side_heads:
+                if side.after == stage.name:
+                    self.add_module(side.name, _side_module(channels, side, architecture, norm))
         self.dropout = nn.Dropout(architecture.dropout)
-        self.fc = nn.Linear(channels, architecture.num_classes)
+        self.add_module(architecture.classifier, nn.Linear(channels, architecture.num_classes))
 
-    def forward(self, images: Tensor) -> Tensor | tuple[Tensor, Tensor | None]:
+    def forward(self, images: Tensor) -> Tensor | tuple[Tensor, tuple[Tensor, ...]]:
         """images: float32 (N, 3, H, W) in -1..1 -> logits (N, num_classes); in training
-        (logits, side logits or None)."""
+        (logits, each side head's logits)."""
         x = images
-        side_logits = None
-        for name in self.stage_names:
-            x = self.get_submodule(name)(x)  # (N, C, H', W')
-            if self.training and name == self.side_after:
-                side_logits = self.AuxLogits(x)  # (N, num_classes)
+        side_logits = []
+        for stage in self.architecture.stages:
+            x = self.get_submodule(stage.name)(x)  # (N, C, H', W')
+            if self.training:
+                side_logits += [
+                    self.get_submodule(side.name)(x)  # (N, num_classes)
+                    for side in self.architecture.side_heads
+                    if side.after == stage.name
+                ]
         x = F.adaptive_avg_pool2d(x, 1)  # (N, C, 1, 1)
         x = self.dropout(x).flatten(1)  # (N, C)
-        logits: Tensor = self.fc(x)  # (N, num_classes)
-        return (logits, side_logits) if self.training else logits
+        logits: Tensor = self.get_submodule(self.architecture.classifier)(x)  # (N, num_classes)
+        return (logits, tuple(side_logits)) if self.training else logits
+
+
+def _side_module(
+    channels: int, side: SideHead, architecture: Architecture, norm: dict[str, Any]
+) -> nn.Module:
+    if side.cover is None:
+        return GoogLeNetSideHead(channels, side, architecture.num_classes, **norm)
+    return SideHeadModule(channels, side, side.cover, architecture.num_classes, **norm)
 
 
 def build_network(architecture: Architecture, *, seed: int = 0) -> InceptionNet:
@@ -100,18 +122,19 @@ def build_network(architecture: Architecture, *, seed: int = 0) -> InceptionNet:
     generator = torch.Generator().manual_seed(seed)
     for name, module in network.named_modules():
         if isinstance(module, nn.Conv2d | nn.Linear):
-            std = _std(name, module.weight)
+            std = _std(name, module.weight, architecture)
             nn.init.trunc_normal_(module.weight, 0.0, std, -2 * std, 2 * std, generator=generator)
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
     return network
 
 
-def _std(name: str, weight: Tensor) -> float:
-    if name == "fc":
+def _std(name: str, weight: Tensor, architecture: Architecture) -> float:
+    if name == architecture.classifier:
         return CLASSIFIER_STD
-    if name == "AuxLogits.fc":
+    sides = [side.name for side in architecture.side_heads]
+    if name in [f"{side}.{layer}" for side in sides for layer in ("fc", "fc2")]:
         return SIDE_CLASSIFIER_STD
-    if name == "AuxLogits.conv1.conv":
+    if name in [f"{side}.conv1.conv" for side in sides]:
         return SIDE_COVER_STD
     return sqrt(CONV_VARIANCE_TIMES_FAN_IN / weight[0].numel())

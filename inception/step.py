@@ -113,10 +113,10 @@ def _join_all_reduce(
     """
     network = next(module for module in model.modules() if isinstance(module, InceptionNet))
     size = network.architecture.input_size
-    grey = torch.zeros(2, 3, size, size, device=network.fc.weight.device)  # (2, 3, S, S)
+    grey = torch.zeros(2, 3, size, size, device=next(network.parameters()).device)  # (2, 3, S, S)
     with autocast():
         logits, side_logits = model(grey)
-    total = logits.sum() if side_logits is None else logits.sum() + side_logits.sum()
+    total = logits.sum() + sum(side.sum() for side in side_logits)
     (0.0 * total).backward()
 
 

@@ -14,7 +14,7 @@ from typing import Annotated, NoReturn
 import typer
 from rich.console import Console
 
-from orchestration import data_verbs
+from orchestration import data_verbs, model_verbs
 from orchestration.errors import TOLD_IN_ONE_LINE, ServiceError, exit_code_of
 from orchestration.load import load_job
 from orchestration.tables import print_json, print_outcome, print_plan
@@ -30,7 +30,13 @@ stack_app = typer.Typer(
     help="The embedded object store, MLflow server and Ray of this machine.", no_args_is_help=True
 )
 app.add_typer(stack_app, name="stack")
-for verb in (data_verbs.pack, data_verbs.index, data_verbs.inspect, data_verbs.verify):
+for verb in (
+    data_verbs.pack,
+    data_verbs.index,
+    data_verbs.inspect,
+    data_verbs.verify,
+    model_verbs.models,
+):
     app.command()(verb)
 console = Console(highlight=False)
 

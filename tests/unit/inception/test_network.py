@@ -101,11 +101,9 @@ def test_training_gives_both_heads_and_evaluation_one() -> None:
                 "inception_v3", num_classes=7, input_size=75, width=0.25, side_head=side_head
             )
         )
-        logits, side = network(torch.zeros(2, 3, 75, 75))
+        logits, sides = network(torch.zeros(2, 3, 75, 75))
         assert logits.shape == (2, 7)
-        assert (side is not None) == side_head
-        if side is not None:
-            assert side.shape == (2, 7)
+        assert [side.shape for side in sides] == [(2, 7)] * side_head
         assert network.eval()(torch.zeros(2, 3, 75, 75)).shape == (2, 7)
 
 
@@ -114,7 +112,7 @@ def test_side_head_works_at_every_size(input_size: int) -> None:
     architecture = build_architecture(
         "inception_v3", num_classes=4, input_size=input_size, width=0.1
     )
-    _, side = build_network(architecture)(torch.zeros(2, 3, input_size, input_size))
+    _, (side,) = build_network(architecture)(torch.zeros(2, 3, input_size, input_size))
     assert side.shape == (2, 4)
 
 

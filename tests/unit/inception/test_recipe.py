@@ -113,11 +113,13 @@ def test_loss_is_smoothed_cross_entropy_on_both_heads() -> None:
         return -(truth * values.log_softmax(1)).sum(1)  # (5,)
 
     expected = by_hand(logits) + 0.4 * by_hand(side)
-    assert inception_loss(logits, side, targets) == pytest.approx(float(expected.mean()), abs=1e-6)
+    assert inception_loss(logits, (side,), targets) == pytest.approx(
+        float(expected.mean()), abs=1e-6
+    )
     weights = torch.tensor([1.0, 0.0, 1.0, 1.0, 1.0])
-    weighted = inception_loss(logits, side, targets, weights=weights)
+    weighted = inception_loss(logits, (side,), targets, weights=weights)
     assert weighted == pytest.approx(float((expected * weights).sum() / 5), abs=1e-6)
-    alone = inception_loss(logits, None, targets, label_smoothing=0.0)
+    alone = inception_loss(logits, (), targets, label_smoothing=0.0)
     assert alone == pytest.approx(float(F.cross_entropy(logits, targets)), abs=1e-6)
 
 

@@ -130,3 +130,20 @@ def test_mistakes_on_the_command_line(
     assert words in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
     assert "Traceback" not in done.stderr
+
+
+def test_models_are_listed_and_shown_stage_by_stage() -> None:
+    listed = rayception("models")
+    assert listed.returncode == 0, listed.stderr
+    for words in ("inception_v4", "42,679,816", "7,005,832", "5.713"):
+        assert words in listed.stdout
+    shown = rayception("models", "inception_v3")
+    for words in ("Mixed_6e", "17 x 17 x 768", "8 x 8 x 2048", "23,834,568"):
+        assert words in shown.stdout
+    as_json = json.loads(rayception("models", "googlenet", "--json").stdout)
+    assert as_json["googlenet"]["stages"][-1]["grid"] == 7
+    wrong = rayception("models", "inception_v33")
+    assert wrong.returncode == 2
+    assert "Did you mean inception_v3?" in wrong.stderr
+    small = rayception("models", "inception_v3", "--input-size", "40")
+    assert "at least 75 px" in small.stderr

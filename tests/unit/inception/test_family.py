@@ -1,0 +1,151 @@
+"""The family: published counts, names of released weights, every member trains."""
+
+import pytest
+import torch
+from torch import nn
+
+from inception.cost import count_cost
+from inception.family import MODEL_NAMES, build_architecture
+from inception.loss import inception_loss
+from inception.network import InceptionNet, build_network
+from inception.optim import build_optimizer
+
+# Multiply-adds and parameters without side heads: googlenet with 3x3 is torchvision's (its own
+# count 6,624,904), inception_v4 timm's, inception_v2 v3's with the 7x7 stem.
+COUNTS = {
+    "googlenet": (224, 1.583, 7_005_832),
+    "googlenet_3x3": (224, 1.498, 6_624_904),
+    "bn_inception": (224, 2.019, 11_194_984),
+    "inception_v2": (299, 5.300, 23_815_336),
+    "inception_seed": (299, 5.007, 21_871_560),
+    "inception_v3": (299, 5.713, 23_834_568),
+    "inception_v4": (299, 12.254, 42_679_816),
+}
+
+
+def test_every_member_is_counted_here() -> None:
+    assert set(COUNTS) == set(MODEL_NAMES)
+
+
+@pytest.mark.parametrize("name", MODEL_NAMES)
+def test_published_counts(name: str) -> None:
+    size, giga, parameters = COUNTS[name]
+    architecture = build_architecture(name, num_classes=1000)
+    cost = count_cost(architecture)
+    assert architecture.input_size == size
+    assert round(cost.multiply_adds / 1e9, 3) == giga
+    assert cost.parameters - cost.side_head_parameters == parameters
+
+
+@pytest.mark.parametrize("name", MODEL_NAMES)
+def test_counts_are_the_built_networks(name: str) -> None:
+    architecture = build_architecture(name, num_classes=10, input_size=128, width=0.25)
+    cost = count_cost(architecture)
+    network = build_network(architecture)
+    assert sum(p.numel() for p in network.parameters()) == cost.parameters
+    counted = 0
+    sides = tuple(f"{side.name}." for side in architecture.side_heads)
+
+    def count(module: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
+        nonlocal counted
+        assert isinstance(module, nn.Conv2d | nn.Linear)
+        cells = output[0].numel() // output.shape[1]
+        counted += cells * module.weight.numel()
+
+    for child, module in network.named_modules():
+        if isinstance(module, nn.Conv2d | nn.Linear) and not child.startswith(sides or ("-",)):
+            module.register_forward_hook(count)
+    with torch.no_grad():
+        network.eval()(torch.zeros(1, 3, 128, 128))
+    assert counted == cost.multiply_adds
+
+
+def test_the_articles_blocks_with_its_biases_are_the_counted_21_89_million() -> None:
+    """Its convolutions have a bias before batch norm, which takes it away again: ours have none."""
+    network = build_network(build_architecture("inception_seed", num_classes=1000, side_head=False))
+    channels = sum(m.out_channels for m in network.modules() if isinstance(m, nn.Conv2d))
+    parameters = sum(p.numel() for p in network.parameters())
+    assert round((parameters + channels) / 1e6, 2) == 21.89
+
+
+def convolutions(network: InceptionNet) -> list[str]:
+    return [name for name, module in network.named_modules() if isinstance(module, nn.Conv2d)]
+
+
+def test_names_of_released_googlenet_and_v4_weights() -> None:
+    """A sample of torchvision's and timm's state-dict names, of each kind that there is."""
+    google = build_network(build_architecture("googlenet_3x3", num_classes=1000)).state_dict()
+    for name, shape in {
+        "conv1.conv.weight": (64, 3, 7, 7),
+        "conv3.bn.running_var": (192,),
+        "inception3a.branch1.conv.weight": (64, 192, 1, 1),
+        "inception3a.branch2.1.conv.weight": (128, 96, 3, 3),
+        "inception4e.branch3.1.conv.weight": (128, 32, 3, 3),
+        "inception5b.branch4.1.bn.weight": (128,),
+        "aux1.conv.conv.weight": (128, 512, 1, 1),
+        "aux2.fc1.weight": (1024, 2048),
+        "aux2.fc2.bias": (1000,),
+        "fc.weight": (1000, 1024),
+    }.items():
+        assert tuple(google[name].shape) == shape, name
+    v4 = build_network(build_architecture("inception_v4", num_classes=1000)).state_dict()
+    for name, shape in {
+        "features.0.conv.weight": (32, 3, 3, 3),
+        "features.3.conv.conv.weight": (96, 64, 3, 3),
+        "features.4.branch1.1.conv.weight": (64, 64, 1, 7),
+        "features.5.conv.bn.bias": (192,),
+        "features.6.branch0.conv.weight": (96, 384, 1, 1),
+        "features.6.branch3.1.conv.weight": (96, 384, 1, 1),
+        "features.10.branch0.conv.weight": (384, 384, 3, 3),
+        "features.11.branch2.4.conv.weight": (256, 224, 1, 7),
+        "features.18.branch1.2.conv.weight": (320, 256, 7, 1),
+        "features.19.branch1_0.conv.weight": (384, 1536, 1, 1),
+        "features.19.branch1_1a.conv.weight": (256, 384, 1, 3),
+        "features.21.branch2_3b.conv.weight": (256, 512, 3, 1),
+        "last_linear.weight": (1000, 1536),
+    }.items():
+        assert tuple(v4[name].shape) == shape, name
+    assert len(v4) == 149 * 6 + 2
+
+
+def test_the_seeds_activation_and_pools() -> None:
+    network = build_network(build_architecture("inception_seed", num_classes=4, input_size=75))
+    block = network.get_submodule("Mixed_5b")
+    assert "branch3x3_2" in dict(block.named_children())
+    for module in block.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.constant_(module.weight, 20.0)
+    with torch.no_grad():
+        out = block(torch.randn(2, 192, 7, 7))
+    assert float(out.max()) == 6.0
+
+
+@pytest.mark.parametrize("name", ["inception_v2", "inception_v3"])
+def test_the_side_heads_covering_layer_has_batch_norm_in_v3_alone(name: str) -> None:
+    state = build_network(build_architecture(name, num_classes=4)).state_dict()
+    assert ("AuxLogits.conv1.bn.weight" in state) == (name == "inception_v3")
+    assert ("AuxLogits.conv1.conv.bias" in state) == (name == "inception_v2")
+
+
+@pytest.mark.parametrize("name", MODEL_NAMES)
+def test_every_member_overfits_one_batch(name: str) -> None:
+    """16 images of noise to > 99 %, side heads, dropout and all."""
+    torch.manual_seed(0)
+    size = 64 if COUNTS[name][0] == 224 else 75
+    architecture = build_architecture(
+        name, num_classes=16, input_size=size, width=0.25, dropout=0.0
+    )
+    network = build_network(architecture, seed=1)
+    images, targets = torch.randn(16, 3, size, size), torch.arange(16)
+    optimizer = build_optimizer(
+        network, name="adamw", lr=3e-3, weight_decay=0.0, momentum=0.9, decay=0.9, eps=1e-8
+    )
+    for _ in range(80):
+        logits, sides = network(images)
+        if int((logits.argmax(1) == targets).sum()) == 16:
+            break
+        loss = inception_loss(logits, sides, targets, label_smoothing=0.0)
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+    assert int((logits.argmax(1) == targets).sum()) == 16
