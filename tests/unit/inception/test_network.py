@@ -1,4 +1,4 @@
-"""inception_v3 is the published network: names, logits, parameters and multiply-adds."""
+"""inception_v3 and v4 are the published networks: names, logits, parameters, multiply-adds."""
 
 import json
 import math
@@ -47,6 +47,18 @@ def test_logits_are_torchvisions() -> None:
     with torch.no_grad():
         fill(network.state_dict())
         images = np.sin(0.01 * np.arange(2 * 3 * 299 * 299)).reshape(2, 3, 299, 299)
+        logits = network(torch.from_numpy(images).float())
+    assert torch.allclose(logits, torch.tensor(golden["logits"]), atol=1e-4)
+
+
+def test_v4_is_timms_by_name_and_logit() -> None:
+    expected = (GOLDEN / "inception_v4_keys.txt").read_text().split()
+    golden = json.loads((GOLDEN / "inception_v4_logits.json").read_text())
+    network = build_network(build_architecture("inception_v4", num_classes=1000)).eval()
+    assert list(network.state_dict()) == expected
+    with torch.no_grad():
+        fill(network.state_dict())
+        images = np.sin(0.01 * np.arange(3 * 299 * 299)).reshape(1, 3, 299, 299)
         logits = network(torch.from_numpy(images).float())
     assert torch.allclose(logits, torch.tensor(golden["logits"]), atol=1e-4)
 
