@@ -34,6 +34,7 @@ from orchestration.plan import Plan, build_job_architecture, make_plan
 from orchestration.preflight import (
     check_cluster,
     check_imports,
+    check_init,
     check_storage,
     prepare_data,
 )
@@ -94,6 +95,7 @@ def drive(job: Job, *, stack: Stack | None, say: Say, watch: Watch) -> Outcome:
     check_imports()
     config = build_store_config(job, stack)
     store = Store(config)
+    check_init(job, store)
     train, val = prepare_data(job, store, say)
     plan = make_plan(
         job,

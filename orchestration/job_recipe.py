@@ -161,6 +161,9 @@ class Model:
     name: str = "inception_v3"
     # Pixels of a side of the square input.
     input_size: int = 299
+    # A pretrained start: the URL (s3://, file://, https://) of a .safetensors file or of a state
+    # dict of torch.save. Heads of another number of classes begin anew.
+    init_from: str | None = None
     # Scales every layer's channels; 1.0 is the published network.
     width: float = 1.0
     side_head: bool = True
@@ -173,6 +176,13 @@ class Model:
 
     def __post_init__(self) -> None:
         choose("model.name", self.name, MODEL_NAMES)
+        if self.init_from is not None and not re.match(
+            r"(s3://[^/]+/.+|file:///.+|https?://[^/@]+/.+)\.(safetensors|pt|pth)$", self.init_from
+        ):
+            raise JobError(
+                f"model.init_from: got {without_userinfo(self.init_from)!r}; the s3://, file:/// "
+                "or https:// URL of a .safetensors, .pt or .pth file. Write it so."
+            )
         choose("model.precision", self.precision, PRECISIONS)
         at_least("model.num_classes", self.num_classes, 2)
         within("model.dropout", self.dropout, 0.0, 0.99)

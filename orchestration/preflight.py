@@ -64,6 +64,15 @@ def check_storage(store: Store, run_url: str) -> None:
     store.delete(f"{run_url}/.writable")
 
 
+def check_init(job: Job, store: Store) -> None:
+    """A pretrained start's file is there. Raises JobError, StoreError."""
+    url = job.model.init_from
+    if url is not None and not store.exists(url):
+        raise JobError(
+            f"model.init_from: got {url}, and no such file; it must exist. Mend the URL."
+        )
+
+
 def check_cluster(job: Job, nodes: list[dict[str, Any]]) -> None:
     """Whether the live nodes can ever hold the job; Ray itself would wait for ever.
 

@@ -29,6 +29,7 @@ from inception.optim import build_optimizer
 from inception.precision import autocast_for, to_device_format
 from inception.statistics import average_bn_statistics
 from inception.step import train_step
+from inception.weights import load_weights, read_weights
 from orchestration.checkpoint import TrainState, load_checkpoint, newest_checkpoint, save_checkpoint
 from orchestration.errors import TrainingError
 from orchestration.feed import (
@@ -87,6 +88,9 @@ class Rank:
         self.autocast = autocast_for(self.device, job.model.precision)
         self.model = build_network(build_job_architecture(job), seed=job.seed)
         to_device_format(self.model, self.device)
+        chosen = self._choose_checkpoint()
+        if chosen is None and job.model.init_from is not None:
+            self._begin_from(job.model.init_from)
         optim = job.optim
         self.optimizer = build_optimizer(
             self.model,
@@ -103,7 +107,7 @@ class Rank:
             else None
         )
         self.unsent: list[Point] = []
-        self.step = self._restore()
+        self.step = 0 if chosen is None else self._restore(chosen)
         # Running statistics are averaged by us where they are used; DDP must not broadcast them.
         # (torch 2.13 renames the argument; the old name is the one that every version knows.)
         with warnings.catch_warnings():
@@ -249,20 +253,27 @@ class Rank:
             f"{prefix}/loss": result["loss"],
         }
 
-    def _restore(self) -> int:
-        """Loads the newest whole checkpoint of this run; -> finished steps (0 without one).
+    def _begin_from(self, url: str) -> None:
+        """A pretrained start; each rank reads the file, as each reads a checkpoint."""
+        kept = load_weights(self.model, read_weights(self.store.read(url), url), url)
+        if self.rank == 0:
+            fresh = f"; {', '.join(kept)} begin anew" if kept else ""
+            logger.warning("began from %s%s", url, fresh)
 
-        Rank 0 chooses and tells the others, so that all begin at the same step.
-        """
+    def _choose_checkpoint(self) -> str | None:
+        """The newest whole checkpoint of this run, if there is one. Rank 0 chooses and tells the
+        others, so that all begin at the same step."""
         chosen = [newest_checkpoint(self.store, self.hand.run_url) if self.rank == 0 else None]
         dist.broadcast_object_list(chosen, src=0)
-        if chosen[0] is None:
-            return 0
-        state = load_checkpoint(self.store, chosen[0])
+        return chosen[0]
+
+    def _restore(self, url: str) -> int:
+        """Loads a checkpoint; -> finished steps."""
+        state = load_checkpoint(self.store, url)
         if state.data != self.position:
             differing = [k for k, v in self.position.items() if state.data.get(k) != v]
             raise TrainingError(
-                f"{chosen[0]}: got another {', '.join(differing)} than the job; a run goes on "
+                f"{url}: got another {', '.join(differing)} than the job; a run goes on "
                 "over the same samples in the same order. Restore the job's data section."
             )
         self.model.load_state_dict(state.model)

@@ -128,6 +128,24 @@ def test_second_run_finds_the_data_and_walks_the_same_losses(
     assert one[:30] == pytest.approx(two[:30], rel=1e-3)
 
 
+def test_a_pretrained_start_begins_where_the_other_run_ended(
+    finished: Finished, mlflow_run: Any
+) -> None:
+    done = finished.home.call(
+        "run", JOB, "--json", f"model.init_from={finished.outcome['checkpoint_url']}/state.pt",
+        "schedule.epochs=0.2", "schedule.warmup_epochs=0", "optim.lr=0.001", timeout_s=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    outcome = json.loads(done.stdout)
+    client, _ = mlflow_run
+    losses = client.get_metric_history(outcome["run"]["run_id"], "train/loss")
+    assert losses[0].value < 1.5  # from scratch it is about 3.2
+    assert outcome["metrics"]["val/top1"] > 90
+    missing = finished.home.call("run", JOB, "model.init_from=s3://runs/none/state.pt")
+    assert missing.returncode == 2
+    assert "model.init_from: got s3://runs/none/state.pt, and no such file" in missing.stderr
+
+
 @pytest.mark.timeout(600)
 def test_killed_worker_goes_on_from_its_checkpoint(finished: Finished, mlflow_run: Any) -> None:
     home = finished.home
