@@ -1,5 +1,7 @@
 """The GPU decoder's own path, run on nvImageCodec's CPU backend; tests/gpu runs it on a GPU."""
 
+import random
+from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 
 import pytest
@@ -47,6 +49,28 @@ def test_it_gives_the_cpus_batches_up_to_rounding(split: Manifest) -> None:
         difference = (cpu.images.int() - other.images.int()).abs()
         assert int(difference.max()) <= 2
         assert float(difference.float().mean()) < 0.3
+
+
+def test_threads_do_not_get_each_others_pixels() -> None:
+    from datasets.nvjpeg import GpuDecoder
+
+    decoder = GpuDecoder(torch.device("cpu"))
+    images = [sample["jpg"] for sample in photo_samples(60) if "jpg" in sample]
+
+    def view(number: int) -> torch.Tensor:
+        def box(height: int, width: int) -> tuple[int, int, int, int]:
+            choose = random.Random(number)
+            top, left = choose.randrange(height), choose.randrange(width)
+            return top, left, choose.randint(1, height - top), choose.randint(1, width - left)
+
+        target = torch.empty(1, 48, 48, 3, dtype=torch.uint8).permute(0, 3, 1, 2)
+        decoder.resize_into(target, images[number % len(images)], box, "k")
+        return target
+
+    alone = [view(number) for number in range(1000)]
+    with ThreadPoolExecutor(4) as pool:
+        together = list(pool.map(view, range(1000)))
+    assert all(torch.equal(a, b) for a, b in zip(alone, together, strict=True))
 
 
 def test_damage_is_the_cpus_word(tmp_path_factory: pytest.TempPathFactory) -> None:
