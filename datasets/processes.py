@@ -76,12 +76,15 @@ def steps_of_processes(views: TrainViews, workers: int, *, steps_ahead: int) -> 
                     raise parcel
                 rows.put(np.sort(part.places(step, views.order)), parcel)
             yield rows
-    except RuntimeError as error:  # DataLoader's word for a death
-        if "DataLoader worker" not in str(error):
+    except (RuntimeError, OSError, EOFError) as error:
+        # DataLoader's word for a death is a RuntimeError; what the dead one was just handing over
+        # ends in one of the others.
+        if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
             raise
+        said = (str(error) or type(error).__name__).splitlines()[0]
         raise LoaderError(
-            f"data.loader_workers: got {str(error).splitlines()[0]!r}; a loader process died. Look "
-            "for the out-of-memory killer in the node's log; fewer workers, or smaller "
+            f"data.loader_workers: got {said!r}; a loader process died. Look for the out-of-memory "
+            "killer in the node's log and at the size of /dev/shm; fewer workers, or smaller "
             "data.shuffle.lanes and pieces, need less."
         ) from error
     finally:
