@@ -132,9 +132,7 @@ def test_every_member_overfits_one_batch(name: str) -> None:
     """16 images of noise to > 99 %, side heads, dropout and all."""
     torch.manual_seed(0)
     size = 64 if COUNTS[name][0] == 224 else 75
-    architecture = build_architecture(
-        name, num_classes=16, input_size=size, width=0.25, dropout=0.0
-    )
+    architecture = build_architecture(name, num_classes=16, input_size=size, width=0.1, dropout=0.0)
     network = build_network(architecture, seed=1)
     images, targets = torch.randn(16, 3, size, size), torch.arange(16)
     optimizer = build_optimizer(
