@@ -107,11 +107,11 @@ class Data:
     def __post_init__(self) -> None:
         for name in ("train", "val"):
             url = getattr(self, name)
-            if not re.match(r"(s3://[^/]+/.+|file:///.+|https?://[^/@]+/.+)", url):
+            if not re.fullmatch(r"(s3://[^/]+/.+|file:///.+|https?://[^/@?]+/[^?]+)", url):
                 raise JobError(
-                    f"data.{name}: got {without_userinfo(url)!r}; the prefix of a split, "
-                    "s3://BUCKET/PATH, file:///PATH or https://HOST/PATH. Name the folder that "
-                    "holds its index.json, or the pattern of its shards."
+                    f"data.{name}: got {without_userinfo(url).partition('?')[0]!r}; the prefix of "
+                    "a split, s3://BUCKET/PATH, file:///PATH or https://HOST/PATH without a query. "
+                    "Name the folder that holds its index.json, or the pattern of its shards."
                 )
         if self.train.rstrip("/") == self.val.rstrip("/"):
             raise JobError(
@@ -177,11 +177,13 @@ class Model:
     def __post_init__(self) -> None:
         choose("model.name", self.name, MODEL_NAMES)
         if self.init_from is not None and not re.match(
-            r"(s3://[^/]+/.+|file:///.+|https?://[^/@]+/.+)\.(safetensors|pt|pth)$", self.init_from
+            r"(s3://[^/]+/.+|file:///.+|https?://[^/@?]+/[^?]+)\.(safetensors|pt|pth)$",
+            self.init_from,
         ):
             raise JobError(
-                f"model.init_from: got {without_userinfo(self.init_from)!r}; the s3://, file:/// "
-                "or https:// URL of a .safetensors, .pt or .pth file. Write it so."
+                f"model.init_from: got {without_userinfo(self.init_from).partition('?')[0]!r}; "
+                "the s3://, file:/// or https:// URL, without a query, of a .safetensors, .pt or "
+                ".pth file. Write it so."
             )
         choose("model.precision", self.precision, PRECISIONS)
         at_least("model.num_classes", self.num_classes, 2)
