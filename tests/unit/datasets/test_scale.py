@@ -1,4 +1,4 @@
-"""What grows with the data set and what does not: a billion samples, ten epochs, any place."""
+"""What grows with the data set and what does not: a billion samples, thirty epochs, any place."""
 
 import io
 import json
@@ -94,7 +94,7 @@ with TrainLoader(
 ) as loader:
     steps = iter(loader)
     sizes = []
-    for epoch in range(10):
+    for epoch in range(30):
         for step in islice(steps, 5):
             pass
         sizes.append(psutil.Process().memory_info().rss)
@@ -102,7 +102,7 @@ print(json.dumps({"sizes": sizes, "peak": live["peak"]}))
 """
 
 
-def test_memory_is_flat_over_ten_epochs_and_below_what_plan_states(photo_split: Manifest) -> None:
+def test_memory_is_flat_over_epochs_and_below_what_plan_states(photo_split: Manifest) -> None:
     done = subprocess.run(
         [sys.executable, "-c", LEAK, photo_split.url],
         cwd=ROOT, capture_output=True, text=True, timeout=200, check=True,
@@ -119,8 +119,10 @@ def test_memory_is_flat_over_ten_epochs_and_below_what_plan_states(photo_split: 
         input_size=150,
     )
     assert 0.3 * stated < found["peak"] <= stated
-    # Heaps and lazily loaded code have settled by the fifth epoch.
-    assert found["sizes"][-1] - found["sizes"][4] < 8e6, found
+    # The process itself: its heaps settle over some thousand images and then swing by a few rows.
+    # An epoch's files are 10 MB, so a sixth of them kept each epoch would show.
+    sizes = found["sizes"]
+    assert np.mean(sizes[20:]) - np.mean(sizes[10:20]) < 16e6, sizes
 
 
 @pytest.mark.parametrize("share_of_epoch", [0.01, 0.5, 0.99])
