@@ -68,12 +68,10 @@ def inspect(store: Store, manifest: Manifest, *, look_at: int) -> Contents:
     """
     words = random_words(0, _CHOICE, 0, 0, 0, manifest.num_samples)
     chosen = np.sort(np.argsort(words, kind="stable")[:look_at])
-    starts = np.concatenate([[0], np.cumsum(manifest.samples_per_shard)])
-    shards = np.searchsorted(starts, chosen, side="right") - 1
     sizes: list[tuple[int, int]] = []
     labels: Counter[int] = Counter()
     tiles: list[Image.Image] = []
-    for shard, number in zip(shards.tolist(), (chosen - starts[shards]).tolist(), strict=True):
+    for shard, number in manifest.samples_at(chosen).tolist():
         window = Window(0, ((shard, number, 1),), np.empty((0, 2), dtype=np.int64))
         sample = fetch_window(store, manifest, window)[shard, number]
         if "__damage__" in sample:

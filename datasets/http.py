@@ -1,24 +1,15 @@
 """http(s):// URLs, read only: plain web servers that answer byte ranges. On urllib3."""
 
-from dataclasses import dataclass
 from threading import Lock
 from typing import Any
 from urllib.parse import urlsplit
 
 from datasets import transfer
 from datasets.errors import DataError, StoreBusyError, StoreError
-from datasets.s3 import Entry, changed_object
-from datasets.transfer import Body, receive
+from datasets.transfer import Answer, Entry, changed_object, receive
 
 ATTEMPTS = 5  # of one request
 REPEATED = (429, 500, 502, 503, 504)
-
-
-@dataclass(frozen=True, slots=True)
-class _Answer:
-    length: int
-    etag: str | None
-    body: Body
 
 
 class Http:
@@ -33,7 +24,7 @@ class Http:
     ) -> memoryview:
         from urllib3.exceptions import HTTPError
 
-        def ask(first: int | None, last: int | None, match: str | None) -> _Answer:
+        def ask(first: int | None, last: int | None, match: str | None) -> Answer:
             headers = {"If-Match": f'"{match}"'} if match else {}
             if first is not None:
                 headers["Range"] = f"bytes={first}-{'' if last is None else last}"
@@ -48,7 +39,7 @@ class Http:
             if match and found != match:  # servers may ignore If-Match
                 response.close()
                 raise changed_object(shown(url), 412)
-            return _Answer(int(response.headers["Content-Length"]), found, response)
+            return Answer(int(response.headers["Content-Length"]), found, response)
 
         return receive(ask, shown(url), view, start, etag, (HTTPError, OSError))
 

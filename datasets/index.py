@@ -25,8 +25,7 @@ from datasets.labels import (
     label_text,
 )
 from datasets.manifest import Manifest, Shard, is_pattern, split_folder
-from datasets.s3 import Entry
-from datasets.store import Store
+from datasets.store import Entry, Store
 from datasets.stream import split_name
 from datasets.tar import BLOCK_BYTES, Member, walk
 
@@ -133,6 +132,21 @@ def list_shard(store: Store, entry: Entry, rule: str | None, field: str | None) 
     return Listing(entry, tuple(samples), end)
 
 
+def list_shards(
+    store: Store, entries: Sequence[Entry], rule: str | None, field: str | None, workers: int
+) -> Iterator[Listing]:
+    """The listing of each shard in order, `workers` of them walked at once; the first error ends
+    it. Raises as list_shard."""
+    with ThreadPoolExecutor(workers, thread_name_prefix="index") as pool:
+        futures = [pool.submit(list_shard, store, entry, rule, field) for entry in entries]
+        try:
+            for future in futures:
+                yield future.result()
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+
+
 def index_shards(
     store: Store,
     url: str,
@@ -155,24 +169,17 @@ def index_shards(
     no_image: list[str] = []
     no_label: list[str] = []
     folder = f"{split_folder(url)}/"
-    with ThreadPoolExecutor(workers, thread_name_prefix="index") as pool:
-        futures = [pool.submit(list_shard, store, entry, rule, field) for entry in entries]
-        try:
-            for future in futures:
-                listing = future.result()
-                where = listing.entry.url
-                shards.append(listing.shard(where.removeprefix(folder)))
-                for sample in listing.samples:
-                    if not sample.has_image:
-                        no_image.append(f"{where}:{sample.key}")
-                    if sample.text is None:
-                        no_label.append(f"{where}:{sample.key}")
-                    else:
-                        texts[sample.text] += 1
-                on_shard(listing)
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
+    for listing in list_shards(store, entries, rule, field, workers):
+        where = listing.entry.url
+        shards.append(listing.shard(where.removeprefix(folder)))
+        for sample in listing.samples:
+            if not sample.has_image:
+                no_image.append(f"{where}:{sample.key}")
+            if sample.text is None:
+                no_label.append(f"{where}:{sample.key}")
+            else:
+                texts[sample.text] += 1
+        on_shard(listing)
     total = sum(shard.num_samples for shard in shards)
     for what, missing, files in (
         ("an image", no_image, IMAGE_EXTENSIONS),

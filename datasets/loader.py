@@ -72,9 +72,8 @@ class TrainLoader(_Loader):
     """Endless training steps: each item is this rank's list of micro-batches of one step.
 
     workers: loader processes; 0 decodes in `threads` threads of this one, by `decoder` where there
-    is one. start_position: global
-    samples of finished steps, a multiple of the global batch. Iterating raises DataError,
-    StoreError or LoaderError at the step that holds the bad sample.
+    is one. start_position: global samples of finished steps, a multiple of the global batch.
+    Iterating raises DataError, StoreError or LoaderError at the step that holds the bad sample.
     """
 
     def __init__(

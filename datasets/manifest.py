@@ -92,6 +92,12 @@ class Manifest:
             digest.update(shard.offsets.astype("<u4").tobytes())
         return digest.hexdigest()
 
+    def samples_at(self, positions: NDArray[np.int64]) -> NDArray[np.int64]:
+        """(shard, sample) of positions in the manifest's own order: int64 (n, 2)."""
+        starts = np.concatenate([[0], np.cumsum(self.samples_per_shard)])
+        shards = np.searchsorted(starts, positions, side="right") - 1
+        return np.stack([shards, positions - starts[shards]], axis=1)
+
     def class_of(self, sample: Mapping[str, Any], where: str) -> int:
         """The sample's class, 0 <= class < num_classes. Raises LabelError."""
         text = label_text(sample, self.label, where)

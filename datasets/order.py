@@ -35,7 +35,7 @@ def random_words(seed: int, purpose: int, a: int, b: int, c: int, count: int) ->
     """`count` uint64 words of the Philox stream keyed (seed, purpose) at (a, b, c)."""
     # A new generator would ask the system for entropy that its key then replaces: a system call a
     # sample. One generator a thread is set to the key and counter instead.
-    generator = _generator()
+    generator = _thread.generator
     generator.state = {
         "bit_generator": "Philox",
         "state": {
@@ -50,14 +50,14 @@ def random_words(seed: int, purpose: int, a: int, b: int, c: int, count: int) ->
     return np.asarray(generator.random_raw(count), dtype=np.uint64)
 
 
-_threads = threading.local()
+class _Thread(threading.local):
+    """Made anew in each thread."""
+
+    def __init__(self) -> None:
+        self.generator = np.random.Philox(0)
 
 
-def _generator() -> np.random.Philox:
-    found: np.random.Philox | None = getattr(_threads, "generator", None)
-    if found is None:
-        found = _threads.generator = np.random.Philox(0)
-    return found
+_thread = _Thread()
 
 
 def _unit(word: np.uint64) -> float:

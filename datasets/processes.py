@@ -69,7 +69,7 @@ def steps_of_processes(views: TrainViews, workers: int, *, steps_ahead: int) -> 
         )
     try:
         for step in count(views.first_step):
-            rows = views.empty(len(views.share.places(step, views.order)))
+            rows = views.empty(views.share.step_samples)
             for part in views.share.split(workers):
                 parcel = next(parcels)
                 if isinstance(parcel, Exception):

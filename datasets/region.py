@@ -76,7 +76,16 @@ class _Decompressor:
         self._library.tj3Destroy(self.handle)
 
 
-_threads = threading.local()
+class _Thread(threading.local):
+    """Made anew in each thread."""
+
+    def __init__(self) -> None:
+        self.decompressor = _Decompressor()
+
+
+@cache
+def _thread() -> _Thread:
+    return _Thread()
 
 
 def has_regions() -> bool:
@@ -95,7 +104,7 @@ def decode_region(
     """
     if not has_regions() or not bytes(content[-_PADDING:]).rstrip(b"\0").endswith(_END):
         return None
-    library, handle = _library(), _handle()
+    library, handle = _library(), _thread().decompressor.handle
     source = np.frombuffer(content, dtype=np.uint8).ctypes.data
     if library.tj3DecompressHeader(handle, source, len(content)) != 0:
         return None
@@ -120,11 +129,3 @@ def decode_region(
     if library.tj3Decompress8(handle, source, len(content), pixels.ctypes.data, 0, _RGB) != 0:
         return None
     return pixels[:, left - begin : left - begin + columns]
-
-
-def _handle() -> Any:
-    """This thread's decompressor."""
-    found = getattr(_threads, "decompressor", None)
-    if found is None:
-        found = _threads.decompressor = _Decompressor()
-    return found.handle

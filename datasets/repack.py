@@ -7,19 +7,17 @@ gets one beside it. Keys that occur twice are told apart by their shard's name.
 import hashlib
 from collections import Counter
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 import numpy as np
 
 from datasets.errors import DataError, LabelError
-from datasets.index import Listing, list_shard, name_classes
+from datasets.index import Listing, list_shards, name_classes
 from datasets.labels import class_number
 from datasets.manifest import Manifest
 from datasets.order import Window
 from datasets.pack import ShardPlan
-from datasets.s3 import Entry
-from datasets.store import Store
+from datasets.store import Entry, Store
 from datasets.stream import Sample, fetch_window, with_bytes
 
 Picked = tuple[int, int, str, int]  # shard, sample, key, class
@@ -40,10 +38,9 @@ def plan_repack(
     Raises DataError (damaged, without image or label), StoreError.
     """
     listings = []
-    with ThreadPoolExecutor(workers, thread_name_prefix="index") as pool:
-        for listing in pool.map(lambda entry: list_shard(store, entry, None, field), entries):
-            listings.append(listing)
-            on_shard(listing)
+    for listing in list_shards(store, entries, None, field, workers):
+        listings.append(listing)
+        on_shard(listing)
     texts: Counter[str] = Counter()
     keys: Counter[str] = Counter()
     for listing in listings:

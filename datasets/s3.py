@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 from datasets import transfer
 from datasets.errors import DataError, StoreBusyError, StoreError
-from datasets.transfer import Body, receive
+from datasets.transfer import Answer, Entry, changed_object, receive
 
 ATTEMPTS = 5  # of one request
 
@@ -28,22 +28,6 @@ class StoreConfig:
     region: str | None = None
     anonymous: bool = False
     addressing: str = "auto"  # "path", "virtual" or "auto"
-
-
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """One stored object."""
-
-    url: str
-    size_bytes: int
-    etag: str | None
-
-
-@dataclass(frozen=True, slots=True)
-class _Answer:
-    length: int
-    etag: str | None
-    body: Body
 
 
 class S3:
@@ -67,12 +51,12 @@ class S3:
 
         bucket, key = split_url(url)
 
-        def ask(first: int | None, last: int | None, match: str | None) -> _Answer:
+        def ask(first: int | None, last: int | None, match: str | None) -> Answer:
             options: dict[str, Any] = {"IfMatch": f'"{match}"'} if match else {}
             if first is not None:
                 options["Range"] = f"bytes={first}-{'' if last is None else last}"
             response = self._call(url, lambda s3: s3.get_object(Bucket=bucket, Key=key, **options))
-            return _Answer(response["ContentLength"], response["ETag"].strip('"'), response["Body"])
+            return Answer(response["ContentLength"], response["ETag"].strip('"'), response["Body"])
 
         broken = (
             IncompleteReadError, ReadTimeoutError, ResponseStreamingError, ConnectionClosedError,
@@ -194,19 +178,6 @@ def split_url(url: str) -> tuple[str, str]:
     """s3://bucket/key -> (bucket, key)."""
     bucket, _, key = url.removeprefix("s3://").partition("/")
     return bucket, key
-
-
-def changed_object(url: str, status: int) -> DataError:
-    """The error of a conditional (412) or range request (416) that no longer fits the object."""
-    if status == 412:
-        return DataError(
-            f"{url}: got another ETag than its index says; the object was replaced. "
-            "Index the split again."
-        )
-    return DataError(
-        f"{url}: got fewer bytes than its index says; the object was cut or replaced. "
-        "Upload it again, or index the split again."
-    )
 
 
 def _entry(bucket: str, found: dict[str, Any]) -> Entry:

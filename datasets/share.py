@@ -41,6 +41,11 @@ class Share:
             self.rank, world_size=self.world_size, num_micro_batches=self.num_micro_batches
         )
 
+    @property
+    def step_samples(self) -> int:
+        """Samples of the rank in a step, all its parts together."""
+        return self.micro_batch_size * len(self.indices)
+
     def positions(self, step: int) -> Ints:
         """Global positions of the rank's micro-batches: int64 (micro-batches, micro_batch_size)."""
         rows = [
@@ -106,6 +111,6 @@ def loader_bytes(
     """
     piece = min(shard_samples, ceil(num_samples / lanes))
     window = pieces * ceil(piece / slices)
-    step = share.micro_batch_size * len(share.indices)
+    step = share.step_samples
     held = 2 * share.num_lanes(lanes) * window + 2 * STEPS_AHEAD * step
     return int(held * sample_bytes) + (STEPS_AHEAD + 3) * step * 3 * input_size**2

@@ -7,8 +7,8 @@ from datasets.cache import DiskCache
 from datasets.disk import disk_path, files_below, on_disk, read_part, write_whole
 from datasets.errors import DataError, StoreError
 from datasets.http import Http, shown
-from datasets.s3 import S3, Entry, StoreConfig
-from datasets.transfer import buffer, short_object
+from datasets.s3 import S3, StoreConfig
+from datasets.transfer import Entry, buffer, short_object
 
 __all__ = ["Entry", "Store", "StoreConfig"]
 

@@ -8,6 +8,7 @@ with If-Match on its ETag: an object replaced meanwhile is noticed, and nothing 
 import random
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -29,15 +30,22 @@ class Body(Protocol):
     def close(self) -> None: ...
 
 
-class Answer(Protocol):
+@dataclass(frozen=True, slots=True)
+class Answer:
     """What a request for bytes gives: how many come, of which object, and the content."""
 
-    @property
-    def length(self) -> int: ...
-    @property
-    def etag(self) -> str | None: ...
-    @property
-    def body(self) -> Body: ...
+    length: int
+    etag: str | None
+    body: Body
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One stored object."""
+
+    url: str
+    size_bytes: int
+    etag: str | None
 
 
 # (first byte, last byte or None for the end, ETag to match or None) -> answer. Both bytes None:
@@ -120,4 +128,17 @@ def short_object(url: str, start: int, got: int, wanted: int) -> str:
     return (
         f"{url}: got {got} bytes from byte {start}; its index says {wanted}. The object was cut "
         "or replaced: upload it again, or index the split again."
+    )
+
+
+def changed_object(url: str, status: int) -> DataError:
+    """The error of a conditional (412) or range request (416) that no longer fits the object."""
+    if status == 412:
+        return DataError(
+            f"{url}: got another ETag than its index says; the object was replaced. "
+            "Index the split again."
+        )
+    return DataError(
+        f"{url}: got fewer bytes than its index says; the object was cut or replaced. "
+        "Upload it again, or index the split again."
     )

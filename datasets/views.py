@@ -129,7 +129,7 @@ class TrainViews:
         """The share's rows of every step from the first, in ascending places. Windows are fetched
         `steps_ahead` steps ahead, and where the reader has threads, images decoded as far."""
         made: deque[Rows] = deque()
-        ahead = steps_ahead * max(1, self.share.micro_batch_size * len(self.share.indices))
+        ahead = steps_ahead * max(1, self.share.step_samples)
         done = reader.fill(
             train_tickets(self._positions(), self.order, reader.fetch),
             self._slots(made),
@@ -242,11 +242,10 @@ class EvalViews:
                 yield rows, row
 
     def _tickets(self, reader: Reader) -> Iterator[Ticket]:
-        starts = np.concatenate([[0], np.cumsum(self.manifest.samples_per_shard)])
         for first, size in self.batches:
             positions = np.arange(first, first + size)
-            shards = np.searchsorted(starts, positions, side="right") - 1
-            samples = np.stack([shards, positions - starts[shards]], axis=1)
+            samples = self.manifest.samples_at(positions)
+            shards = samples[:, 0]
             runs = tuple(
                 (int(shard), int(rows[0, 1]), len(rows))
                 for shard in np.unique(shards)

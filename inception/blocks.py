@@ -230,3 +230,26 @@ class Stage:
 
     name: str
     body: Conv | Pool | Block
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SidePlace:
+    """Where a side head hangs, and what it is called. A GoogLeNet head pools to 4x4 and has a
+    hidden layer; v3's pools 5x5 and covers the grid with a convolution (its `cover_has_norm`:
+    the ladder's BN-auxiliary)."""
+
+    name: str
+    after: str
+    is_googlenet: bool = False
+    cover_has_norm: bool = True
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Trunk:
+    """Stages, side heads and what else belongs to a network by its name."""
+
+    stages: tuple[Stage, ...]
+    sides: tuple[SidePlace, ...] = ()
+    input_size: int = 299  # that it was published with
+    activation: str = "relu"
+    classifier: str = "fc"

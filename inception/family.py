@@ -1,11 +1,34 @@
-"""A network by its name and options, as one description. No torch here. The trunks: trunks.py."""
+"""A network by its name and options, as one description. No torch here. The trunks: trunks_224.py
+and trunks_299.py."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
-from inception.blocks import Block, Branch, Conv, Fork, Layer, Pool, Scale, Stage
+from inception.blocks import (
+    Block,
+    Branch,
+    Conv,
+    Fork,
+    Layer,
+    Pool,
+    Scale,
+    SidePlace,
+    Stage,
+    Trunk,
+)
 from inception.errors import ModelError, unknown_name
-from inception.trunks import TRUNKS, SidePlace, Trunk
+from inception.trunks_224 import bn_inception, googlenet, googlenet_3x3
+from inception.trunks_299 import inception_seed, inception_v2, inception_v3, inception_v4
 
+TRUNKS: dict[str, Callable[[Scale], Trunk]] = {
+    "googlenet": googlenet,
+    "googlenet_3x3": googlenet_3x3,
+    "bn_inception": bn_inception,
+    "inception_v2": inception_v2,
+    "inception_seed": inception_seed,
+    "inception_v3": inception_v3,
+    "inception_v4": inception_v4,
+}
 MODEL_NAMES = tuple(TRUNKS)
 GOOGLENET_GRID = 4  # that its side heads pool to
 

@@ -5,6 +5,8 @@ import pickle
 from collections.abc import Mapping
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load
 from torch import Tensor
 
 from inception.errors import ModelError
@@ -22,19 +24,15 @@ def read_weights(content: bytes, where: str) -> dict[str, Tensor]:
     """
     try:
         if where.endswith(".safetensors"):
-            from safetensors.torch import load
-
             return load(content)
         found = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    except SafetensorError as error:
+        raise ModelError(
+            _no_weights(where, f"{len(content)} bytes that are cut or damaged")
+        ) from error
     except (pickle.UnpicklingError, RuntimeError, ValueError, EOFError, KeyError) as error:
         raise ModelError(
             _no_weights(where, f"{len(content)} bytes ({type(error).__name__})")
-        ) from error
-    except Exception as error:  # safetensors has an error of its own, which is no ValueError
-        if type(error).__name__ != "SafetensorError":
-            raise
-        raise ModelError(
-            _no_weights(where, f"{len(content)} bytes that are cut or damaged")
         ) from error
     for wrapper in WRAPPERS:
         if isinstance(found, dict) and isinstance(found.get(wrapper), dict):

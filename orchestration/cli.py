@@ -14,7 +14,7 @@ from typing import Annotated, NoReturn
 import typer
 from rich.console import Console
 
-from orchestration import data_verbs, model_verbs
+from orchestration import data_verbs, model_verbs, shard_verbs
 from orchestration.errors import TOLD_IN_ONE_LINE, ServiceError, exit_code_of
 from orchestration.load import load_job
 from orchestration.tables import print_json, print_outcome, print_plan
@@ -31,8 +31,8 @@ stack_app = typer.Typer(
 )
 app.add_typer(stack_app, name="stack")
 for verb in (
-    data_verbs.pack,
-    data_verbs.index,
+    shard_verbs.pack,
+    shard_verbs.index,
     data_verbs.inspect,
     data_verbs.verify,
     model_verbs.models,

@@ -1,5 +1,6 @@
 """What a rank reads and how: a job's data section made into loaders, cache and decoder."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -56,71 +57,64 @@ def build_decoder(job: Job, device: torch.device) -> GpuDecoder | None:
     return GpuDecoder(device) if job.data.decoder == "nvjpeg" else None
 
 
-def build_train_loader(
-    job: Job,
-    plan: Plan,
-    store: Store,
-    manifest: Manifest,
-    *,
-    rank: int,
-    world_size: int,
-    step: int,
-    decoder: GpuDecoder | None,
-) -> TrainLoader:
-    """The rank's training batches from step `step` on."""
-    augment = job.data.augment
-    return TrainLoader(
-        store,
-        manifest,
-        build_order(job, manifest),
-        rank=rank,
-        world_size=world_size,
-        global_batch_size=plan.global_batch_size,
-        micro_batch_size=plan.micro_batch_size,
-        input_size=job.model.input_size,
-        augment=Augment(
-            area=augment.area,
-            aspect=augment.aspect,
-            flip=augment.flip,
-            colour=augment.colour,
-            operations=augment.rand_operations,
-            magnitude=augment.rand_magnitude,
-        ),
-        workers=plan.loader_workers,
-        threads=_threads(job, plan),
-        is_skipping=job.data.max_damaged > 0,
-        start_position=step * plan.global_batch_size,
-        decoder=decoder,
-    )
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Feed:
+    """One rank's way to its batches; its ranks are those of one attempt."""
 
+    job: Job
+    plan: Plan
+    store: Store
+    rank: int
+    world_size: int
+    decoder: GpuDecoder | None
 
-def build_eval_loader(
-    job: Job,
-    plan: Plan,
-    store: Store,
-    manifest: Manifest,
-    *,
-    rank: int,
-    world_size: int,
-    decoder: GpuDecoder | None,
-) -> EvalLoader:
-    """The rank's held-out batches."""
-    return EvalLoader(
-        store,
-        manifest,
-        rank=rank,
-        world_size=world_size,
-        batch_size=plan.eval_batch_size,
-        input_size=job.model.input_size,
-        crop=job.data.eval_crop,
-        threads=_threads(job, plan),
-        is_skipping=job.data.max_damaged > 0,
-        decoder=decoder,
-    )
+    def train_loader(self, manifest: Manifest, *, step: int) -> TrainLoader:
+        """The rank's training batches from step `step` on."""
+        job, plan = self.job, self.plan
+        augment = job.data.augment
+        return TrainLoader(
+            self.store,
+            manifest,
+            build_order(job, manifest),
+            rank=self.rank,
+            world_size=self.world_size,
+            global_batch_size=plan.global_batch_size,
+            micro_batch_size=plan.micro_batch_size,
+            input_size=job.model.input_size,
+            augment=Augment(
+                area=augment.area,
+                aspect=augment.aspect,
+                flip=augment.flip,
+                colour=augment.colour,
+                operations=augment.rand_operations,
+                magnitude=augment.rand_magnitude,
+            ),
+            workers=plan.loader_workers,
+            threads=self._threads,
+            is_skipping=job.data.max_damaged > 0,
+            start_position=step * plan.global_batch_size,
+            decoder=self.decoder,
+        )
 
+    def eval_loader(self, manifest: Manifest) -> EvalLoader:
+        """The rank's held-out batches."""
+        job = self.job
+        return EvalLoader(
+            self.store,
+            manifest,
+            rank=self.rank,
+            world_size=self.world_size,
+            batch_size=self.plan.eval_batch_size,
+            input_size=job.model.input_size,
+            crop=job.data.eval_crop,
+            threads=self._threads,
+            is_skipping=job.data.max_damaged > 0,
+            decoder=self.decoder,
+        )
 
-def _threads(job: Job, plan: Plan) -> int:
-    """Decoding threads of the rank's own process, where it decodes itself."""
-    if job.data.decoder == "nvjpeg":
-        return job.data.loader_workers or job.cluster.cpus_per_worker
-    return max(1, plan.loader_workers)
+    @property
+    def _threads(self) -> int:
+        """Decoding threads of the rank's own process, where it decodes itself."""
+        if self.decoder is not None:
+            return self.job.data.loader_workers or self.job.cluster.cpus_per_worker
+        return max(1, self.plan.loader_workers)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from orchestration.accelerators import Accelerator, parse_accelerator
 from orchestration.errors import JobError
-from orchestration.rules import at_least, choose, without_userinfo
+from orchestration.rules import at_least, choose, without_secrets
 
 LOCAL = "local"
 ADDRESSING = ("auto", "path", "virtual")
@@ -58,7 +58,7 @@ class Storage:
         url = self.endpoint_url
         if url not in (None, LOCAL) and not re.match(r"https?://[^/\s@]+(:\d+)?/?$", str(url)):
             raise JobError(
-                f"storage.endpoint_url: got {without_userinfo(str(url))!r}; `local`, or a URL "
+                f"storage.endpoint_url: got {without_secrets(str(url))!r}; `local`, or a URL "
                 "such as https://s3.example.org:9000 without path and without credentials. "
                 "Write it so, and set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY."
             )
@@ -98,7 +98,7 @@ class Tracking:
     def __post_init__(self) -> None:
         if self.uri != LOCAL and not re.match(r"https?://[^\s/@]+(/\S*)?$", self.uri):
             raise JobError(
-                f"tracking.uri: got {without_userinfo(self.uri)!r}; `local`, or the http(s) URL "
+                f"tracking.uri: got {without_secrets(self.uri)!r}; `local`, or the http(s) URL "
                 "of an MLflow server without credentials in it. Write it so, and set "
                 "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD where it asks for them."
             )

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from inception.family import MODEL_NAMES, build_architecture
 from inception.recipes import OPTIMIZER_NAMES, PRECISIONS, SCHEDULE_NAMES
 from orchestration.errors import JobError
-from orchestration.rules import above, at_least, choose, within, without_userinfo
+from orchestration.rules import above, at_least, choose, within, without_secrets
 
 SOURCES = ("digits",)
 DECODERS = ("cpu", "nvjpeg")
@@ -109,7 +109,7 @@ class Data:
             url = getattr(self, name)
             if not re.fullmatch(r"(s3://[^/]+/.+|file:///.+|https?://[^/@?]+/[^?]+)", url):
                 raise JobError(
-                    f"data.{name}: got {without_userinfo(url).partition('?')[0]!r}; the prefix of "
+                    f"data.{name}: got {without_secrets(url)!r}; the prefix of "
                     "a split, s3://BUCKET/PATH, file:///PATH or https://HOST/PATH without a query. "
                     "Name the folder that holds its index.json, or the pattern of its shards."
                 )
@@ -181,7 +181,7 @@ class Model:
             self.init_from,
         ):
             raise JobError(
-                f"model.init_from: got {without_userinfo(self.init_from).partition('?')[0]!r}; "
+                f"model.init_from: got {without_secrets(self.init_from)!r}; "
                 "the s3://, file:/// or https:// URL, without a query, of a .safetensors, .pt or "
                 ".pth file. Write it so."
             )

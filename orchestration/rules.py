@@ -29,6 +29,7 @@ def within(path: str, value: float, low: float, high: float) -> None:
         )
 
 
-def without_userinfo(url: str) -> str:
-    """The URL less anything before an @: a mistyped password must not come back in an error."""
-    return re.sub(r"//[^/]*@", "//***@", url)
+def without_secrets(url: str) -> str:
+    """The URL less anything before an @ and its query: a mistyped password or a signature must not
+    come back in an error."""
+    return re.sub(r"//[^/]*@", "//***@", url).partition("?")[0]

@@ -33,10 +33,9 @@ from inception.weights import load_weights, read_weights
 from orchestration.checkpoint import TrainState, load_checkpoint, newest_checkpoint, save_checkpoint
 from orchestration.errors import TrainingError
 from orchestration.feed import (
+    Feed,
     build_cache,
     build_decoder,
-    build_eval_loader,
-    build_train_loader,
     data_position,
 )
 from orchestration.load import from_dict
@@ -84,7 +83,14 @@ class Rank:
         self.device = (
             ray.train.torch.get_device() if torch.cuda.is_available() else torch.device("cpu")
         )
-        self.decoder = build_decoder(job, self.device)
+        self.feed = Feed(
+            job=job,
+            plan=self.plan,
+            store=self.store,
+            rank=self.rank,
+            world_size=self.world_size,
+            decoder=build_decoder(job, self.device),
+        )
         self.autocast = autocast_for(self.device, job.model.precision)
         self.model = build_network(build_job_architecture(job), seed=job.seed)
         to_device_format(self.model, self.device)
@@ -121,18 +127,8 @@ class Rank:
 
     def train(self) -> None:
         """To the last step of the plan. All ranks walk the same steps."""
-        job, plan = self.job, self.plan
         try:
-            with build_train_loader(
-                job,
-                plan,
-                self.store,
-                self.train_manifest,
-                rank=self.rank,
-                world_size=self.world_size,
-                step=self.step,
-                decoder=self.decoder,
-            ) as loader:
+            with self.feed.train_loader(self.train_manifest, step=self.step) as loader:
                 self._train_steps(loader)
         finally:
             if self.writer is not None and (lost := self.writer.close()):
@@ -225,15 +221,7 @@ class Rank:
 
     def _evaluate(self, prefix: str) -> dict[str, float]:
         """Every held-out sample once, all ranks together; percent and mean loss."""
-        with build_eval_loader(
-            self.job,
-            self.plan,
-            self.store,
-            self.val_manifest,
-            rank=self.rank,
-            world_size=self.world_size,
-            decoder=self.decoder,
-        ) as loader:
+        with self.feed.eval_loader(self.val_manifest) as loader:
             scores = evaluate(self.model, loader, self.device, self.autocast)
             skipped = torch.tensor([float(loader.damages.total)], device=self.device)
         scores.all_reduce()
