@@ -19,13 +19,14 @@ Scale = Callable[[int], int]
 @dataclass(frozen=True, slots=True)
 class Conv:
     """Convolution without bias + batch norm + activation; has_norm False: with bias instead of
-    batch norm."""
+    batch norm; is_linear: without activation."""
 
     channels: int
     kernel: Pair
     stride: int = 1
     padding: Pair = (0, 0)
     has_norm: bool = True
+    is_linear: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,20 +204,12 @@ def block_c(name: str, s: Scale, *, pool: str = "avg") -> Block:
     )
 
 
-def stem_v3(s: Scale, *, is_factorized: bool = True) -> tuple["Stage", ...]:
-    """299 -> 35x35x192 (paper, table 1). is_factorized: the first 7x7 as three 3x3, the ladder's
-    row "factorized 7x7"."""
-    first = (
-        (
-            Stage("Conv2d_1a_3x3", square(s(32), 3, stride=2)),
-            Stage("Conv2d_2a_3x3", square(s(32), 3)),
-            Stage("Conv2d_2b_3x3", square(s(64), 3, same=True)),
-        )
-        if is_factorized
-        else (Stage("Conv2d_1a_7x7", square(s(64), 7, stride=2)),)
-    )
+def stem_v3(s: Scale) -> tuple["Stage", ...]:
+    """299 -> 35x35x192 (paper, table 1)."""
     return (
-        *first,
+        Stage("Conv2d_1a_3x3", square(s(32), 3, stride=2)),
+        Stage("Conv2d_2a_3x3", square(s(32), 3)),
+        Stage("Conv2d_2b_3x3", square(s(64), 3, same=True)),
         Stage("maxpool1", Pool("max", stride=2)),
         Stage("Conv2d_3b_1x1", square(s(80), 1)),
         Stage("Conv2d_4a_3x3", square(s(192), 3)),

@@ -2,7 +2,7 @@
 and trunks_299.py."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from inception.blocks import (
     Block,
@@ -17,12 +17,25 @@ from inception.blocks import (
     Trunk,
 )
 from inception.errors import ModelError, unknown_name
-from inception.trunks_224 import bn_inception, googlenet, googlenet_3x3
+from inception.options import Options
+from inception.rewrites import (
+    has_lines,
+    has_reductions,
+    join_7x7,
+    split_7x7,
+    with_5x5,
+    with_asymmetric,
+    with_linear_inside,
+    with_pools,
+    with_reduction,
+    with_stem,
+    without_norm,
+)
+from inception.trunks_224 import bn_inception, googlenet
 from inception.trunks_299 import inception_seed, inception_v2, inception_v3, inception_v4
 
 TRUNKS: dict[str, Callable[[Scale], Trunk]] = {
     "googlenet": googlenet,
-    "googlenet_3x3": googlenet_3x3,
     "bn_inception": bn_inception,
     "inception_v2": inception_v2,
     "inception_seed": inception_seed,
@@ -62,6 +75,7 @@ class Architecture:
     side_heads: tuple[SideHead, ...]
     activation: str
     classifier: str
+    init: str
     dropout: float
     bn_momentum: float
     bn_eps: float
@@ -77,13 +91,15 @@ def build_architecture(
     dropout: float = 0.2,
     bn_momentum: float = 0.1,
     bn_eps: float = 1e-3,
+    options: Options = Options(),  # noqa: B008 - immutable
 ) -> Architecture:
-    """The description of a network by its name.
+    """The description of a network by its name and options.
 
     input_size: left out, the one it was published with. width scales every layer's channels to
     multiples of 4; 1.0 is the published network. side_head: with the side heads that it has, if
     any. Raises ModelError: unknown name, an input under the network's minimum (computed from its
-    own kernels and strides), fewer than two classes, a width that is not positive.
+    own kernels and strides), fewer than two classes, a width that is not positive, an option for
+    what the network has not.
     """
     if name not in TRUNKS:
         raise unknown_name("model.name", name, MODEL_NAMES)
@@ -95,7 +111,7 @@ def build_architecture(
     def scale(channels: int) -> int:
         return channels if width == 1.0 else max(4, 4 * round(channels * width / 4))
 
-    trunk = TRUNKS[name](scale)
+    trunk = _with_options(name, TRUNKS[name](scale), options, scale)
     size = trunk.input_size if input_size is None else input_size
     smallest = smallest_input(trunk.stages)
     if size < smallest:
@@ -109,20 +125,64 @@ def build_architecture(
         num_classes=num_classes,
         stages=trunk.stages,
         side_heads=(
-            tuple(_side_head(place, trunk, size, scale) for place in trunk.sides)
+            tuple(_side_head(place, trunk, size, scale, options) for place in trunk.sides)
             if side_head
             else ()
         ),
         activation=trunk.activation,
         classifier=trunk.classifier,
+        init=options.init or "variance_scaling",
         dropout=dropout,
         bn_momentum=bn_momentum,
         bn_eps=bn_eps,
     )
 
 
-def _side_head(place: SidePlace, trunk: Trunk, size: int, scale: Scale) -> SideHead:
-    reduce = Conv(scale(128), (1, 1))
+def _with_options(name: str, trunk: Trunk, options: Options, scale: Scale) -> Trunk:
+    """The trunk with its options worked into it; the order is that in which they build on each
+    other."""
+
+    def refuse(option: str, rule: str) -> ModelError:
+        value = getattr(options, option)
+        return ModelError(f"model.options.{option}: got {value}; {name} {rule}. Leave it out.")
+
+    stages: tuple[Stage, ...] | None = trunk.stages
+    assert stages is not None
+    if options.factorized_7x7 is not None:
+        stages = split_7x7(stages, scale) if options.factorized_7x7 else join_7x7(stages)
+    if options.stem is not None:
+        stages = with_stem(stages, options.stem)
+        if stages is None:
+            raise refuse("stem", "has no pool before its first block")
+    if options.conv_5x5 is not None:
+        stages = with_5x5(stages, options.conv_5x5)
+    if options.asymmetric_n is not None and not has_lines(stages):
+        raise refuse("asymmetric_n", "has no pairs of 1 x n and n x 1")
+    stages = with_asymmetric(stages, options.asymmetric_blocks, options.asymmetric_n)
+    if options.inner_activation == "linear":
+        stages = with_linear_inside(stages)
+    if options.reduction is not None and not has_reductions(stages):
+        raise refuse("reduction", "shrinks its grids by pools alone")
+    if options.reduction in ("pool_then_conv", "conv_then_pool"):
+        stages = with_reduction(stages, options.reduction)
+    stages = with_pools(stages, options.pool, options.pool_counts_padding)
+    if options.batch_norm is False:
+        stages = without_norm(stages)
+    sides = trunk.sides
+    if options.side_head_norm is not None:
+        if not sides or any(side.is_googlenet for side in sides):
+            raise refuse("side_head_norm", "has no side head of v3's kind")
+        sides = tuple(replace(s, cover_has_norm=options.side_head_norm) for s in sides)
+    return replace(
+        trunk, stages=stages, sides=sides, activation=options.activation or trunk.activation
+    )
+
+
+def _side_head(
+    place: SidePlace, trunk: Trunk, size: int, scale: Scale, options: Options
+) -> SideHead:
+    has_norm = options.batch_norm is not False
+    reduce = Conv(scale(128), (1, 1), has_norm=has_norm)
     if place.is_googlenet:
         return SideHead(name=place.name, after=place.after, reduce=reduce, hidden=scale(1024))
     grid = size
@@ -137,8 +197,13 @@ def _side_head(place: SidePlace, trunk: Trunk, size: int, scale: Scale) -> SideH
         after=place.after,
         reduce=reduce,
         pool_kernel=pool_kernel,
-        cover=Conv(scale(768), (cover, cover), has_norm=place.cover_has_norm),
+        cover=Conv(scale(768), (cover, cover), has_norm=has_norm and place.cover_has_norm),
     )
+
+
+def stage_names(architecture: Architecture) -> list[str]:
+    """Names of the trunk's stages, from the image on."""
+    return [stage.name for stage in architecture.stages]
 
 
 def smallest_input(stages: tuple[Stage, ...]) -> int:

@@ -38,13 +38,13 @@ class ConvBN(nn.Module):
             if conv.has_norm
             else None
         )
-        self.activation = ACTIVATIONS[activation]
+        self.activation = None if conv.is_linear else ACTIVATIONS[activation]
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.conv(x)  # (N, channels, H', W')
         if self.bn is not None:
             x = self.bn(x)
-        return self.activation(x, inplace=True)  # (N, channels, H', W')
+        return x if self.activation is None else self.activation(x, inplace=True)
 
 
 def pool(x: Tensor, described: Pool) -> Tensor:

@@ -15,17 +15,27 @@ def inception_loss(
     label_smoothing: float = 0.1,
     side_weight: float = 0.4,
     weights: Tensor | None = None,
+    own_share: float = 1.0,
 ) -> Tensor:
     """Mean over the N samples of cross-entropy(main) + side_weight x each cross-entropy(side).
 
     logits, each of side_logits: (N, C); targets: int64 (N,); weights: float (N,), zero for a
     damaged sample, whose place in the mean stays. Label smoothing is the paper's section 7
     (epsilon 0.1: 1 - epsilon on the truth plus epsilon / C on every class), on all heads as
-    TensorFlow has it.
+    TensorFlow has it. own_share: of mixed images (mix.py); the rest is the opposite sample's.
     """
-    loss = _cross_entropy(logits, targets, label_smoothing, weights)
+
+    def of_head(head: Tensor) -> Tensor:
+        own = _cross_entropy(head, targets, label_smoothing, weights)
+        if own_share == 1.0:
+            return own
+        theirs = None if weights is None else weights.flip(0)
+        partner = _cross_entropy(head, targets.flip(0), label_smoothing, theirs)
+        return own_share * own + (1 - own_share) * partner
+
+    loss = of_head(logits)
     for side in side_logits:
-        loss = loss + side_weight * _cross_entropy(side, targets, label_smoothing, weights)
+        loss = loss + side_weight * of_head(side)
     return loss
 
 

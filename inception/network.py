@@ -1,7 +1,7 @@
 """A description -> the network, initialised from a seed of its own."""
 
 from math import sqrt
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -9,14 +9,17 @@ from torch.nn import functional as F
 
 from inception.blocks import Block, Conv
 from inception.cost import IMAGE_CHANNELS
-from inception.family import GOOGLENET_GRID, Architecture, SideHead
+from inception.errors import unknown_name
+from inception.family import GOOGLENET_GRID, Architecture, SideHead, stage_names
 from inception.layers import BlockModule, ConvBN, PoolLayer, add_nested
 
 # Initial weights as in TensorFlow's slim release: truncated normals, cut at two deviations.
 # Convolutions get variance 2 / fan_in (the 1.3 makes up for what the cut takes away), so that a
-# narrower network begins alike: the older release's fixed 0.1 gave gradients of norm 100 and 3 %
-# less accuracy at width 0.25 (measured). torchvision's classifier gets 0.1 by a slip; not ours.
+# narrower network begins alike: the older release's fixed 0.1 (Options.init) gave gradients of norm
+# 100 and 3 % less accuracy at width 0.25 (measured). torchvision's classifier gets 0.1 by a slip;
+# not ours.
 CONV_VARIANCE_TIMES_FAN_IN = 1.3 * 2.0
+CONV_FIXED_STD = 0.1
 CLASSIFIER_STD = 0.01
 SIDE_COVER_STD = 0.01
 SIDE_CLASSIFIER_STD = 0.001
@@ -85,8 +88,27 @@ class InceptionNet(nn.Module):
             for side in architecture.side_heads:
                 if side.after == stage.name:
                     self.add_module(side.name, _side_module(channels, side, architecture, norm))
+        self._frozen: list[nn.Module] = []
         self.dropout = nn.Dropout(architecture.dropout)
         self.add_module(architecture.classifier, nn.Linear(channels, architecture.num_classes))
+
+    def freeze_until(self, stage: str) -> None:
+        """Freezes the trunk from its beginning up to and with this stage: weights, biases, batch
+        norm and its statistics. Raises ModelError for a stage that the network has not."""
+        names = stage_names(self.architecture)
+        if stage not in names:
+            raise unknown_name("model.freeze_until", stage, names)
+        self._frozen = [self.get_submodule(n) for n in names[: names.index(stage) + 1]]
+        for module in self._frozen:
+            module.requires_grad_(False)
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> Self:
+        """Frozen stages stay in evaluation mode: their batch norms use what they have learnt."""
+        super().train(mode)
+        for module in self._frozen:
+            module.eval()
+        return self
 
     def forward(self, images: Tensor) -> Tensor | tuple[Tensor, tuple[Tensor, ...]]:
         """images: float32 (N, 3, H, W) in -1..1 -> logits (N, num_classes); in training
@@ -137,4 +159,6 @@ def _std(name: str, weight: Tensor, architecture: Architecture) -> float:
         return SIDE_CLASSIFIER_STD
     if name in [f"{side}.conv1.conv" for side in sides]:
         return SIDE_COVER_STD
+    if architecture.init == "fixed" and weight.ndim == 4:
+        return CONV_FIXED_STD
     return sqrt(CONV_VARIANCE_TIMES_FAN_IN / weight[0].numel())

@@ -9,6 +9,8 @@ from torch import Tensor, nn
 from inception.errors import unknown_name
 from inception.recipes import OPTIMIZER_NAMES
 
+FUSED_ON = ("cpu", "cuda")  # where torch's own SGD and AdamW run as one kernel
+
 
 class RMSpropTF(torch.optim.Optimizer):
     """RMSProp as TensorFlow computes it.
@@ -82,13 +84,16 @@ def build_optimizer(
     eps: float = 1.0,
 ) -> torch.optim.Optimizer:
     """The optimizer of a recipe, in two groups: weights of convolutions and fully connected layers
-    decay, batch norm and biases do not (TensorFlow's release; gluon's recipe).
+    decay, batch norm and biases do not (TensorFlow's release; gluon's recipe). Frozen ones are left
+    out.
 
     `sgd` is Nesterov's; `adamw` takes torch's own moments and eps. Raises ModelError for another
     name.
     """
-    weights = [p for p in model.parameters() if p.ndim > 1]
-    others = [p for p in model.parameters() if p.ndim <= 1]
+    trained = [p for p in model.parameters() if p.requires_grad]
+    weights = [p for p in trained if p.ndim > 1]
+    others = [p for p in trained if p.ndim <= 1]
+    is_fused = all(p.device.type in FUSED_ON for p in trained)
     groups = [
         {"params": weights, "weight_decay": weight_decay},
         {"params": others, "weight_decay": 0.0},
@@ -96,7 +101,9 @@ def build_optimizer(
     if name == "rmsprop_tf":
         return RMSpropTF(groups, lr=lr, decay=decay, momentum=momentum, eps=eps)
     if name == "sgd":
-        return torch.optim.SGD(groups, lr=lr, momentum=momentum, nesterov=momentum > 0)
+        return torch.optim.SGD(
+            groups, lr=lr, momentum=momentum, nesterov=momentum > 0, fused=is_fused
+        )
     if name == "adamw":
-        return torch.optim.AdamW(groups, lr=lr)
+        return torch.optim.AdamW(groups, lr=lr, fused=is_fused)
     raise unknown_name("optim.name", name, OPTIMIZER_NAMES)

@@ -1,5 +1,6 @@
 """Names that a job may use, for modules that must not import torch."""
 
 OPTIMIZER_NAMES = ("rmsprop_tf", "sgd", "adamw")
-SCHEDULE_NAMES = ("staircase", "cosine", "constant")
+SCHEDULE_NAMES = ("staircase", "cosine", "step", "constant")
+LR_SCALINGS = ("none", "linear", "sqrt")
 PRECISIONS = ("auto", "fp32", "bf16")

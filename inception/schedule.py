@@ -1,9 +1,10 @@
 """The learning rate as a pure function of the (fractional) epoch. No torch here."""
 
-from math import cos, floor, pi
+from collections.abc import Sequence
+from math import cos, floor, pi, sqrt
 
 from inception.errors import unknown_name
-from inception.recipes import SCHEDULE_NAMES
+from inception.recipes import LR_SCALINGS, SCHEDULE_NAMES
 
 
 def learning_rate(
@@ -15,12 +16,14 @@ def learning_rate(
     decay: float = 0.94,
     every_epochs: float = 2.0,
     warmup_epochs: float = 0.0,
+    milestones: Sequence[float] = (),
 ) -> float:
     """The rate at `epoch` (0 at the first step).
 
     Linear warm-up from lr / 10 over warmup_epochs, then: `staircase` lr x decay^floor(epoch /
     every_epochs) (the paper: 0.94 every two epochs, counted from the start of training), `cosine`
-    to zero at `epochs`, `constant`. Raises ModelError for another name.
+    to zero at `epochs`, `step` lr x decay at each of `milestones` (epochs), `constant`. Raises
+    ModelError for another name.
     """
     if name not in SCHEDULE_NAMES:
         raise unknown_name("schedule.name", name, SCHEDULE_NAMES)
@@ -28,9 +31,24 @@ def learning_rate(
         return lr * (0.1 + 0.9 * epoch / warmup_epochs)
     if name == "staircase":
         return lr * float(decay ** floor(epoch / every_epochs))
+    if name == "step":
+        return lr * float(decay ** sum(epoch >= milestone for milestone in milestones))
     if name == "cosine":
         # A run that is all warm-up has no cosine left: it ends at zero.
         left = epochs - warmup_epochs
         done = (epoch - warmup_epochs) / left if left > 0 else 1.0
         return lr * 0.5 * (1 + cos(pi * min(1.0, done)))
     return lr
+
+
+def scaled_rate(lr: float, *, rule: str, batch_size: int, reference: int) -> float:
+    """The rate of a global batch of `batch_size` where `lr` is that of `reference` samples.
+
+    `linear` (1706.02677) and `sqrt` are what the field uses; the sources of Inception's own rates
+    differ fifteenfold (0.045 for 1,600 samples; 0.165 for 256), so a job says which. Raises
+    ModelError for another rule.
+    """
+    if rule not in LR_SCALINGS:
+        raise unknown_name("optim.lr_scaling", rule, LR_SCALINGS)
+    ratio = batch_size / reference
+    return lr * {"none": 1.0, "linear": ratio, "sqrt": sqrt(ratio)}[rule]

@@ -12,8 +12,13 @@ from torch import Tensor, nn
 
 
 def batch_norms(model: nn.Module) -> list[nn.BatchNorm2d]:
-    """Every batch norm of the model, in module order."""
-    return [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+    """Every batch norm of the model that is trained, in module order; a frozen one's statistics
+    stay as they are."""
+    return [
+        module
+        for module in model.modules()
+        if isinstance(module, nn.BatchNorm2d) and module.weight.requires_grad
+    ]
 
 
 def running_statistics(model: nn.Module) -> list[Tensor]:

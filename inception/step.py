@@ -1,8 +1,9 @@
 """One optimizer step whose result does not depend on the number of ranks.
 
 The gradient of a global batch is the mean over its M micro-batches of a fixed size, wherever they
-are worked; batch norm sees one micro-batch at a time; dropout's mask is keyed by (seed, step,
-micro-batch). So 1, 2 or 16 ranks walk the same loss curve, up to the rounding of float sums.
+are worked; batch norm sees one micro-batch at a time; dropout's mask and what is mixed are keyed by
+(seed, step, micro-batch). So 1, 2 or 16 ranks walk the same loss curve, up to the rounding of
+float sums.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,6 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from inception.layers import normalize
 from inception.loss import inception_loss
+from inception.mix import Mix, mix
 from inception.network import InceptionNet
 from inception.statistics import StepStatistics
 
@@ -54,6 +56,7 @@ def train_step(
     label_smoothing: float = 0.1,
     side_weight: float = 0.4,
     clip_norm: float | None = None,
+    how_mixed: Mix = Mix(),  # noqa: B008 - immutable
     autocast: Callable[[], AbstractContextManager[object]] = nullcontext,
 ) -> StepResult:
     """Works this rank's micro-batches of step `step` and updates the weights.
@@ -73,8 +76,10 @@ def train_step(
         defer = isinstance(model, DistributedDataParallel) and i < last
         with model.no_sync() if defer else nullcontext():  # type: ignore[operator]
             statistics.before_forward()
-            torch.manual_seed(dropout_seed(seed, step, micro_batch.index))
+            key = micro_batch_key(seed, step, micro_batch.index)
+            torch.manual_seed(key)  # dropout's masks
             images = normalize(micro_batch.images.to(device, non_blocking=True))
+            images, own_share = mix(images, how_mixed, key)
             targets = micro_batch.targets.to(device, non_blocking=True)
             weights = micro_batch.weights
             if weights is not None:
@@ -88,6 +93,7 @@ def train_step(
                 label_smoothing=label_smoothing,
                 side_weight=side_weight,
                 weights=weights,
+                own_share=own_share,
             )
             statistics.after_forward()
             (loss * share).backward()  # type: ignore[no-untyped-call]
@@ -120,7 +126,7 @@ def _join_all_reduce(
     (0.0 * total).backward()
 
 
-def dropout_seed(seed: int, step: int, index: int) -> int:
+def micro_batch_key(seed: int, step: int, index: int) -> int:
     """A 63-bit mix of (seed, step, micro-batch): SplitMix64's finalizer over a linear key."""
     mask = 2**64 - 1
     z = (seed * 0x9E3779B97F4A7C15 + step * 0xBF58476D1CE4E5B9 + index * 0x94D049BB133111EB) & mask

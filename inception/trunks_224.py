@@ -19,8 +19,8 @@ def _stem_224(s: Scale, names: tuple[str, ...]) -> tuple[Stage, ...]:
     return tuple(Stage(name, body) for name, body in zip(names, bodies, strict=True))
 
 
-def googlenet(s: Scale, *, large: int = 5) -> Trunk:
-    """large: the kernel of the third branch; the paper's is 5, torchvision's code has 3."""
+def googlenet(s: Scale) -> Trunk:
+    """With the paper's 5x5; torchvision's code has 3x3 there (Options.conv_5x5)."""
 
     def block(
         name: str, one: int, mid: tuple[int, int], big: tuple[int, int], pooled: int
@@ -38,7 +38,7 @@ def googlenet(s: Scale, *, large: int = 5) -> Trunk:
                     ),
                     Branch(
                         "branch3",
-                        (square(s(big[0]), 1), square(s(big[1]), large, same=True)),
+                        (square(s(big[0]), 1), square(s(big[1]), 5, same=True)),
                         Law.SEQUENTIAL,
                     ),
                     Branch(
@@ -71,10 +71,6 @@ def googlenet(s: Scale, *, large: int = 5) -> Trunk:
         ),
         input_size=224,
     )
-
-
-def googlenet_3x3(s: Scale) -> Trunk:
-    return googlenet(s, large=3)
 
 
 def bn_inception(s: Scale) -> Trunk:

@@ -27,6 +27,7 @@ from inception.blocks import (
     square,
     stem_v3,
 )
+from inception.rewrites import join_7x7
 
 
 def _stages(blocks: tuple[Block, ...]) -> tuple[Stage, ...]:
@@ -58,7 +59,7 @@ def inception_v3(s: Scale) -> Trunk:
 
 def inception_v2(s: Scale) -> Trunk:
     side = SidePlace(name="AuxLogits", after="Mixed_6e", cover_has_norm=False)
-    return Trunk(stages=(*stem_v3(s, is_factorized=False), *_body_v3(s)), sides=(side,))
+    return Trunk(stages=join_7x7((*stem_v3(s), *_body_v3(s))), sides=(side,))
 
 
 def inception_seed(s: Scale) -> Trunk:

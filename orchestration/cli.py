@@ -4,20 +4,18 @@ them, so that `validate` and `plan` answer in milliseconds."""
 import os
 import signal
 import sys
-import time
 import traceback
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 from typing import Annotated, NoReturn
 
 import typer
 from rich.console import Console
 
-from orchestration import data_verbs, model_verbs, shard_verbs
+from orchestration import data_verbs, model_verbs, run_verbs, shard_verbs
 from orchestration.errors import TOLD_IN_ONE_LINE, ServiceError, exit_code_of
 from orchestration.load import load_job
-from orchestration.tables import print_json, print_outcome, print_plan
+from orchestration.tables import own_name, print_json, print_plan, say
 
 INTERRUPTED = 130  # 128 + SIGINT, as a shell says it
 app = typer.Typer(
@@ -31,6 +29,8 @@ stack_app = typer.Typer(
 )
 app.add_typer(stack_app, name="stack")
 for verb in (
+    run_verbs.run,
+    run_verbs.sweep,
     shard_verbs.pack,
     shard_verbs.index,
     data_verbs.inspect,
@@ -81,34 +81,6 @@ def plan(file: File, overrides: Overrides = None, as_json: AsJson = False) -> No
         print_json(asdict(made))
         return
     print_plan(console, job, made)
-
-
-@app.command()
-def run(file: File, overrides: Overrides = None, as_json: AsJson = False) -> None:
-    """Train a job and wait for it; what it calls `local` is started on this machine."""
-    job = load_job(file, overrides or [])
-    began = time.monotonic()
-    tell = partial(print, file=sys.stderr) if as_json else say
-    from orchestration.local import using
-    from orchestration.stack import stack_folder
-
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends a run as Ctrl-C does
-    folder = stack_folder()
-    cluster = job.cluster
-    num_cpus = max(os.cpu_count() or 1, cluster.accelerator.count * cluster.cpus_per_worker)
-    tell(f"starting {', '.join(sorted(job.uses())) or 'nothing'} (data in {folder})")
-    with using(folder, job.uses(), num_cpus=num_cpus, say=tell) as stack:
-        from orchestration.driver import connected, drive
-        from orchestration.render import show_progress
-
-        watch = partial(show_progress, Console(stderr=True) if as_json else console)
-        with connected(job, stack):
-            outcome = drive(job, stack=stack, say=tell, watch=watch)
-    wall_s = time.monotonic() - began
-    if as_json:
-        print_json({**asdict(outcome), "wall_s": wall_s})
-        return
-    print_outcome(console, job, outcome, wall_s=wall_s, command=own_name())
 
 
 @app.command()
@@ -189,20 +161,6 @@ def stack_down(
     folder = stack_folder()
     was_up = down(folder, force=force)
     say(f"stack in {folder} {'stopped' if was_up else 'was not running'}; its data stay there")
-
-
-def say(line: str) -> None:
-    """One line of progress."""
-    console.print(f"- {line}", soft_wrap=True)
-
-
-def own_name() -> str:
-    """How this command was called, as the reader would type it again."""
-    called = Path(sys.argv[0])
-    try:
-        return str(called.resolve().relative_to(Path.cwd()))
-    except ValueError:
-        return called.name
 
 
 def fail(error: BaseException) -> NoReturn:

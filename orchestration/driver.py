@@ -39,9 +39,17 @@ from orchestration.preflight import (
     prepare_data,
 )
 from orchestration.progress import make_board
+from orchestration.run_record import RunRecord, save_record
 from orchestration.stack import Stack
 from orchestration.storage import build_store_config, ray_path, shard_shape
-from orchestration.tracking import RunRef, close_run, log_model, log_text, open_run
+from orchestration.tracking import (
+    RunRef,
+    child_tags,
+    close_run,
+    log_model,
+    log_text,
+    open_run,
+)
 from orchestration.worker import Assignment, train_loop
 
 # A rank that waits this long for another one has lost it.
@@ -61,6 +69,11 @@ class Outcome:
     checkpoint_url: str
     model_uri: str
     wall_s: float
+
+    @property
+    def top1(self) -> float:
+        """Percent of the held-out split, of the averaged weights where an average is kept."""
+        return self.metrics.get("val_ema/top1", self.metrics.get("val/top1", float("nan")))
 
 
 @contextlib.contextmanager
@@ -84,12 +97,24 @@ def connected(job: Job, stack: Stack | None) -> Iterator[None]:
         ray.shutdown()
 
 
-def drive(job: Job, *, stack: Stack | None, say: Say, watch: Watch) -> Outcome:
+def tracking_uri(job: Job, stack: Stack | None) -> str:
+    """Where the job's MLflow server answers."""
+    return stack.mlflow_url if job.tracking.uri == LOCAL and stack else job.tracking.uri
+
+
+def drive(
+    job: Job,
+    *,
+    stack: Stack | None,
+    say: Say,
+    watch: Watch,
+    parent: tuple[RunRef, str] | None = None,
+) -> Outcome:
     """Trains the job on the connected cluster.
 
-    say: called with a line for each thing done. watch: called with the progress actor and the
-    plan, returns a context manager that shows them. Raises RayceptionError, DataError, StoreError,
-    or KeyboardInterrupt.
+    parent: the sweep's run and the name of this one in it. say: called with a line for each thing
+    done. watch: called with the progress actor and the plan, returns a context manager that shows
+    them. Raises RayceptionError, DataError, StoreError, or KeyboardInterrupt.
     """
     began = time.monotonic()
     check_imports()
@@ -109,7 +134,7 @@ def drive(job: Job, *, stack: Stack | None, say: Say, watch: Watch) -> Outcome:
     run_url = f"{job.checkpoint.storage.rstrip('/')}/{run_name}"
     check_storage(store, run_url)
     run = open_run(
-        stack.mlflow_url if job.tracking.uri == LOCAL and stack else job.tracking.uri,
+        tracking_uri(job, stack),
         experiment=job.experiment,
         name=run_name,
         params=flatten(to_dict(job)),
@@ -118,7 +143,19 @@ def drive(job: Job, *, stack: Stack | None, say: Say, watch: Watch) -> Outcome:
             "rayception.world_size": str(plan.world_size),
             "rayception.train_fingerprint": train.fingerprint,
             "rayception.parameters": str(plan.parameters),
-        },
+        }
+        | (child_tags(*parent) if parent is not None else {}),
+    )
+    save_record(
+        store,
+        run_url,
+        RunRecord(
+            name=run_name,
+            job=to_dict(job),
+            classes=list(train.classes),
+            experiment_id=run.experiment_id,
+            run_id=run.run_id,
+        ),
     )
     log_text(run, to_yaml(job), "job.yaml")
     say(f"run {run_name} in MLflow experiment {job.experiment}")

@@ -21,6 +21,7 @@ from omegaconf.errors import (
     ValidationError,
 )
 
+from inception.errors import ModelError
 from orchestration.errors import JobError
 from orchestration.job import Job
 
@@ -28,12 +29,25 @@ from orchestration.job import Job
 def load_job(path: str | Path, overrides: Sequence[str] = ()) -> Job:
     """The job of a YAML file with overrides such as `optim.lr=0.1` applied in order.
 
+    A file may build on others: `inherits: FILE`, or a list of them, relative to its own folder.
     Raises JobError: no such file, not YAML, a key that no job has, a value of the wrong type,
     an environment variable that is not set, or a rule of a field.
     """
-    path = Path(path)
+    return _build(_read(Path(path), ()), overrides, source=str(path))
+
+
+def _read(path: Path, below: tuple[Path, ...]) -> DictConfig:
+    """A file's values over those of the files that it inherits, the first named lowest. below: the
+    files that led here."""
     if not path.is_file():
+        if below:
+            raise JobError(
+                f"{below[-1]}: got inherits {path}, which is no file; it names files relative to "
+                "its own folder. Mend the path."
+            )
         raise JobError(f"{path}: got no such file; a job is a YAML file. {_other_jobs(path)}")
+    if path.resolve() in [one.resolve() for one in below]:
+        raise JobError(f"{path}: got a file that inherits itself; a chain has an end. Cut it.")
     try:
         given = OmegaConf.create(path.read_text())
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -46,7 +60,14 @@ def load_job(path: str | Path, overrides: Sequence[str] = ()) -> Job:
             f"{path}: got {_kind(given)}; a job is a mapping such as `name: mine`. "
             "Begin from jobs/quickstart.yaml."
         )
-    return _build(given, overrides, source=str(path))
+    parents = given.pop("inherits", [])
+    names = [parents] if isinstance(parents, str) else list(parents or [])
+    if not all(isinstance(name, str) for name in names):
+        raise JobError(f"{path}: got inherits {names}; a file or a list of files. Write it so.")
+    lower = [_read(path.parent / name, (*below, path)) for name in names]
+    merged = OmegaConf.merge(*lower, given)
+    assert isinstance(merged, DictConfig)
+    return merged
 
 
 def from_dict(values: dict[str, Any]) -> Job:
@@ -86,6 +107,8 @@ def _build(given: DictConfig, overrides: Sequence[str], *, source: str) -> Job:
             OmegaConf.structured(Job), given, OmegaConf.from_dotlist(list(overrides))
         )
         job = OmegaConf.to_object(merged)
+    except ModelError:  # said by the error law already
+        raise
     except (OmegaConfBaseException, yaml.YAMLError, TypeError, ValueError) as error:
         everything = OmegaConf.merge(given, OmegaConf.from_dotlist(list(overrides)))
         assert isinstance(everything, DictConfig)
@@ -149,11 +172,12 @@ def _expected(path: str) -> str:
         float: "a number",
         str: "text",
         bool: "true or false",
+        tuple[float, ...]: "a list of numbers",
         tuple[float, float]: "two numbers, [smallest, largest]",
     }
     if kind in words:
         return words[kind]
-    optional: dict[Any, Any] = {int | None: int, float | None: float, str | None: str}
+    optional: dict[Any, Any] = {kind | None: kind for kind in (int, float, str, bool)}
     return f"{words[optional[kind]]} or null" if kind in optional else "another type"
 
 

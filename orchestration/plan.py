@@ -10,7 +10,7 @@ from math import ceil
 from datasets.share import Share, loader_bytes
 from inception.cost import count_cost
 from inception.family import Architecture, build_architecture
-from inception.schedule import learning_rate
+from inception.schedule import learning_rate, scaled_rate
 from orchestration.errors import JobError
 from orchestration.job import Job
 
@@ -79,6 +79,7 @@ def build_job_architecture(job: Job) -> Architecture:
         side_head=model.side_head,
         dropout=model.dropout,
         bn_momentum=model.bn_momentum,
+        options=model.options,
     )
 
 
@@ -88,11 +89,17 @@ def learning_rate_at(job: Job, plan: Plan, step: int) -> float:
     return learning_rate(
         plan.epoch_at(step),
         name=schedule.name,
-        lr=job.optim.lr,
+        lr=scaled_rate(
+            job.optim.lr,
+            rule=job.optim.lr_scaling,
+            batch_size=plan.global_batch_size,
+            reference=job.optim.lr_batch_size,
+        ),
         epochs=schedule.epochs,
         decay=schedule.decay,
         every_epochs=schedule.every_epochs,
         warmup_epochs=schedule.warmup_epochs,
+        milestones=schedule.milestones,
     )
 
 

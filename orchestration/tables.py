@@ -1,6 +1,8 @@
 """The tables a person reads: a job's plan, a run's outcome (rich; colour only on a terminal)."""
 
 import json
+import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -128,3 +130,17 @@ def print_panel(console: Console, title: str, rows: dict[str, str]) -> None:
 def print_json(value: object) -> None:
     """One JSON value on standard output, for machines."""
     print(json.dumps(value, indent=2))  # noqa: T201 - the one output that must stay plain
+
+
+def say(line: str) -> None:
+    """One line of progress."""
+    Console(highlight=False).print(f"- {line}", soft_wrap=True)
+
+
+def own_name() -> str:
+    """How this command was called, as the reader would type it again."""
+    called = Path(sys.argv[0])
+    try:
+        return str(called.resolve().relative_to(Path.cwd()))
+    except ValueError:
+        return called.name

@@ -37,6 +37,8 @@ MAX_BATCH_PARAMS = 100
 FLUSH_EVERY_S = 1.0
 CLOSE_LIMIT_S = 60.0
 RETRY_PAUSE_S = 2.0
+SWEEP_TAG = "rayception.sweep"
+TRIAL_TAG = "rayception.trial"
 
 Point = tuple[str, float, int, int]  # key, value, timestamp in ms, step
 
@@ -66,12 +68,7 @@ def open_run(
     """
     client = MlflowClient(tracking_uri=uri)
     try:
-        found = client.get_experiment_by_name(experiment)
-        # Without this tag the UI opens the experiment as a generative-AI project, without charts.
-        kind = {"mlflow.experimentKind": "custom_model_development"}
-        experiment_id = (
-            found.experiment_id if found else client.create_experiment(experiment, tags=kind)
-        )
+        experiment_id = _experiment_id(client, experiment)
         run = client.create_run(experiment_id, run_name=name, tags=dict(tags))
         entries = [Param(key, str(value)) for key, value in params.items()]
         for i in range(0, len(entries), MAX_BATCH_PARAMS):
@@ -79,6 +76,64 @@ def open_run(
     except (MlflowException, OSError) as error:
         raise ServiceError(_refusal(uri, error)) from error
     return RunRef(uri=uri, experiment_id=str(experiment_id), run_id=run.info.run_id)
+
+
+def _experiment_id(client: MlflowClient, name: str) -> str:
+    """The experiment of this name, made where there is none."""
+    found = client.get_experiment_by_name(name)
+    # Without this tag the UI opens the experiment as a generative-AI project, without charts.
+    kind = {"mlflow.experimentKind": "custom_model_development"}
+    return str(found.experiment_id if found else client.create_experiment(name, tags=kind))
+
+
+def open_parent(uri: str, *, experiment: str, name: str, digest: str) -> RunRef:
+    """The run of the sweep with this digest: the one that is there, or a new one.
+
+    Raises ServiceError.
+    """
+    client = MlflowClient(tracking_uri=uri)
+    try:
+        experiment_id = _experiment_id(client, experiment)
+        found = client.search_runs(
+            [experiment_id], f"tags.`{SWEEP_TAG}` = '{digest}'", max_results=1
+        )
+        run = (
+            found[0]
+            if found
+            else client.create_run(experiment_id, run_name=name, tags={SWEEP_TAG: digest})
+        )
+    except (MlflowException, OSError) as error:
+        raise ServiceError(_refusal(uri, error)) from error
+    return RunRef(uri=uri, experiment_id=experiment_id, run_id=run.info.run_id)
+
+
+def child_tags(parent: RunRef, key: str) -> dict[str, str]:
+    """Tags of a run that belongs to a sweep, under the name that it has there."""
+    return {"mlflow.parentRunId": parent.run_id, TRIAL_TAG: key}
+
+
+def finished_children(parent: RunRef) -> dict[str, float]:
+    """Top-1 in percent of a sweep's finished runs, by their names. Raises ServiceError."""
+    client = MlflowClient(tracking_uri=parent.uri)
+    children: dict[str, float] = {}
+    token = None
+    try:
+        while True:
+            page = client.search_runs(
+                [parent.experiment_id],
+                f"tags.mlflow.parentRunId = '{parent.run_id}' and attributes.status = 'FINISHED'",
+                page_token=token,
+            )
+            for run in page:
+                metrics = run.data.metrics
+                top1 = metrics.get("val_ema/top1", metrics.get("val/top1"))
+                if top1 is not None and TRIAL_TAG in run.data.tags:
+                    children[run.data.tags[TRIAL_TAG]] = top1
+            token = page.token
+            if not token:
+                return children
+    except (MlflowException, OSError) as error:
+        raise ServiceError(_refusal(parent.uri, error)) from error
 
 
 def close_run(run: RunRef, status: str, tags: Mapping[str, str] | None = None) -> None:

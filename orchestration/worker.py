@@ -24,6 +24,7 @@ from datasets.manifest import load_manifest
 from datasets.store import Store, StoreConfig
 from inception.ema import WeightAverage
 from inception.evaluate import evaluate
+from inception.mix import Mix
 from inception.network import build_network
 from inception.optim import build_optimizer
 from inception.precision import autocast_for, to_device_format
@@ -97,6 +98,8 @@ class Rank:
         chosen = self._choose_checkpoint()
         if chosen is None and job.model.init_from is not None:
             self._begin_from(job.model.init_from)
+        if job.model.freeze_until is not None:
+            self.model.freeze_until(job.model.freeze_until)
         optim = job.optim
         self.optimizer = build_optimizer(
             self.model,
@@ -153,6 +156,7 @@ class Rank:
                 label_smoothing=job.loss.label_smoothing,
                 side_weight=job.loss.side_weight,
                 clip_norm=job.optim.clip_norm,
+                how_mixed=Mix(mixup=job.loss.mixup, cutmix=job.loss.cutmix),
                 autocast=self.autocast,
             )
             if self.average is not None:

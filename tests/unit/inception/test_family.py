@@ -14,7 +14,6 @@ from inception.optim import build_optimizer
 # count 6,624,904), inception_v4 timm's, inception_v2 v3's with the 7x7 stem.
 COUNTS = {
     "googlenet": (224, 1.583, 7_005_832),
-    "googlenet_3x3": (224, 1.498, 6_624_904),
     "bn_inception": (224, 2.019, 11_194_984),
     "inception_v2": (299, 5.300, 23_815_336),
     "inception_seed": (299, 5.007, 21_871_560),

@@ -1,0 +1,75 @@
+"""What a network may have other than by its name: one option for each claim of 1512.00567.
+
+Left at None, an option is what the named network has. No torch here; what an option does to the
+description is in rewrites.py.
+"""
+
+from dataclasses import dataclass
+
+from inception.errors import ModelError, unknown_name
+
+CHOICES: dict[str, tuple[object, ...]] = {
+    "stem": (299, 151, 79),
+    "conv_5x5": ("5x5", "two_3x3", "3x3"),
+    "inner_activation": ("relu", "linear"),
+    "activation": ("relu", "relu6"),
+    "reduction": ("parallel", "pool_then_conv", "conv_then_pool"),
+    "pool": ("avg", "max"),
+    "init": ("variance_scaling", "fixed"),
+}
+LETTERS = "abc"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Options:
+    """Options of a network. Each raises ModelError for a value that it does not know."""
+
+    # The stem by the input that it was made for (section 8, table 2): 299 begins with stride 2 and
+    # has the first pool, 151 with stride 1 and the pool, 79 with stride 1 and no pool.
+    stem: int | None = None
+    # The first 7x7 convolution as three 3x3 (table 3's "factorized 7x7").
+    factorized_7x7: bool | None = None
+    # 5x5: pairs of 3x3 in blocks become one 5x5 (figure 4); two_3x3: each 5x5 becomes such a pair
+    # (figure 5); 3x3: one 3x3 stands where a 5x5 was, as in torchvision's googlenet.
+    conv_5x5: str | None = None
+    # Which blocks have n x n as 1 x n and n x 1: letters among a (the finest grid, 35 x 35 at
+    # 299), b (17 x 17) and c (8 x 8). The paper found b to be the place; "" is nowhere.
+    asymmetric_blocks: str | None = None
+    # n of those pairs: 7 in v3 and v4, 3 in inception_seed.
+    asymmetric_n: int | None = None
+    # After the first convolution of a factorized pair (figure 2): relu or linear, batch norm
+    # either way.
+    inner_activation: str | None = None
+    activation: str | None = None
+    # How a block shrinks its grid (figures 9 and 10): stride-2 convolutions beside a pool; a pool,
+    # then convolutions (cheap, a bottleneck); convolutions, then a pool (dear).
+    reduction: str | None = None
+    # The pool branch's, and whether an average there counts the padding.
+    pool: str | None = None
+    pool_counts_padding: bool | None = None
+    # Without batch norm, convolutions have biases (the first row of table 3).
+    batch_norm: bool | None = None
+    # Batch norm in v3's side head where it covers the grid (table 3's "BN-auxiliary").
+    side_head_norm: bool | None = None
+    # Initial convolutions: variance 2 / fan_in, or the older release's fixed deviation of 0.1.
+    init: str | None = None
+
+    def __post_init__(self) -> None:
+        for name, known in CHOICES.items():
+            value = getattr(self, name)
+            if value is not None and value not in known:
+                raise unknown_name(f"model.options.{name}", value, [str(k) for k in known])
+        letters = self.asymmetric_blocks
+        if letters is not None and (
+            set(letters) - set(LETTERS) or len(set(letters)) < len(letters)
+        ):
+            raise ModelError(
+                f"model.options.asymmetric_blocks: got {letters!r}; letters among a, b and c, each "
+                'at most once. Write b for the paper\'s, "" for none.'
+            )
+        n = self.asymmetric_n
+        if n is not None and (n < 3 or n % 2 == 0):
+            raise ModelError(
+                f"model.options.asymmetric_n: got {n}; an odd number from 3 on, so that the grid "
+                "stays. Write 7 for the paper's."
+            )

@@ -1,0 +1,153 @@
+"""The verbs that train on this machine's cluster: run, sweep."""
+
+import contextlib
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from orchestration.errors import TOLD_IN_ONE_LINE, JobError, TrainingError
+from orchestration.job import Job
+from orchestration.load import load_job
+from orchestration.sweep import Trial, cells, digest, expand, summarize, to_markdown
+from orchestration.tables import own_name, print_json, print_outcome, say
+
+if TYPE_CHECKING:
+    from orchestration.local import Say
+    from orchestration.stack import Stack
+
+console = Console(highlight=False)
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for machines.")]
+
+
+def run(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="The job's YAML.")],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[FIELD=VALUE]...", help="Overrides, such as optim.lr=0.1."),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Train a job and wait for it; what it calls `local` is started on this machine."""
+    job = load_job(file, overrides or [])
+    began = time.monotonic()
+    tell, screen = _voices(as_json)
+    with on_cluster(job, tell) as stack:
+        from orchestration.driver import drive
+        from orchestration.render import show_progress
+
+        outcome = drive(job, stack=stack, say=tell, watch=partial(show_progress, screen))
+    wall_s = time.monotonic() - began
+    if as_json:
+        print_json({**asdict(outcome), "wall_s": wall_s})
+        return
+    print_outcome(console, job, outcome, wall_s=wall_s, command=own_name())
+
+
+def sweep(
+    arguments: Annotated[
+        list[str], typer.Argument(metavar="FILE... [FIELD=VALUE]...", help="Jobs, and overrides.")
+    ],
+    grid: Annotated[
+        list[str] | None, typer.Option(help="FIELD=VALUE,VALUE; each combination runs.")
+    ] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="Runs of each, with seeds from 0.")] = 1,
+    as_json: AsJson = False,
+) -> None:
+    """Train several jobs, one after the other, under one MLflow run; again goes on where it ended.
+
+    A run that fails is told and counted; the others go on. Exit code 4 if one failed.
+    """
+    files = [Path(argument) for argument in arguments if "=" not in argument]
+    overrides = [argument for argument in arguments if "=" in argument]
+    if not files:
+        raise JobError("FILE: got none; a sweep runs at least one job. Name its YAML.")
+    trials = expand(files, overrides, grid or [], seeds)
+    tell, screen = _voices(as_json)
+    with on_cluster(trials[0].job, tell) as stack:
+        top1, page = _sweep(trials, stack, tell, screen)
+    rows = summarize(trials, top1)
+    if as_json:
+        print_json({"page": page, "rows": [asdict(row) for row in rows]})
+    else:
+        table = Table("run", "runs", "top-1, mean", "standard deviation", "lowest to highest")
+        for row in rows:
+            failed = f", {row.failed} failed" if row.failed else ""
+            table.add_row(row.group, f"{row.runs}{failed}", *cells(row))
+        console.print(table)
+        console.print(f"look at it: {page}", soft_wrap=True)
+    if any(row.failed for row in rows):
+        raise typer.Exit(TrainingError.exit_code)
+
+
+def _sweep(
+    trials: list[Trial], stack: "Stack | None", tell: "Say", screen: Console
+) -> tuple[dict[str, float], str]:
+    """Runs what has not run yet; -> (top-1 by trial, where the parent is seen)."""
+    from orchestration.driver import drive, tracking_uri
+    from orchestration.render import show_progress
+    from orchestration.tracking import close_run, finished_children, log_text, open_parent
+
+    job = trials[0].job
+    names = list(dict.fromkeys(trial.job.name for trial in trials))
+    name = names[0] if len(names) == 1 else f"{names[0]}-to-{names[-1]}"
+    parent = open_parent(
+        tracking_uri(job, stack), experiment=job.experiment, name=name, digest=digest(trials)
+    )
+    top1 = finished_children(parent)
+    for number, trial in enumerate(trials, start=1):
+        what = f"{number} of {len(trials)}: {trial.key}"
+        if trial.key in top1:
+            tell(f"{what} has run already, top-1 {top1[trial.key]:.2f} %")
+            continue
+        tell(what)
+        try:
+            outcome = drive(
+                trial.job,
+                stack=stack,
+                say=lambda line: None,
+                watch=partial(show_progress, screen),
+                parent=(parent, trial.key),
+            )
+        except TOLD_IN_ONE_LINE as error:
+            tell(f"{trial.key} failed: {error}")
+            continue
+        top1[trial.key] = outcome.top1
+        tell(f"top-1 {outcome.top1:.2f} % in {outcome.wall_s:.0f} s")
+    log_text(parent, to_markdown(summarize(trials, top1)), "sweep.md")
+    close_run(parent, "FINISHED" if len(top1) == len(trials) else "FAILED")
+    return top1, f"{parent.uri}{parent.page}"
+
+
+@contextlib.contextmanager
+def on_cluster(job: Job, tell: "Say") -> Iterator["Stack"]:
+    """The job's cluster, joined for the block; what the job calls local is started before."""
+    from orchestration.local import using
+    from orchestration.stack import stack_folder
+
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends a run as Ctrl-C does
+    folder = stack_folder()
+    cluster = job.cluster
+    num_cpus = max(os.cpu_count() or 1, cluster.accelerator.count * cluster.cpus_per_worker)
+    tell(f"starting {', '.join(sorted(job.uses())) or 'nothing'} (data in {folder})")
+    with using(folder, job.uses(), num_cpus=num_cpus, say=tell) as stack:
+        from orchestration.driver import connected
+
+        with connected(job, stack):
+            yield stack
+
+
+def _voices(as_json: bool) -> "tuple[Say, Console]":
+    """Who tells lines and who shows progress: beside JSON, standard error."""
+    if as_json:
+        return partial(print, file=sys.stderr), Console(stderr=True)
+    return say, console
