@@ -7,7 +7,7 @@ bilinear on uint8 in channels-last layout, the fastest exact one measured.
 """
 
 from dataclasses import dataclass
-from math import exp, log, sqrt
+from math import ceil, exp, log, sqrt
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from datasets.order import AUGMENT, random_words
 from datasets.region import Box
 
 TRIES = 10
+SCALES_OF_224 = (256, 288, 320, 352)  # GoogLeNet's shorter sides
 FLIP = 4 * TRIES  # where each purpose's numbers begin; new ones go to the end, the old ones stay
 COLOUR = FLIP + 1
 COLOURS = 5  # brightness, saturation, hue, contrast, order
@@ -69,6 +70,35 @@ def center_box(height: int, width: int, fraction: float) -> Box:
     """The central square whose side is `fraction` of the shorter side."""
     side = max(1, round(min(height, width) * fraction))
     return (height - side) // 2, (width - side) // 2, side, side
+
+
+def evaluation_boxes(
+    height: int, width: int, *, crops: int, fraction: float, input_size: int
+) -> list[Box]:
+    """The crops of an evaluation, each to be resized to input_size; mirrors are the device's.
+
+    1: the central square, `fraction` of the shorter side. 12 and 144 are six of GoogLeNet's crops
+    (1409.4842, section 7) of a square, mirrored too: corners and centre at input size, and the
+    square whole. 144: four scales (shorter side 256, 288, 320, 352 for 224 px; in proportion, and
+    rounded up, for another input: the papers print none) by three squares along the longer side;
+    12: the first scale's central square.
+    """
+    if crops == 1:
+        return [center_box(height, width, fraction)]
+    shorter = min(height, width)
+    rest = max(height, width) - shorter
+    scales = SCALES_OF_224 if crops == 144 else SCALES_OF_224[:1]
+    starts = (0, rest // 2, rest) if crops == 144 else (rest // 2,)
+    boxes = []
+    for scale in scales:
+        side = max(1, round(shorter * input_size / ceil(input_size * scale / 224)))
+        last = shorter - side
+        for start in starts:
+            top, left = (start, 0) if height > width else (0, start)
+            inside = [(0, 0), (0, last), (last, 0), (last, last), (last // 2, last // 2)]
+            boxes += [(top + down, left + across, side, side) for down, across in inside]
+            boxes.append((top, left, shorter, shorter))
+    return boxes
 
 
 def is_mirrored(numbers: list[float], augment: Augment) -> bool:

@@ -25,7 +25,8 @@ class MicroBatch:
     images: uint8 (m, 3, S, S) in channels-last layout, pinned where there is a GPU; targets: int64
     (m,); weights: float32 (m,), zero for padding and for a damaged sample; samples: int64 (m, 2),
     (shard, sample) of each. What the device is to do (device.py): mirrored: bool (m,); colours:
-    float32 (m, 5), or None.
+    float32 (m, 5), or None. Of an evaluation: keys: the samples' names ("" for padding); where each
+    sample has V views, images hold V in a row for each, (m x V, 3, S, S).
     """
 
     index: int
@@ -35,6 +36,7 @@ class MicroBatch:
     samples: Tensor
     mirrored: Tensor
     colours: Tensor | None = None
+    keys: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -53,6 +55,8 @@ class Rows:
     mirrored: NDArray[np.bool_]
     colours: NDArray[np.float32] | None
     errors: dict[int, DataError]
+    keys: dict[int, str]
+    views: int = 1
 
     def __len__(self) -> int:
         return len(self.targets)
@@ -70,7 +74,7 @@ class Rows:
 
     def lose(self, row: int, error: DataError | None = None) -> None:
         """Makes a row black and weightless: a damaged sample, or padding."""
-        self.images[row] = 0
+        self.images[row * self.views : (row + 1) * self.views] = 0
         self.weights[row] = 0.0
         if error is not None:
             self.errors[row] = error
@@ -80,7 +84,7 @@ class Rows:
         return [
             MicroBatch(
                 index=index,
-                images=self.images[begin : begin + size],
+                images=self.images[begin * self.views : (begin + size) * self.views],
                 targets=torch.from_numpy(self.targets[begin : begin + size]),
                 weights=torch.from_numpy(self.weights[begin : begin + size]),
                 samples=torch.from_numpy(self.samples[begin : begin + size]),
@@ -90,6 +94,9 @@ class Rows:
                     if self.colours is None
                     else torch.from_numpy(self.colours[begin : begin + size])
                 ),
+                keys=tuple(self.keys.get(row, "") for row in range(begin, begin + size))
+                if self.keys
+                else (),
             )
             for index, begin in zip(indices, range(0, len(self), size), strict=True)
         ]
@@ -117,6 +124,7 @@ def empty_rows(
     count: int,
     pixels: int,
     *,
+    views: int = 1,
     has_colours: bool = False,
     device: torch.device = torch.device("cpu"),  # noqa: B008 - immutable
 ) -> Rows:
@@ -126,10 +134,13 @@ def empty_rows(
     # An evaluation takes its batches in inference mode, whose tensors other threads cannot fill.
     with torch.inference_mode(False):
         images = torch.empty(
-            (count, pixels, pixels, 3), dtype=torch.uint8, device=device, pin_memory=is_pinned
+            (count * views, pixels, pixels, 3),
+            dtype=torch.uint8,
+            device=device,
+            pin_memory=is_pinned,
         )
     return Rows(
-        images=images.permute(0, 3, 1, 2),  # (count, 3, pixels, pixels), channels last
+        images=images.permute(0, 3, 1, 2),  # (count x views, 3, pixels, pixels), channels last
         targets=np.zeros(count, dtype=np.int64),
         weights=np.zeros(count, dtype=np.float32),
         samples=np.full((count, 2), -1, dtype=np.int64),
@@ -138,6 +149,8 @@ def empty_rows(
             np.tile(np.array(NO_COLOUR, dtype=np.float32), (count, 1)) if has_colours else None
         ),
         errors={},
+        keys={},
+        views=views,
     )
 
 

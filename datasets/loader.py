@@ -135,7 +135,8 @@ class TrainLoader(_Loader):
 class EvalLoader(_Loader):
     """One pass over a split: every sample in exactly one batch of one rank, in manifest order.
 
-    crop: share of the shorter side that the central square takes. The last batch is padded with
+    crop: share of the shorter side that the central square takes; crops: 1, or 12 or 144 of each
+    image, which are then decoded on the CPU. The last batch is padded with
     weight zero. Ranks may get different numbers of batches: scoring them needs no collective.
     """
 
@@ -149,6 +150,7 @@ class EvalLoader(_Loader):
         batch_size: int,
         input_size: int,
         crop: float = 0.875,
+        crops: int = 1,
         threads: int = 1,
         is_skipping: bool = False,
         decoder: GpuDecoder | None = None,
@@ -166,7 +168,8 @@ class EvalLoader(_Loader):
             batch_size=batch_size,
             input_size=input_size,
             crop=crop,
-            decoder=decoder,
+            crops=crops,
+            decoder=decoder if crops == 1 else None,
         )
 
     def __iter__(self) -> Iterator[MicroBatch]:

@@ -19,11 +19,12 @@ from datasets.augment import (
     colour_of,
     crop_box,
     draw,
+    evaluation_boxes,
     is_mirrored,
     resize_into,
 )
 from datasets.batch import Rows, empty_rows
-from datasets.decode import decode_crop, find_image
+from datasets.decode import decode_crop, decode_image, find_image
 from datasets.errors import DataError
 from datasets.manifest import Manifest
 from datasets.nvjpeg import GpuDecoder
@@ -195,14 +196,21 @@ class TrainViews:
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EvalViews:
     """What the rows of an evaluation are made of. crop: share of the shorter side that the central
-    square takes; batches: (first position, count) in the manifest's order."""
+    square takes; crops: 1, 12 or 144 (evaluation_boxes); batches: (first position, count) in the
+    manifest's order."""
 
     manifest: Manifest
     batches: list[tuple[int, int]]
     batch_size: int
     input_size: int
     crop: float
+    crops: int = 1
     decoder: GpuDecoder | None = None
+
+    @property
+    def views(self) -> int:
+        """Crops of each image; mirrors are not counted."""
+        return max(1, self.crops // 2)
 
     def fill(self, reader: Reader, *, batches_ahead: int) -> Iterator[Rows]:
         """Rows of each batch, the last one padded."""
@@ -226,17 +234,32 @@ class EvalViews:
     def look(
         self, sample: Sample, content: memoryview | bytes, where: str, rows: Rows, row: int
     ) -> None:
-        _resize_into(
-            rows.images[row : row + 1],
-            content,
-            lambda height, width: center_box(height, width, self.crop),
-            where,
-            self.decoder,
+        rows.keys[row] = sample["__key__"]
+        if self.crops == 1:
+            _resize_into(
+                rows.images[row : row + 1],
+                content,
+                lambda height, width: center_box(height, width, self.crop),
+                where,
+                self.decoder,
+            )
+            return
+        image = decode_image(content, where)
+        boxes = evaluation_boxes(
+            image.shape[0],
+            image.shape[1],
+            crops=self.crops,
+            fraction=self.crop,
+            input_size=self.input_size,
         )
+        for number, box in enumerate(boxes, start=row * self.views):
+            resize_into(rows.images[number : number + 1], image, box)
 
     def _slots(self, made: deque[Rows]) -> Iterator[tuple[Rows, int]]:
         for _, size in self.batches:
-            rows = empty_rows(self.batch_size, self.input_size, device=_device(self.decoder))
+            rows = empty_rows(
+                self.batch_size, self.input_size, views=self.views, device=_device(self.decoder)
+            )
             made.append(rows)
             for row in range(size):
                 yield rows, row

@@ -12,7 +12,7 @@ from typing import Annotated, NoReturn
 import typer
 from rich.console import Console
 
-from orchestration import data_verbs, model_verbs, run_verbs, shard_verbs
+from orchestration import data_verbs, model_verbs, run_verbs, shard_verbs, trained_verbs
 from orchestration.errors import TOLD_IN_ONE_LINE, ServiceError, exit_code_of
 from orchestration.load import load_job
 from orchestration.tables import own_name, print_json, print_plan, say
@@ -31,6 +31,9 @@ app.add_typer(stack_app, name="stack")
 for verb in (
     run_verbs.run,
     run_verbs.sweep,
+    trained_verbs.evaluate,
+    trained_verbs.predict,
+    trained_verbs.export,
     shard_verbs.pack,
     shard_verbs.index,
     data_verbs.inspect,

@@ -75,6 +75,11 @@ def from_dict(values: dict[str, Any]) -> Job:
     return _build(OmegaConf.create(values), (), source="job")
 
 
+def override(job: Job, overrides: Sequence[str]) -> Job:
+    """The job with `key=value` overrides. Raises JobError as load_job does."""
+    return _build(OmegaConf.create(to_dict(job)), overrides, source="job") if overrides else job
+
+
 def to_dict(job: Job) -> dict[str, Any]:
     """A plain nested dict of numbers, strings, lists and None: what travels and what is logged."""
     plain = OmegaConf.to_container(OmegaConf.create(asdict(job)))

@@ -155,6 +155,16 @@ def log_text(run: RunRef, text: str, path: str) -> None:
         raise ServiceError(_refusal(run.uri, error)) from error
 
 
+def log_metrics(run: RunRef, metrics: Mapping[str, float], *, step: int) -> None:
+    """Metrics at one step, now. Raises ServiceError."""
+    now_ms = int(time.time() * 1000)
+    points = [Metric(key, float(value), now_ms, step) for key, value in metrics.items()]
+    try:
+        MlflowClient(tracking_uri=run.uri).log_batch(run.run_id, metrics=points)
+    except (MlflowException, OSError) as error:
+        raise ServiceError(_refusal(run.uri, error)) from error
+
+
 def log_model(run: RunRef, model: "nn.Module", example: "Tensor") -> str:
     """The model in torch.export's format with signature and input example; -> its models:/ URI.
 

@@ -1,0 +1,61 @@
+"""A trained network as a file that others read: safetensors, torch.export or ONNX.
+
+All take float32 (N, 3, S, S), RGB in -1..1, of any N, and give logits; side heads are left out of
+the graphs. What the file is (job, classes) stands in its metadata.
+"""
+
+import json
+import logging
+import warnings
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+from inception.network import InceptionNet
+from orchestration.errors import JobError
+from orchestration.trained import METADATA, Trained, describe
+
+FORMATS = (".safetensors", ".pt2", ".onnx")
+
+
+def write(trained: Trained, kind: str, to: Path) -> None:
+    """Writes the weights of this kind to a file of FORMATS, by its suffix. Raises JobError."""
+    network = trained.build(kind)
+    said = json.dumps(describe(trained))
+    try:
+        if to.suffix == ".safetensors":
+            state = {name: tensor.contiguous() for name, tensor in network.state_dict().items()}
+            save_file(state, to, metadata={METADATA: said})
+        elif to.suffix == ".pt2":
+            torch.export.save(_graph(network), to, extra_files={f"{METADATA}.json": said})
+        else:
+            _write_onnx(network, to, said)
+    except OSError as error:
+        raise JobError(
+            f"--to: got {str(to)!r}, which cannot be written ({error.strerror}); a file in a "
+            "folder that is there. Name another one."
+        ) from error
+
+
+def _graph(network: InceptionNet) -> torch.export.ExportedProgram:
+    """The evaluation graph for any number of images."""
+    size = network.architecture.input_size
+    example = torch.zeros(2, 3, size, size)
+    with torch.no_grad():
+        return torch.export.export(
+            network, (example,), dynamic_shapes=({0: torch.export.Dim("batch", min=1)},)
+        )
+
+
+def _write_onnx(network: InceptionNet, to: Path, said: str) -> None:
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        program = torch.onnx.export(
+            _graph(network), dynamo=True, input_names=["images"], output_names=["logits"],
+            verbose=False,
+        )  # fmt: skip
+    assert program is not None
+    program.model.metadata_props[METADATA] = said
+    program.save(to)

@@ -1,0 +1,161 @@
+"""A trained network as evaluate, predict and export take it: from a run's checkpoint, or from a
+file that `export` wrote."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from datasets.augment import evaluation_boxes, resize_into
+from datasets.batch import empty_rows
+from datasets.decode import decode_image
+from datasets.store import Store
+from inception.errors import ModelError
+from inception.network import InceptionNet, build_network
+from inception.precision import autocast_for, to_device_format
+from inception.predictions import average_probabilities
+from orchestration.checkpoint import load_checkpoint, newest_checkpoint
+from orchestration.errors import JobError
+from orchestration.job import Job
+from orchestration.load import from_dict
+from orchestration.plan import build_job_architecture
+from orchestration.run_record import RunRecord, load_record
+
+RAW, AVERAGE = "raw", "average"
+WEIGHTS = (RAW, AVERAGE)
+METADATA = "rayception"  # key of an exported file's metadata
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Trained:
+    """weights: state dicts by kind, raw and (where one was kept) average. record: None for a
+    file."""
+
+    url: str
+    job: Job
+    classes: tuple[str, ...]
+    step: int
+    weights: dict[str, dict[str, Tensor]] = field(repr=False)
+    record: RunRecord | None
+
+    @property
+    def best(self) -> str:
+        """The average where there is one."""
+        return AVERAGE if AVERAGE in self.weights else RAW
+
+    def check_kind(self, kind: str) -> None:
+        """Raises JobError where there are no such weights."""
+        if kind not in self.weights:
+            raise JobError(
+                f"--weights: got {kind}; {self.url} has {', '.join(self.weights)}. "
+                "Choose one of them."
+            )
+
+    def build(self, kind: str) -> InceptionNet:
+        """The network with these weights, in evaluation mode. Raises JobError where it has not."""
+        self.check_kind(kind)
+        network = build_network(build_job_architecture(self.job))
+        network.load_state_dict(self.weights[kind])
+        return network.eval()
+
+
+def load_trained(store: Store, url: str) -> Trained:
+    """url: a run's folder (its newest whole checkpoint), a checkpoint's, or an exported
+    .safetensors file's path. Raises JobError, TrainingError, StoreError."""
+    if url.endswith(".safetensors"):
+        return _load_file(Path(url.removeprefix("file://")))
+    url = url.rstrip("/")
+    is_checkpoint = url.rpartition("/")[2].startswith("step-")
+    run_url = url.rpartition("/")[0] if is_checkpoint else url
+    record = load_record(store, run_url)
+    chosen = url if is_checkpoint else newest_checkpoint(store, run_url)
+    if chosen is None:
+        raise JobError(
+            f"{run_url}: got no whole checkpoint; a run writes its first at the end of an epoch. "
+            "Wait for it, or name another run."
+        )
+    state = load_checkpoint(store, chosen)
+    weights = {RAW: state.model}
+    if state.average is not None:
+        # The average has every float of the state; the counts of batches are the model's.
+        weights[AVERAGE] = state.model | state.average["tensors"]
+    return Trained(
+        url=chosen,
+        job=from_dict(record.job),
+        classes=tuple(record.classes),
+        step=state.step,
+        weights=weights,
+        record=record,
+    )
+
+
+def look_at(
+    trained: Trained, images: Mapping[str, bytes], *, crops: int, kind: str, top: int
+) -> list[tuple[str, list[tuple[str, float]]]]:
+    """(name, its `top` likeliest classes with their probabilities) of each image, on this machine's
+    GPU where it has one. Raises ImageError for bytes that are no image."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    network = trained.build(kind)
+    to_device_format(network, device)
+    size = trained.job.model.input_size
+    found = []
+    for name, content in images.items():
+        image = decode_image(content, name)
+        boxes = evaluation_boxes(
+            *image.shape[:2], crops=crops, fraction=trained.job.data.eval_crop, input_size=size
+        )
+        views = empty_rows(1, size, views=len(boxes)).images  # (views, 3, S, S)
+        for number, box in enumerate(boxes):
+            resize_into(views[number : number + 1], image, box)
+        p = average_probabilities(
+            [network],
+            views,
+            views=len(boxes),
+            is_mirrored=crops > 1,
+            autocast=autocast_for(device, trained.job.model.precision),
+        )[0]  # (C,)
+        best = p.topk(min(top, len(p)))
+        pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
+        found.append((name, [(trained.classes[number], value) for number, value in pairs]))
+    return found
+
+
+def describe(trained: Trained) -> dict[str, Any]:
+    """What an exported file says of itself; _load_file reads it."""
+    job = trained.record.job if trained.record is not None else None
+    assert job is not None, "what is exported comes from a run"
+    return {
+        "job": {key: job[key] for key in ("name", "data", "model", "schedule")},
+        "classes": list(trained.classes),
+        "step": trained.step,
+        "input": "float32 (N, 3, S, S), RGB in -1..1",
+    }
+
+
+def _load_file(path: Path) -> Trained:
+    try:
+        with safetensors.safe_open(path, framework="pt") as content:
+            said = json.loads((content.metadata() or {})[METADATA])
+        weights = load_file(path)
+        return Trained(
+            url=str(path),
+            job=from_dict(said["job"]),
+            classes=tuple(said["classes"]),
+            step=said["step"],
+            weights={RAW: weights},
+            record=None,
+        )
+    except (OSError, SafetensorError, KeyError, ValueError) as error:
+        if isinstance(error, ModelError):
+            raise
+        raise JobError(
+            f"{path}: got no file that `rayception export` wrote ({type(error).__name__}); its "
+            "metadata say which network it is. Export one from a run."
+        ) from error

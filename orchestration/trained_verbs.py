@@ -1,0 +1,213 @@
+"""The verbs about trained networks: evaluate, predict, export."""
+
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from datasets.store import Store
+from inception.errors import unknown_name
+from orchestration.data_verbs import Endpoint, open_store, progress_bar
+from orchestration.errors import JobError
+from orchestration.job_places import LOCAL
+from orchestration.load import override
+from orchestration.rules import choose
+from orchestration.tables import print_json, print_panel, say
+
+if TYPE_CHECKING:
+    from orchestration.stack import Stack
+
+console = Console(highlight=False)
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for machines.")]
+CROPS = (1, 12, 144)
+Crops = Annotated[int, typer.Option(help="Crops of an image: 1, 12 or 144.")]
+Checkpoint = Annotated[
+    str,
+    typer.Option(
+        "--checkpoint",
+        help="URL of a run's folder (its newest checkpoint) or of a checkpoint, or the path of an "
+        "exported .safetensors file.",
+    ),
+]
+
+
+def evaluate(
+    arguments: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="CHECKPOINT... [FIELD=VALUE]...",
+            help="URLs of runs or checkpoints (several are an ensemble); overrides of the job.",
+        ),
+    ],
+    crops: Crops = 1,
+    weights: Annotated[str, typer.Option(help="raw, average or both.")] = "both",
+    blacklist: Annotated[
+        Path | None, typer.Option(help="File of images that do not count, one name a line.")
+    ] = None,
+    endpoint_url: Endpoint = None,
+    as_json: AsJson = False,
+) -> None:
+    """Score checkpoints on the job's held-out split, over its workers; results go to MLflow."""
+    urls = tuple(argument.rstrip("/") for argument in arguments if "=" not in argument)
+    overrides = [argument for argument in arguments if "=" in argument]
+    if not urls:
+        raise JobError("CHECKPOINT: got none; evaluating needs at least one. Name a run's folder.")
+    if crops not in CROPS:
+        raise JobError(str(unknown_name("--crops", crops, [str(c) for c in CROPS])))
+    choose("--weights", weights, ("raw", "average", "both"))
+    entries = _read_blacklist(blacklist) if blacklist is not None else []
+    with contextlib.ExitStack() as held:
+        store = held.enter_context(_store(endpoint_url))
+        from orchestration.local import using
+        from orchestration.stack import stack_folder
+        from orchestration.trained import load_trained
+
+        found = [load_trained(store, url) for url in urls]
+        job = override(found[0].job, overrides)
+        stack: Stack | None = None
+        if parts := job.uses() - {"s3"} if endpoint_url == LOCAL else job.uses():
+            num_cpus = max(
+                os.cpu_count() or 1, job.cluster.accelerator.count * job.cluster.cpus_per_worker
+            )
+            stack = held.enter_context(
+                using(stack_folder(), parts | {"s3"}, num_cpus=num_cpus, say=_quiet)
+            )
+        # Not before the stack is up: Ray takes its token from the environment when it is imported.
+        from orchestration.driver import connected
+        from orchestration.evaluate_run import evaluate_run
+
+        held.enter_context(connected(job, stack))
+        with progress_bar() as bar:
+            task = bar.add_task("chunks scored", total=None)
+            result = evaluate_run(
+                store, found, job, stack, crops=crops, weights=weights, blacklist=entries,
+                on_total=lambda total: bar.update(task, total=total),
+                on_chunk=lambda: bar.advance(task),
+            )  # fmt: skip
+    if as_json:
+        print_json(result)
+        return
+    table = Table("weights", "images", "top-1", "top-5", "loss", "calibration error")
+    for kind, one in result["weights"].items():
+        table.add_row(
+            kind, f"{one['images']:,}", f"{one['top1']:.2f} %", f"{one['top5']:.2f} %",
+            f"{one['loss']:.4f}", f"{one['calibration_error']:.2f} %",
+        )  # fmt: skip
+    console.print(table)
+    rows = {
+        "crops": str(crops),
+        "left out": f"{result['blacklisted']} blacklisted, {result['damaged']} damaged",
+        "worst classes": ", ".join(
+            f"{name} {share:.1f} %" for name, _, share in result["worst_classes"]
+        ),
+        "most confused": ", ".join(
+            f"{truth} as {said} {count}" for truth, said, count in result["most_confused"]
+        ) or "nothing",
+        "MLflow run": result["run_id"] or "none: not from a run",
+    }  # fmt: skip
+    print_panel(console, " + ".join(urls), rows)
+
+
+def predict(
+    images: Annotated[list[str], typer.Argument(metavar="IMAGE...", help="Image files or URLs.")],
+    checkpoint: Checkpoint,
+    top: Annotated[int, typer.Option(min=1, max=5, help="Classes to print.")] = 5,
+    crops: Crops = 1,
+    weights: Annotated[
+        str | None, typer.Option(help="raw or average (where there is one).")
+    ] = None,
+    endpoint_url: Endpoint = None,
+    as_json: AsJson = False,
+) -> None:
+    """Say what is on images: the likeliest classes of each."""
+    from orchestration.trained import WEIGHTS, load_trained, look_at
+
+    if crops not in CROPS:
+        raise JobError(str(unknown_name("--crops", crops, [str(c) for c in CROPS])))
+    if weights is not None:
+        choose("--weights", weights, WEIGHTS)
+    contents = {}
+    with _store(endpoint_url) as store:
+        trained = load_trained(store, checkpoint)
+        for image in images:
+            contents[image] = store.read(image) if "://" in image else _read_file(image)
+    found = look_at(trained, contents, crops=crops, kind=weights or trained.best, top=top)
+    if as_json:
+        print_json(
+            {name: [{"class": c, "probability": p} for c, p in rows] for name, rows in found}
+        )
+        return
+    for name, rows in found:
+        console.print(name, soft_wrap=True, markup=False)
+        width = max(len(c) for c, _ in rows)
+        for label, p in rows:
+            bar = "█" * round(20 * p)
+            console.print(f"  {label:<{width}}  {100 * p:6.2f} %  {bar}", markup=False)
+
+
+def export(
+    checkpoint: Annotated[str, typer.Argument(help="URL of a run's folder or of a checkpoint.")],
+    to: Annotated[Path, typer.Option(help="File to write: .safetensors, .pt2 or .onnx.")],
+    weights: Annotated[
+        str | None, typer.Option(help="raw or average (where there is one).")
+    ] = None,
+    endpoint_url: Endpoint = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write a checkpoint's network as safetensors, torch.export (.pt2) or ONNX."""
+    from orchestration.export import FORMATS, write
+    from orchestration.trained import WEIGHTS, load_trained
+
+    if to.suffix not in FORMATS:
+        raise JobError(
+            f"--to: got {str(to)!r}; a name that ends in {', '.join(FORMATS)} says what to write. "
+            "Write it so."
+        )
+    if weights is not None:
+        choose("--weights", weights, WEIGHTS)
+    with _store(endpoint_url) as store:
+        trained = load_trained(store, checkpoint)
+    kind = weights or trained.best
+    write(trained, kind, to)
+    size = to.stat().st_size
+    if as_json:
+        print_json({"file": str(to), "weights": kind, "step": trained.step, "size_bytes": size})
+        return
+    say(f"{kind} weights of step {trained.step:,} in {to} ({size / 1e6:.1f} MB)")
+
+
+@contextlib.contextmanager
+def _store(endpoint_url: str | None) -> Iterator[Store]:
+    """The store of an --endpoint-url; the embedded one runs for the block."""
+    if endpoint_url != LOCAL:
+        yield open_store(endpoint_url)
+        return
+    from orchestration.local import using
+    from orchestration.stack import stack_folder
+
+    with using(stack_folder(), frozenset({"s3"}), num_cpus=1, say=_quiet):
+        yield open_store(endpoint_url)
+
+
+def _quiet(line: str) -> None:
+    """The stack's start is not what was asked for."""
+
+
+def _read_blacklist(path: Path) -> list[str]:
+    content = _read_file(str(path)).decode(errors="replace")
+    lines = [line.strip() for line in content.splitlines()]
+    return [line for line in lines if line and not line.startswith("#")]
+
+
+def _read_file(path: str) -> bytes:
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise JobError(
+            f"{path}: got {error.strerror}; a file that can be read. Mend the path."
+        ) from error
