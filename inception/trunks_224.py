@@ -111,7 +111,8 @@ def bn_inception(s: Scale) -> Trunk:
                             strided(double[1]),
                         ),
                     ),
-                    Branch("branch_pool", (Pool("max", stride=2, rounds_up=True),)),
+                    # Padded as the convolutions beside it: the same grid at every size.
+                    Branch("branch_pool", (Pool("max", stride=2, padding=1),)),
                 ),
             ),
         )

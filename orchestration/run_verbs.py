@@ -79,7 +79,7 @@ def sweep(
     if as_json:
         print_json({"page": page, "rows": [asdict(row) for row in rows]})
     else:
-        table = Table("run", "runs", "top-1, mean", "standard deviation", "lowest to highest")
+        table = Table("run", "runs", "top-1 %", "deviation", "lowest to highest")
         for row in rows:
             failed = f", {row.failed} failed" if row.failed else ""
             table.add_row(row.group, f"{row.runs}{failed}", *cells(row))

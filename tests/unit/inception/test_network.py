@@ -13,6 +13,7 @@ from inception.cost import count_cost
 from inception.errors import ModelError
 from inception.family import build_architecture
 from inception.network import build_network
+from inception.options import Options
 
 GOLDEN = Path(__file__).resolve().parents[2] / "golden"
 
@@ -61,6 +62,25 @@ def test_v4_is_timms_by_name_and_logit() -> None:
         images = np.sin(0.01 * np.arange(3 * 299 * 299)).reshape(1, 3, 299, 299)
         logits = network(torch.from_numpy(images).float())
     assert torch.allclose(logits, torch.tensor(golden["logits"]), atol=1e-4)
+
+
+def test_googlenet_with_3x3_is_torchvisions_by_name_and_logit() -> None:
+    expected = (GOLDEN / "googlenet_keys.txt").read_text().split()
+    golden = json.loads((GOLDEN / "googlenet_logits.json").read_text())
+    architecture = build_architecture(
+        "googlenet", num_classes=1000, options=Options(conv_5x5="3x3")
+    )
+    network = build_network(architecture).eval()
+    state = network.state_dict()
+    assert set(state) == set(expected)  # torchvision's side heads stand at the end
+    with torch.no_grad():
+        fill({name: state[name] for name in expected})
+        images = np.sin(0.01 * np.arange(2 * 3 * 224 * 224)).reshape(2, 3, 224, 224)
+        logits = network(torch.from_numpy(images).float())
+    assert torch.allclose(logits, torch.tensor(golden["logits"]), atol=1e-4)
+    cost = count_cost(architecture)
+    assert cost.parameters - cost.side_head_parameters == 6_624_904
+    assert round(cost.multiply_adds / 1e9, 3) == 1.498
 
 
 @pytest.mark.parametrize(
