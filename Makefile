@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help venv quickstart test lint bench-data clean
+.PHONY: help venv quickstart test lint ladder bench-data bench-model clean
 
 help: ## say what can be made
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -23,6 +23,9 @@ $(VENV)/.installed: pyproject.toml infra/requirements.lock
 quickstart: venv ## train inception_v3 on real digits with Ray, S3 and MLflow on this machine
 	@$(BIN)/rayception run jobs/quickstart.yaml
 
+ladder: venv ## the paper's ladder on digits, three seeds a row (half an hour), under one MLflow run
+	@$(BIN)/rayception sweep jobs/ladder/[1-8]-*.yaml --seeds 3
+
 test: venv ## every test, with the real services
 	@$(BIN)/python -m pytest
 
@@ -35,6 +38,10 @@ lint: venv ## ruff, mypy --strict, import contracts
 bench-data: venv ## images per second of one core, ours beside others; MB/s from S3
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --requirement infra/requirements-bench.txt
 	@$(BIN)/python -m tests.bench.bench_data
+
+bench-model: venv ## a training step of inception_v3, ours beside torchvision's
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --requirement infra/requirements-bench.txt
+	@$(BIN)/python -m tests.bench.bench_model
 
 clean: ## remove .venv and caches; the stack's data in .rayception stay
 	@rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

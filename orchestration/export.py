@@ -6,6 +6,8 @@ the graphs. What the file is (job, classes) stands in its metadata.
 
 import json
 import logging
+import os
+import tempfile
 import warnings
 from pathlib import Path
 
@@ -20,22 +22,31 @@ FORMATS = (".safetensors", ".pt2", ".onnx")
 
 
 def write(trained: Trained, kind: str, to: Path) -> None:
-    """Writes the weights of this kind to a file of FORMATS, by its suffix. Raises JobError."""
+    """Writes the weights of this kind to a file of FORMATS, by its suffix; a half-written one never
+    has its name. Raises JobError."""
     network = trained.build(kind)
     said = json.dumps(describe(trained))
     try:
-        if to.suffix == ".safetensors":
-            state = {name: tensor.contiguous() for name, tensor in network.state_dict().items()}
-            save_file(state, to, metadata={METADATA: said})
-        elif to.suffix == ".pt2":
-            torch.export.save(_graph(network), to, extra_files={f"{METADATA}.json": said})
-        else:
-            _write_onnx(network, to, said)
+        handle, name = tempfile.mkstemp(suffix=to.suffix, prefix=f".{to.stem}-", dir=to.parent)
+        os.close(handle)
     except OSError as error:
         raise JobError(
             f"--to: got {str(to)!r}, which cannot be written ({error.strerror}); a file in a "
             "folder that is there. Name another one."
         ) from error
+    part = Path(name)
+    try:
+        if to.suffix == ".safetensors":
+            state = {name: tensor.contiguous() for name, tensor in network.state_dict().items()}
+            save_file(state, part, metadata={METADATA: said})
+        elif to.suffix == ".pt2":
+            torch.export.save(_graph(network), part, extra_files={f"{METADATA}.json": said})
+        else:
+            _write_onnx(network, part, said)
+        part.chmod(0o644)
+        part.replace(to)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def _graph(network: InceptionNet) -> torch.export.ExportedProgram:

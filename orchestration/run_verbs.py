@@ -19,7 +19,7 @@ from orchestration.errors import TOLD_IN_ONE_LINE, JobError, TrainingError
 from orchestration.job import Job
 from orchestration.load import load_job
 from orchestration.sweep import Trial, cells, digest, expand, summarize, to_markdown
-from orchestration.tables import own_name, print_json, print_outcome, say
+from orchestration.tables import kept_for_json, own_name, print_json, print_outcome, say
 
 if TYPE_CHECKING:
     from orchestration.local import Say
@@ -41,7 +41,7 @@ def run(
     job = load_job(file, overrides or [])
     began = time.monotonic()
     tell, screen = _voices(as_json)
-    with on_cluster(job, tell) as stack:
+    with kept_for_json(as_json), on_cluster(job, tell) as stack:
         from orchestration.driver import drive
         from orchestration.render import show_progress
 
@@ -73,7 +73,7 @@ def sweep(
         raise JobError("FILE: got none; a sweep runs at least one job. Name its YAML.")
     trials = expand(files, overrides, grid or [], seeds)
     tell, screen = _voices(as_json)
-    with on_cluster(trials[0].job, tell) as stack:
+    with kept_for_json(as_json), on_cluster(trials[0].job, tell) as stack:
         top1, page = _sweep(trials, stack, tell, screen)
     rows = summarize(trials, top1)
     if as_json:

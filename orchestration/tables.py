@@ -1,5 +1,6 @@
 """The tables a person reads: a job's plan, a run's outcome (rich; colour only on a terminal)."""
 
+import contextlib
 import json
 import sys
 from pathlib import Path
@@ -130,6 +131,12 @@ def print_panel(console: Console, title: str, rows: dict[str, str]) -> None:
 def print_json(value: object) -> None:
     """One JSON value on standard output, for machines."""
     print(json.dumps(value, indent=2))  # noqa: T201 - the one output that must stay plain
+
+
+def kept_for_json(as_json: bool) -> contextlib.AbstractContextManager[object]:
+    """Where JSON is to come, nothing else goes to standard output within the block: Ray prints the
+    deaths of workers there, whatever it is told."""
+    return contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext()
 
 
 def say(line: str) -> None:

@@ -71,6 +71,11 @@ def load_trained(store: Store, url: str) -> Trained:
     .safetensors file's path. Raises JobError, TrainingError, StoreError."""
     if url.endswith(".safetensors"):
         return _load_file(Path(url.removeprefix("file://")))
+    if "://" not in url:
+        raise JobError(
+            f"{url}: got no URL and no .safetensors file; a checkpoint is the URL of a run, "
+            "of a checkpoint in it, or an exported file. Write s3://BUCKET/RUN or a path."
+        )
     url = url.rstrip("/")
     is_checkpoint = url.rpartition("/")[2].startswith("step-")
     run_url = url.rpartition("/")[0] if is_checkpoint else url

@@ -17,7 +17,7 @@ from orchestration.errors import JobError
 from orchestration.job_places import LOCAL
 from orchestration.load import override
 from orchestration.rules import choose
-from orchestration.tables import print_json, print_panel, say
+from orchestration.tables import kept_for_json, print_json, print_panel, say
 
 if TYPE_CHECKING:
     from orchestration.stack import Stack
@@ -62,6 +62,7 @@ def evaluate(
     choose("--weights", weights, ("raw", "average", "both"))
     entries = _read_blacklist(blacklist) if blacklist is not None else []
     with contextlib.ExitStack() as held:
+        held.enter_context(kept_for_json(as_json))
         store = held.enter_context(_store(endpoint_url))
         from orchestration.local import using
         from orchestration.stack import stack_folder

@@ -6,10 +6,6 @@ and transformers: only their readers are measured.
 """
 
 import logging
-import os
-import sys
-import sysconfig
-import types
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -22,6 +18,7 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 
 from datasets.augment import Augment, crop_box, draw, is_mirrored
 from datasets.manifest import Manifest
+from tests.bench.bare_import import without_init
 
 PIXELS, BATCH = 299, 64
 AUGMENT = Augment()
@@ -73,7 +70,7 @@ def folder_pil(paths: list[Path]) -> int:
 
 
 def timm_wds(manifest: Manifest) -> int:
-    _without_init("timm", "timm.data", "timm.data.readers")
+    without_init("timm", "timm.data", "timm.data.readers")
     from timm.data.readers.reader_wds import ReaderWds
 
     logging.getLogger("timm").setLevel(logging.ERROR)  # it misses an info file that we do not write
@@ -91,7 +88,7 @@ class MosaicStreaming:
     """Its own format, written once; read as its own documentation does."""
 
     def __init__(self, folder: Path, images: list[bytes]) -> None:
-        _without_init("streaming", "streaming.base")
+        without_init("streaming", "streaming.base")
         from streaming.base.format.mds.writer import MDSWriter
 
         self.folder = folder
@@ -121,12 +118,3 @@ def _count_batches(rows: Iterable[Any]) -> int:
             count += len(default_collate(batch))
             batch = []
     return count + len(batch)
-
-
-def _without_init(*names: str) -> None:
-    """Makes packages importable whose own `__init__` is not run."""
-    for name in names:
-        if name not in sys.modules:
-            module = types.ModuleType(name)
-            module.__path__ = [os.path.join(sysconfig.get_path("purelib"), *name.split("."))]
-            sys.modules[name] = module

@@ -4,7 +4,6 @@ import json
 import os
 import re
 import signal
-import time
 from pathlib import Path
 from typing import Any
 
@@ -13,24 +12,8 @@ import pytest
 from datasets.store import Store, StoreConfig
 from orchestration.checkpoint import load_checkpoint
 from tests.integration.conftest import Home
+from tests.integration.quickstart.conftest import JOB, Finished
 from tests.waiting import wait_for
-
-JOB = "jobs/quickstart.yaml"
-
-
-class Finished:
-    """A finished quickstart: what it printed and the stack that remembers it."""
-
-    def __init__(self, home: Home, outcome: dict[str, Any], wall_s: float) -> None:
-        self.home, self.outcome, self.wall_s = home, outcome, wall_s
-
-
-@pytest.fixture(scope="module")
-def finished(shared_home: Home) -> Finished:
-    began = time.monotonic()
-    done = shared_home.call("run", JOB, "--json", timeout_s=500)
-    assert done.returncode == 0, done.stderr
-    return Finished(shared_home, json.loads(done.stdout), time.monotonic() - began)
 
 
 @pytest.fixture(scope="module")
