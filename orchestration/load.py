@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import (
     ConfigKeyError,
     InterpolationKeyError,
@@ -22,6 +22,7 @@ from omegaconf.errors import (
 )
 
 from inception.errors import ModelError
+from inception.options import Options
 from orchestration.errors import JobError
 from orchestration.job import Job
 
@@ -61,9 +62,10 @@ def _read(path: Path, below: tuple[Path, ...]) -> DictConfig:
             "Begin from jobs/quickstart.yaml."
         )
     parents = given.pop("inherits", [])
-    names = [parents] if isinstance(parents, str) else list(parents or [])
-    if not all(isinstance(name, str) for name in names):
-        raise JobError(f"{path}: got inherits {names}; a file or a list of files. Write it so.")
+    names = [parents] if isinstance(parents, str) else parents
+    is_list = isinstance(names, list | ListConfig)
+    if not is_list or not all(isinstance(name, str) for name in names):
+        raise JobError(f"{path}: got inherits {parents}; a file or a list of files. Write it so.")
     lower = [_read(path.parent / name, (*below, path)) for name in names]
     merged = OmegaConf.merge(*lower, given)
     assert isinstance(merged, DictConfig)
@@ -78,6 +80,18 @@ def from_dict(values: dict[str, Any]) -> Job:
 def override(job: Job, overrides: Sequence[str]) -> Job:
     """The job with `key=value` overrides. Raises JobError as load_job does."""
     return _build(OmegaConf.create(to_dict(job)), overrides, source="job") if overrides else job
+
+
+def load_options(overrides: Sequence[str]) -> Options:
+    """Options of a network from `stem=79` and the like. Raises JobError as load_job does."""
+    smallest = {
+        "name": "options",
+        "data": {"train": "file:///train", "val": "file:///val"},
+        "model": {"num_classes": 2},
+        "schedule": {"epochs": 1},
+    }
+    given = [f"model.options.{override}" for override in overrides]
+    return _build(OmegaConf.create(smallest), given, source="options").model.options
 
 
 def to_dict(job: Job) -> dict[str, Any]:
@@ -112,8 +126,8 @@ def _build(given: DictConfig, overrides: Sequence[str], *, source: str) -> Job:
             OmegaConf.structured(Job), given, OmegaConf.from_dotlist(list(overrides))
         )
         job = OmegaConf.to_object(merged)
-    except ModelError:  # said by the error law already
-        raise
+    except ModelError as error:  # said by the error law already
+        raise JobError(str(error)) from error
     except (OmegaConfBaseException, yaml.YAMLError, TypeError, ValueError) as error:
         everything = OmegaConf.merge(given, OmegaConf.from_dotlist(list(overrides)))
         assert isinstance(everything, DictConfig)

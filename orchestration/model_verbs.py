@@ -9,6 +9,7 @@ from rich.table import Table
 
 from inception.cost import count_cost
 from inception.family import MODEL_NAMES, build_architecture
+from orchestration.load import load_options
 from orchestration.tables import print_json
 
 console = Console(highlight=False)
@@ -16,6 +17,10 @@ console = Console(highlight=False)
 
 def models(
     name: Annotated[str | None, typer.Argument(help="One of them, stage by stage.")] = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[OPTION=VALUE]...", help="Its options, such as stem=79."),
+    ] = None,
     input_size: Annotated[
         int | None, typer.Option(min=1, help="Pixels of a side. Left out: as published.")
     ] = None,
@@ -25,10 +30,11 @@ def models(
 ) -> None:
     """List the networks and what they cost; or one, stage by stage."""
     names = MODEL_NAMES if name is None else (name,)
+    options = load_options(overrides or [])
     costs = {}
     for one in names:
         architecture = build_architecture(
-            one, num_classes=num_classes, input_size=input_size, width=width
+            one, num_classes=num_classes, input_size=input_size, width=width, options=options
         )
         costs[one] = (architecture.input_size, count_cost(architecture))
     if as_json:

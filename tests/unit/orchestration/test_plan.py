@@ -15,7 +15,7 @@ from orchestration.load import load_job
 from orchestration.plan import learning_rate_at, make_plan
 
 ROOT = Path(__file__).resolve().parents[3]
-JOBS = sorted((ROOT / "jobs").rglob("*.yaml"))
+JOBS = [path for path in sorted((ROOT / "jobs").rglob("*.yaml")) if path.parent.name != "recipes"]
 QUICKSTART = load_job(ROOT / "jobs" / "quickstart.yaml")
 
 
