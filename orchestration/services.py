@@ -157,6 +157,8 @@ def mlflow_command(folder: Path, port: int, s3_url: str | None, secrets: Secrets
             *("--host", LOOPBACK, "--port", str(port), "-w", "1"),
             *("--backend-store-uri", f"sqlite:///{data / 'mlflow.db'}"),
             *("--artifacts-destination", artifacts),
+            # An open browser tab keeps connections that its end would wait for.
+            *("--uvicorn-opts", "--timeout-graceful-shutdown=3"),
         ),
         environment=environment,
     )

@@ -106,6 +106,9 @@ def print_outcome(
         "model": outcome.model_uri,
         "MLflow run": outcome.run.run_id,
     }
+    endpoint = job.storage.endpoint_url
+    where = f" --endpoint-url {endpoint}" if endpoint else ""
+    rows["score it"] = f"{command} evaluate {outcome.checkpoint_url.rpartition('/')[0]}{where}"
     if job.tracking.uri == LOCAL:
         rows["look at it"] = f"{command} ui {outcome.run.run_id}"
     else:

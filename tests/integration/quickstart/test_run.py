@@ -112,11 +112,13 @@ def test_second_run_finds_the_data_and_walks_the_same_losses(
 
 
 def test_a_pretrained_start_begins_where_the_other_run_ended(
-    finished: Finished, mlflow_run: Any
+    finished: Finished, mlflow_run: Any, store: Store
 ) -> None:
+    """Frozen up to the 35x35 blocks, on two ranks: those stay bitwise, the rest moves."""
     done = finished.home.call(
         "run", JOB, "--json", f"model.init_from={finished.outcome['checkpoint_url']}/state.pt",
-        "schedule.epochs=0.2", "schedule.warmup_epochs=0", "optim.lr=0.001", timeout_s=300,
+        "schedule.epochs=0.2", "schedule.warmup_epochs=0", "optim.lr=0.001",
+        "model.freeze_until=Mixed_5d", "loss.mixup=0.1", timeout_s=300,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     outcome = json.loads(done.stdout)
@@ -124,6 +126,10 @@ def test_a_pretrained_start_begins_where_the_other_run_ended(
     losses = client.get_metric_history(outcome["run"]["run_id"], "train/loss")
     assert losses[0].value < 1.5  # from scratch it is about 3.2
     assert outcome["metrics"]["val/top1"] > 90
+    source = load_checkpoint(store, finished.outcome["checkpoint_url"]).model
+    for name, tensor in load_checkpoint(store, outcome["checkpoint_url"]).model.items():
+        is_frozen = name.startswith(("Conv2d_", "Mixed_5"))
+        assert bool((tensor == source[name]).all()) == is_frozen, name
     missing = finished.home.call("run", JOB, "model.init_from=s3://runs/none/state.pt")
     assert missing.returncode == 2
     assert "model.init_from: got s3://runs/none/state.pt, and no such file" in missing.stderr

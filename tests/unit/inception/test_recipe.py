@@ -218,3 +218,30 @@ def test_evaluate_puts_the_mode_back() -> None:
     first = evaluate(model, [batch], torch.device("cpu")).result()
     assert first == evaluate(model, [batch], torch.device("cpu")).result()
     assert model.training
+
+
+@pytest.mark.parametrize("name", ["sgd", "adamw"])
+def test_torchs_own_optimizers_are_fused_and_take_the_same_steps(name: str) -> None:
+    """Nesterov's moment in sgd; decay on the weight alone."""
+    torch.manual_seed(0)
+    ours, theirs = (torch.nn.Linear(6, 4) for _ in range(2))
+    theirs.load_state_dict(ours.state_dict())
+    optimizer = build_optimizer(ours, name=name, lr=0.05, weight_decay=0.01)
+    assert all(group["fused"] for group in optimizer.param_groups)
+    groups = [
+        {"params": [theirs.weight], "weight_decay": 0.01},
+        {"params": [theirs.bias], "weight_decay": 0.0},
+    ]
+    plain = (
+        torch.optim.SGD(groups, lr=0.05, momentum=0.9, nesterov=True, foreach=False)
+        if name == "sgd"
+        else torch.optim.AdamW(groups, lr=0.05, foreach=False)
+    )
+    for _ in range(30):
+        x = torch.randn(5, 6)
+        for model, one in ((ours, optimizer), (theirs, plain)):
+            one.zero_grad()
+            model(x).square().sum().backward()
+            one.step()
+    assert torch.allclose(ours.weight, theirs.weight, atol=1e-6)
+    assert torch.allclose(ours.bias, theirs.bias, atol=1e-6)
