@@ -6,6 +6,7 @@ there and everything agrees with it: a half-written one is never loaded, the one
 The state names no world size: any number of ranks can go on from it.
 """
 
+import contextlib
 import hashlib
 import io
 import json
@@ -33,7 +34,8 @@ class TrainState:
 
     `data` says which sequence of samples the steps walked (seed, order, manifest fingerprint):
     together with the step it is the position in the data. `unsent_metrics` are the points that
-    MLflow had not taken yet (tracking.Point), so that a restart loses none.
+    MLflow had not taken yet (tracking.Point), so that a restart loses none. `metrics`: what the
+    last evaluation said, and the speed.
     """
 
     step: int
@@ -42,6 +44,12 @@ class TrainState:
     average: dict[str, Any] | None
     data: dict[str, Any]
     unsent_metrics: list[tuple[str, float, int, int]] = field(default_factory=list)
+    metrics: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def top1(self) -> float | None:
+        """Of the averaged weights where an average is kept; None before the first evaluation."""
+        return self.metrics.get("val_ema/top1", self.metrics.get("val/top1"))
 
 
 def checkpoint_name(step: int) -> str:
@@ -54,6 +62,11 @@ def save_checkpoint(store: Store, run_url: str, state: TrainState) -> str:
 
     Raises StoreError where the storage refuses.
     """
+    return write_checkpoint(store, run_url, state, encode(state))
+
+
+def encode(state: TrainState) -> bytes:
+    """The state as the bytes of its file; what trains on may change it afterwards."""
     buffer = io.BytesIO()
     torch.save(
         {
@@ -63,10 +76,15 @@ def save_checkpoint(store: Store, run_url: str, state: TrainState) -> str:
             "average": state.average,
             "data": state.data,
             "unsent_metrics": state.unsent_metrics,
+            "metrics": state.metrics,
         },
         buffer,
     )
-    content = buffer.getvalue()
+    return buffer.getvalue()
+
+
+def write_checkpoint(store: Store, run_url: str, state: TrainState, content: bytes) -> str:
+    """Writes encoded content below `run_url`, its index last; -> its URL. Raises StoreError."""
     url = f"{run_url}/{checkpoint_name(state.step)}"
     store.write(f"{url}/{STATE_FILE}", content)
     index = {
@@ -79,15 +97,40 @@ def save_checkpoint(store: Store, run_url: str, state: TrainState) -> str:
             }
         },
         "data": state.data,
+        "top1": state.top1,
     }
     store.write(f"{url}/{INDEX_FILE}", json.dumps(index, indent=2).encode())
     return url
 
 
+def prune_checkpoints(store: Store, run_url: str, *, keep: int) -> None:
+    """Leaves the newest `keep` checkpoints and, of the whole ones, the best by top-1.
+
+    One rank calls it. An index goes first, so that what is left of a deletion never counts.
+    Raises StoreError.
+    """
+    names = checkpoint_names(store, run_url)
+    best, best_top1 = None, -1.0
+    if len(names) > keep:
+        for name in names:
+            with contextlib.suppress(DataError, ValueError):  # not whole, or damaged
+                top1 = json.loads(store.read(f"{run_url}/{name}/{INDEX_FILE}")).get("top1")
+                if top1 is not None and top1 >= best_top1:
+                    best, best_top1 = name, top1
+    for name in names[:-keep]:
+        if name != best:
+            for file in (INDEX_FILE, STATE_FILE):
+                store.delete(f"{run_url}/{name}/{file}")
+
+
+def checkpoint_names(store: Store, run_url: str) -> list[str]:
+    """Folder names of the checkpoints below `run_url`, whole or not, by step."""
+    return sorted({entry.url.rsplit("/", 2)[1] for entry in store.list(f"{run_url}/step-")})
+
+
 def newest_checkpoint(store: Store, run_url: str) -> str | None:
     """URL of the newest checkpoint below `run_url` that is whole, or None."""
-    names = {entry.url.rsplit("/", 2)[1] for entry in store.list(f"{run_url}/step-")}
-    for name in sorted(names, reverse=True):
+    for name in reversed(checkpoint_names(store, run_url)):
         url = f"{run_url}/{name}"
         try:
             load_checkpoint(store, url)

@@ -30,6 +30,8 @@ stack_app = typer.Typer(
 app.add_typer(stack_app, name="stack")
 for verb in (
     run_verbs.run,
+    run_verbs.resume,
+    run_verbs.fork,
     run_verbs.sweep,
     trained_verbs.evaluate,
     trained_verbs.predict,

@@ -1,6 +1,8 @@
 """The verbs that look at a split: verify, inspect; and what all verbs about data share."""
 
+import contextlib
 import os
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -11,6 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from datasets.store import Store, StoreConfig
 from orchestration.errors import JobError
+from orchestration.job_places import LOCAL
 from orchestration.rules import without_secrets
 from orchestration.tables import print_json, print_panel
 
@@ -118,6 +121,23 @@ def open_store(endpoint_url: str | None) -> Store:
         )
     os.environ.update(s3_environment(stack.secrets))
     return Store(StoreConfig(endpoint_url=stack.s3_url, region=REGION, addressing="path"))
+
+
+@contextlib.contextmanager
+def using_store(endpoint_url: str | None) -> Iterator[Store]:
+    """The store of an --endpoint-url; the embedded one runs for the block."""
+    if endpoint_url != LOCAL:
+        yield open_store(endpoint_url)
+        return
+    from orchestration.local import using
+    from orchestration.stack import stack_folder
+
+    with using(stack_folder(), frozenset({"s3"}), num_cpus=1, say=quiet):
+        yield open_store(endpoint_url)
+
+
+def quiet(line: str) -> None:
+    """Where the stack's start is not what was asked for."""
 
 
 def checked_url(url: str) -> str:

@@ -11,11 +11,11 @@ import secrets
 import signal
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import ray
-from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from datasets.loader import EvalLoader
@@ -24,8 +24,13 @@ from datasets.store import Store, StoreConfig
 from inception.ema import WeightAverage
 from inception.layers import normalize
 from inception.network import build_network
-from orchestration.checkpoint import load_checkpoint
-from orchestration.errors import TOLD_IN_ONE_LINE, RayceptionError, ServiceError, TrainingError
+from orchestration.checkpoint import (
+    TrainState,
+    load_checkpoint,
+    newest_checkpoint,
+    save_checkpoint,
+)
+from orchestration.errors import JobError, ServiceError, TrainingError
 from orchestration.job import Job
 from orchestration.job_places import LOCAL
 from orchestration.load import flatten, to_dict, to_yaml
@@ -42,6 +47,7 @@ from orchestration.progress import make_board
 from orchestration.run_record import RunRecord, save_record
 from orchestration.stack import Stack
 from orchestration.storage import build_store_config, ray_path, shard_shape
+from orchestration.supervise import EndAtFatal, fit_until_done
 from orchestration.tracking import (
     RunRef,
     child_tags,
@@ -49,12 +55,24 @@ from orchestration.tracking import (
     log_model,
     log_text,
     open_run,
+    reopen_run,
+    run_status,
 )
 from orchestration.worker import Assignment, train_loop
 
 # A rank that waits this long for another one has lost it.
 COLLECTIVE_LIMIT_S = 300
 Watch = Callable[[Any, Plan], Any]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Earlier:
+    """A run that is to go on: where it lies, what it says of itself, and which fields of its job
+    are others now (as MLflow tags)."""
+
+    url: str
+    record: RunRecord
+    changed: dict[str, str]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -97,6 +115,19 @@ def connected(job: Job, stack: Stack | None) -> Iterator[None]:
         ray.shutdown()
 
 
+def check_unfinished(job: Job, earlier: Earlier, stack: Stack | None) -> None:
+    """Raises JobError where the run is complete; ServiceError."""
+    record = earlier.record
+    run = RunRef(
+        uri=tracking_uri(job, stack), experiment_id=record.experiment_id, run_id=record.run_id
+    )
+    if run_status(run) == "FINISHED":
+        raise JobError(
+            f"{earlier.url}: got a run that is complete; there is nothing to go on with. "
+            "`rayception fork` it, with more epochs or another recipe."
+        )
+
+
 def tracking_uri(job: Job, stack: Stack | None) -> str:
     """Where the job's MLflow server answers."""
     return stack.mlflow_url if job.tracking.uri == LOCAL and stack else job.tracking.uri
@@ -109,14 +140,72 @@ def drive(
     say: Say,
     watch: Watch,
     parent: tuple[RunRef, str] | None = None,
+    earlier: Earlier | None = None,
+    start_from: str | None = None,
 ) -> Outcome:
     """Trains the job on the connected cluster.
 
-    parent: the sweep's run and the name of this one in it. say: called with a line for each thing
+    parent: the sweep's run and the name of this one in it. earlier: the run to go on with.
+    start_from: a checkpoint that a new run begins with. say: called with a line for each thing
     done. watch: called with the progress actor and the plan, returns a context manager that shows
     them. Raises RayceptionError, DataError, StoreError, or KeyboardInterrupt.
     """
     began = time.monotonic()
+    store, config, plan, train, val = _prepare(job, stack, say)
+    if earlier is None:
+        run_name, run_url, run = _begin(job, store, stack, plan, train, parent)
+    else:
+        run_name, run_url = earlier.record.name, earlier.url
+        run = RunRef(
+            uri=tracking_uri(job, stack),
+            experiment_id=earlier.record.experiment_id,
+            run_id=earlier.record.run_id,
+        )
+        reopen_run(run, tags=earlier.changed)
+    if start_from is not None:
+        # The points that its own run had not sent yet stay that run's.
+        begun = replace(load_checkpoint(store, start_from), unsent_metrics=[])
+        save_checkpoint(store, run_url, begun)
+    say(f"run {run_name} in MLflow experiment {job.experiment}")
+    try:
+        board = make_board()
+        hand = Assignment(
+            job=to_dict(job), plan=plan, run=run, run_url=run_url, store=config, board=board
+        )
+        with watch(board, plan):
+            _fit(job, plan, hand, store, say)
+        checkpoint_url = newest_checkpoint(store, run_url)
+        state = load_checkpoint(store, checkpoint_url) if checkpoint_url is not None else None
+        if checkpoint_url is None or state is None or state.step < plan.total_steps:
+            raise TrainingError(
+                f"{run_url}: got no checkpoint of step {plan.total_steps} from a finished run; "
+                "every run writes one at its end. See Ray's logs, and report this."
+            )
+        say("training done; logging the model")
+        model_uri = _log_final_model(job, store, state, run, val)
+        attempts = int(ray.get(board.count_attempts.remote(), timeout=30))
+    except BaseException as error:
+        status = "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED"
+        with contextlib.suppress(ServiceError):  # what went wrong first is what is told
+            close_run(run, status)
+        raise
+    close_run(run, "FINISHED")
+    return Outcome(
+        run=run,
+        run_name=run_name,
+        metrics={key: value for key, value in state.metrics.items() if "/" in key},
+        images_per_second=state.metrics["images_per_second"],
+        attempts=attempts,
+        checkpoint_url=checkpoint_url,
+        model_uri=model_uri,
+        wall_s=time.monotonic() - began,
+    )
+
+
+def _prepare(
+    job: Job, stack: Stack | None, say: Say
+) -> tuple[Store, StoreConfig, Plan, Manifest, Manifest]:
+    """What must hold before anything is written: data, plan and cluster."""
     check_imports()
     config = build_store_config(job, stack)
     store = Store(config)
@@ -129,6 +218,18 @@ def drive(
         shape=shard_shape(train),
     )
     check_cluster(job, list(ray.nodes()))
+    return store, config, plan, train, val
+
+
+def _begin(
+    job: Job,
+    store: Store,
+    stack: Stack | None,
+    plan: Plan,
+    train: Manifest,
+    parent: tuple[RunRef, str] | None,
+) -> tuple[str, str, RunRef]:
+    """A new run: (its name, its folder in storage, its place in MLflow)."""
     stamp = datetime.datetime.now(datetime.UTC).strftime("%Y%m%d-%H%M%S")
     run_name = f"{job.name}-{stamp}-{secrets.token_hex(2)}"
     run_url = f"{job.checkpoint.storage.rstrip('/')}/{run_name}"
@@ -146,114 +247,55 @@ def drive(
         }
         | (child_tags(*parent) if parent is not None else {}),
     )
-    save_record(
-        store,
-        run_url,
-        RunRecord(
-            name=run_name,
-            job=to_dict(job),
-            classes=list(train.classes),
-            experiment_id=run.experiment_id,
-            run_id=run.run_id,
-        ),
+    record = RunRecord(
+        name=run_name,
+        job=to_dict(job),
+        classes=list(train.classes),
+        experiment_id=run.experiment_id,
+        run_id=run.run_id,
     )
+    save_record(store, run_url, record)
     log_text(run, to_yaml(job), "job.yaml")
-    say(f"run {run_name} in MLflow experiment {job.experiment}")
-    try:
-        board = make_board()
-        with watch(board, plan):
-            result = _fit(job, plan, run, run_url, config, board)
-        say("training done; logging the model")
-        checkpoint_url = f"{run_url}/{result.checkpoint.path.rsplit('/', 1)[1]}"
-        model_uri = _log_final_model(job, store, checkpoint_url, run, val)
-        attempts = int(ray.get(board.count_attempts.remote(), timeout=30))
-    except BaseException as error:
-        status = "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED"
-        with contextlib.suppress(ServiceError):  # what went wrong first is what is told
-            close_run(run, status)
-        raise
-    close_run(run, "FINISHED")
-    metrics = {key: value for key, value in result.metrics.items() if "/" in key}
-    return Outcome(
-        run=run,
-        run_name=run_name,
-        metrics=metrics,
-        images_per_second=result.metrics["images_per_second"],
-        attempts=attempts,
-        checkpoint_url=checkpoint_url,
-        model_uri=model_uri,
-        wall_s=time.monotonic() - began,
-    )
+    return run_name, run_url, run
 
 
-def _fit(
-    job: Job, plan: Plan, run: RunRef, run_url: str, config: StoreConfig, board: Any
-) -> "ray.train.Result":
+def _fit(job: Job, plan: Plan, hand: Assignment, store: Store, say: Say) -> None:
+    """Trains to the last step, in as many rounds as storage needs. Raises RayceptionError, or
+    KeyboardInterrupt."""
     cluster, accelerator = job.cluster, job.cluster.accelerator
-    storage, name = run_url.rsplit("/", 1)
     resources = {"CPU": float(cluster.cpus_per_worker)}
-    trainer = TorchTrainer(
-        train_loop,
-        train_loop_config={
-            "assignment": Assignment(
-                job=to_dict(job), plan=plan, run=run, run_url=run_url, store=config, board=board
-            )
-        },
-        torch_config=TorchConfig(
-            backend="nccl" if accelerator.is_gpu else "gloo", timeout_s=COLLECTIVE_LIMIT_S
-        ),
-        scaling_config=ScalingConfig(
-            num_workers=plan.world_size,
-            use_gpu=accelerator.is_gpu,
-            resources_per_worker=resources | ({"GPU": 1.0} if accelerator.is_gpu else {}),
-            accelerator_type=accelerator.type if accelerator.is_gpu else None,
-        ),
-        run_config=RunConfig(
-            name=name,
-            storage_path=ray_path(storage, config),
-            failure_config=FailureConfig(max_failures=cluster.max_failures),
-            checkpoint_config=CheckpointConfig(num_to_keep=job.checkpoint.keep),
-        ),
-    )
+
+    def build(number: int) -> TorchTrainer:
+        return TorchTrainer(
+            train_loop,
+            train_loop_config={"assignment": hand},
+            torch_config=TorchConfig(
+                backend="nccl" if accelerator.is_gpu else "gloo", timeout_s=COLLECTIVE_LIMIT_S
+            ),
+            scaling_config=ScalingConfig(
+                num_workers=plan.world_size,
+                use_gpu=accelerator.is_gpu,
+                resources_per_worker=resources | ({"GPU": 1.0} if accelerator.is_gpu else {}),
+                accelerator_type=accelerator.type if accelerator.is_gpu else None,
+            ),
+            run_config=RunConfig(
+                name=f"round-{number}-{secrets.token_hex(3)}",  # Ray goes on under a used name
+                storage_path=ray_path(f"{hand.run_url}/ray", hand.store),
+                failure_config=FailureConfig(max_failures=cluster.max_failures),
+                callbacks=[EndAtFatal()],
+            ),
+        )
+
     try:
-        result = trainer.fit()
+        fit_until_done(build, lambda: check_storage(store, hand.run_url), say)
     except SystemExit as error:  # what Ray's own Ctrl-C handler raises in fit()
         raise KeyboardInterrupt from error
-    except ray.train.TrainingFailedError as error:
-        raise _told(error) from error
     finally:
         signal.signal(signal.SIGINT, signal.default_int_handler)
-    if result.checkpoint is None or "step" not in result.metrics:
-        raise TrainingError(
-            f"{run_url}: got no checkpoint from a finished run; every run writes one at its end. "
-            "Run it again, and report this with Ray's logs."
-        )
-    return result
 
 
-def _told(error: "ray.train.TrainingFailedError") -> RayceptionError:
-    """One line for what made fit() fail: the first rank's own words where they are ours."""
-    failures: dict[int, BaseException] = getattr(error, "worker_failures", {}) or {}
-    for rank in sorted(failures):
-        cause: BaseException | None = failures[rank]
-        while cause is not None:
-            if isinstance(cause, TOLD_IN_ONE_LINE):
-                return TrainingError(str(cause))
-            cause = cause.__cause__ or getattr(cause, "_base_exc", None) or None
-    first: BaseException = failures[min(failures)] if failures else error
-    lines = [line for line in str(first).strip().splitlines() if line.strip()]
-    where = f"rank {min(failures)}" if failures else "training"
-    return TrainingError(
-        f"{where}: got {lines[-1].strip()[:300] if lines else type(first).__name__}; training "
-        "ended after its allowed restarts. See the worker logs, or --debug."
-    )
-
-
-def _log_final_model(
-    job: Job, store: Store, checkpoint_url: str, run: RunRef, val: Manifest
-) -> str:
+def _log_final_model(job: Job, store: Store, state: TrainState, run: RunRef, val: Manifest) -> str:
     """Logs the averaged weights where an average is kept, else the last ones; -> models:/ URI."""
-    state = load_checkpoint(store, checkpoint_url)
     model = build_network(build_job_architecture(job), seed=job.seed)
     model.load_state_dict(state.model)
     if state.average is not None and job.optim.average_decay is not None:

@@ -10,6 +10,8 @@ from typing import Any
 from datasets.errors import DataError
 from datasets.store import Store
 from orchestration.errors import JobError
+from orchestration.job import Job
+from orchestration.load import flatten, to_dict
 
 FORMAT = 1
 RUN_FILE = "run.json"
@@ -49,3 +51,60 @@ def load_record(store: Store, run_url: str) -> RunRecord:
             f"{run_url}: got no run there ({type(error).__name__}); a run's folder holds "
             f"{RUN_FILE} and its checkpoints. Name the folder that the run's panel shows."
         ) from error
+
+
+# What a run may change when it goes on: where and how fast it is computed, never what.
+FREE = (
+    "cluster.",
+    "storage.",
+    "tracking.log_every_steps",
+    "checkpoint.every_steps",
+    "checkpoint.keep",
+    "data.loader_workers",
+    "data.cache_gib",
+    "data.cache_folder",
+    "data.max_damaged",
+)
+# What a fork must keep: its state's shape, and its place in the data.
+KEPT = (
+    "seed",
+    "data.train",
+    "data.shuffle.",
+    "data.global_batch_size",
+    "data.micro_batch_size",
+    "model.name",
+    "model.num_classes",
+    "model.width",
+    "model.input_size",
+    "model.side_head",
+    "model.options.",
+    "optim.name",
+)
+
+
+def check_resumed(before: Job, after: Job) -> dict[str, str]:
+    """Fields that a run goes on with other values of, as text. Raises JobError for one that its
+    result depends on."""
+    changed = _changed(before, after)
+    for key, (old, new) in changed.items():
+        if not key.startswith(FREE):
+            raise JobError(
+                f"{key}: got {new}, but the run began with {old}; a run goes on to the result that "
+                "it began with. Leave it as it was, or `rayception fork` the run."
+            )
+    return {key: str(new) for key, (_, new) in changed.items()}
+
+
+def check_forked(before: Job, after: Job) -> None:
+    """Raises JobError for a field that the checkpoint's state or place in the data depends on."""
+    for key, (old, new) in _changed(before, after).items():
+        if key.startswith(KEPT):
+            raise JobError(
+                f"{key}: got {new}, but the checkpoint was made with {old}; a fork takes over its "
+                "state and its place in the data. Leave it, or begin anew with model.init_from."
+            )
+
+
+def _changed(before: Job, after: Job) -> dict[str, tuple[object, object]]:
+    old, new = flatten(to_dict(before)), flatten(to_dict(after))
+    return {key: (old[key], value) for key, value in new.items() if old[key] != value}

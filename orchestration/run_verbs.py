@@ -1,4 +1,4 @@
-"""The verbs that train on this machine's cluster: run, sweep."""
+"""The verbs that train: run, resume, fork, sweep."""
 
 import contextlib
 import os
@@ -15,13 +15,15 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from orchestration.data_verbs import Endpoint, using_store
 from orchestration.errors import TOLD_IN_ONE_LINE, JobError, TrainingError
 from orchestration.job import Job
-from orchestration.load import load_job
+from orchestration.load import from_dict, load_job, override
 from orchestration.sweep import Trial, cells, digest, expand, summarize, to_markdown
 from orchestration.tables import kept_for_json, own_name, print_json, print_outcome, say
 
 if TYPE_CHECKING:
+    from orchestration.driver import Outcome
     from orchestration.local import Say
     from orchestration.stack import Stack
 
@@ -46,11 +48,75 @@ def run(
         from orchestration.render import show_progress
 
         outcome = drive(job, stack=stack, say=tell, watch=partial(show_progress, screen))
-    wall_s = time.monotonic() - began
-    if as_json:
-        print_json({**asdict(outcome), "wall_s": wall_s})
-        return
-    print_outcome(console, job, outcome, wall_s=wall_s, command=own_name())
+    _tell_outcome(job, outcome, began, as_json)
+
+
+RunUrl = Annotated[str, typer.Argument(metavar="RUN", help="URL of the run's folder in storage.")]
+
+
+def resume(
+    url: RunUrl,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[FIELD=VALUE]...", help="Where it goes on: cluster and the like."),
+    ] = None,
+    endpoint_url: Endpoint = None,
+    as_json: AsJson = False,
+) -> None:
+    """Go on with a run that ended before its end: same samples, same MLflow run, any cluster."""
+    from orchestration.run_record import check_resumed, load_record
+
+    began = time.monotonic()
+    tell, screen = _voices(as_json)
+    with using_store(endpoint_url) as store:
+        url = url.rstrip("/")
+        record = load_record(store, url)
+        before = from_dict(record.job)
+        job = override(before, overrides or [])
+        changed = {f"rayception.now.{k}": v for k, v in check_resumed(before, job).items()}
+        with kept_for_json(as_json), on_cluster(job, tell) as stack:
+            from orchestration.driver import Earlier, check_unfinished, drive
+            from orchestration.render import show_progress
+
+            earlier = Earlier(url=url, record=record, changed=changed)
+            check_unfinished(job, earlier, stack)
+            outcome = drive(
+                job, stack=stack, say=tell, watch=partial(show_progress, screen), earlier=earlier
+            )
+    _tell_outcome(job, outcome, began, as_json)
+
+
+def fork(
+    url: Annotated[
+        str, typer.Argument(metavar="CHECKPOINT", help="URL of a run's folder or of a checkpoint.")
+    ],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[FIELD=VALUE]...", help="What the new run does otherwise."),
+    ] = None,
+    endpoint_url: Endpoint = None,
+    as_json: AsJson = False,
+) -> None:
+    """Begin a new run from a checkpoint of another one: its state, its place in the data."""
+    from orchestration.run_record import check_forked, load_record
+    from orchestration.trained import find_checkpoint
+
+    began = time.monotonic()
+    tell, screen = _voices(as_json)
+    with using_store(endpoint_url) as store:
+        run_url, checkpoint_url = find_checkpoint(store, url)
+        before = from_dict(load_record(store, run_url).job)
+        job = override(before, overrides or [])
+        check_forked(before, job)
+        with kept_for_json(as_json), on_cluster(job, tell) as stack:
+            from orchestration.driver import drive
+            from orchestration.render import show_progress
+
+            outcome = drive(
+                job, stack=stack, say=tell, watch=partial(show_progress, screen),
+                start_from=checkpoint_url,
+            )  # fmt: skip
+    _tell_outcome(job, outcome, began, as_json)
 
 
 def sweep(
@@ -144,6 +210,14 @@ def on_cluster(job: Job, tell: "Say") -> Iterator["Stack"]:
 
         with connected(job, stack):
             yield stack
+
+
+def _tell_outcome(job: Job, outcome: "Outcome", began: float, as_json: bool) -> None:
+    wall_s = time.monotonic() - began
+    if as_json:
+        print_json({**asdict(outcome), "wall_s": wall_s})
+        return
+    print_outcome(console, job, outcome, wall_s=wall_s, command=own_name())
 
 
 def _voices(as_json: bool) -> "tuple[Say, Console]":

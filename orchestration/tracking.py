@@ -136,6 +136,25 @@ def finished_children(parent: RunRef) -> dict[str, float]:
         raise ServiceError(_refusal(parent.uri, error)) from error
 
 
+def reopen_run(run: RunRef, tags: Mapping[str, str]) -> None:
+    """The run is running again, with these tags. Raises ServiceError, also where it is gone."""
+    client = MlflowClient(tracking_uri=run.uri)
+    try:
+        client.update_run(run.run_id, status="RUNNING")
+        if tags:
+            client.log_batch(run.run_id, tags=[RunTag(k, v) for k, v in tags.items()])
+    except (MlflowException, OSError) as error:
+        raise ServiceError(_refusal(run.uri, error)) from error
+
+
+def run_status(run: RunRef) -> str:
+    """RUNNING, FINISHED, FAILED or KILLED. Raises ServiceError."""
+    try:
+        return str(MlflowClient(tracking_uri=run.uri).get_run(run.run_id).info.status)
+    except (MlflowException, OSError) as error:
+        raise ServiceError(_refusal(run.uri, error)) from error
+
+
 def close_run(run: RunRef, status: str, tags: Mapping[str, str] | None = None) -> None:
     """Sets the final status: FINISHED, FAILED or KILLED. Raises ServiceError."""
     client = MlflowClient(tracking_uri=run.uri)

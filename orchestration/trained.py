@@ -76,16 +76,8 @@ def load_trained(store: Store, url: str) -> Trained:
             f"{url}: got no URL and no .safetensors file; a checkpoint is the URL of a run, "
             "of a checkpoint in it, or an exported file. Write s3://BUCKET/RUN or a path."
         )
-    url = url.rstrip("/")
-    is_checkpoint = url.rpartition("/")[2].startswith("step-")
-    run_url = url.rpartition("/")[0] if is_checkpoint else url
+    run_url, chosen = find_checkpoint(store, url)
     record = load_record(store, run_url)
-    chosen = url if is_checkpoint else newest_checkpoint(store, run_url)
-    if chosen is None:
-        raise JobError(
-            f"{run_url}: got no whole checkpoint; a run writes its first at the end of an epoch. "
-            "Wait for it, or name another run."
-        )
     state = load_checkpoint(store, chosen)
     weights = {RAW: state.model}
     if state.average is not None:
@@ -99,6 +91,24 @@ def load_trained(store: Store, url: str) -> Trained:
         weights=weights,
         record=record,
     )
+
+
+def find_checkpoint(store: Store, url: str) -> tuple[str, str]:
+    """(the run's folder, the checkpoint): the one that `url` names, or its run's newest whole one.
+
+    Raises JobError where there is none, or no run; StoreError.
+    """
+    url = url.rstrip("/")
+    is_checkpoint = url.rpartition("/")[2].startswith("step-")
+    run_url = url.rpartition("/")[0] if is_checkpoint else url
+    load_record(store, run_url)
+    chosen = url if is_checkpoint else newest_checkpoint(store, run_url)
+    if chosen is None:
+        raise JobError(
+            f"{run_url}: got no whole checkpoint; a run writes its first at the end of an epoch. "
+            "Wait for it, or name another run."
+        )
+    return run_url, chosen
 
 
 def look_at(

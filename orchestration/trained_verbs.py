@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,9 +9,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from datasets.store import Store
 from inception.errors import unknown_name
-from orchestration.data_verbs import Endpoint, open_store, progress_bar
+from orchestration.data_verbs import Endpoint, progress_bar, quiet, using_store
 from orchestration.errors import JobError
 from orchestration.job_places import LOCAL
 from orchestration.load import override
@@ -63,7 +61,7 @@ def evaluate(
     entries = _read_blacklist(blacklist) if blacklist is not None else []
     with contextlib.ExitStack() as held:
         held.enter_context(kept_for_json(as_json))
-        store = held.enter_context(_store(endpoint_url))
+        store = held.enter_context(using_store(endpoint_url))
         from orchestration.local import using
         from orchestration.stack import stack_folder
         from orchestration.trained import load_trained
@@ -76,7 +74,7 @@ def evaluate(
                 os.cpu_count() or 1, job.cluster.accelerator.count * job.cluster.cpus_per_worker
             )
             stack = held.enter_context(
-                using(stack_folder(), parts | {"s3"}, num_cpus=num_cpus, say=_quiet)
+                using(stack_folder(), parts | {"s3"}, num_cpus=num_cpus, say=quiet)
             )
         # Not before the stack is up: Ray takes its token from the environment when it is imported.
         from orchestration.driver import connected
@@ -133,7 +131,7 @@ def predict(
     if weights is not None:
         choose("--weights", weights, WEIGHTS)
     contents = {}
-    with _store(endpoint_url) as store:
+    with using_store(endpoint_url) as store:
         trained = load_trained(store, checkpoint)
         for image in images:
             contents[image] = store.read(image) if "://" in image else _read_file(image)
@@ -171,7 +169,7 @@ def export(
         )
     if weights is not None:
         choose("--weights", weights, WEIGHTS)
-    with _store(endpoint_url) as store:
+    with using_store(endpoint_url) as store:
         trained = load_trained(store, checkpoint)
     kind = weights or trained.best
     write(trained, kind, to)
@@ -180,23 +178,6 @@ def export(
         print_json({"file": str(to), "weights": kind, "step": trained.step, "size_bytes": size})
         return
     say(f"{kind} weights of step {trained.step:,} in {to} ({size / 1e6:.1f} MB)")
-
-
-@contextlib.contextmanager
-def _store(endpoint_url: str | None) -> Iterator[Store]:
-    """The store of an --endpoint-url; the embedded one runs for the block."""
-    if endpoint_url != LOCAL:
-        yield open_store(endpoint_url)
-        return
-    from orchestration.local import using
-    from orchestration.stack import stack_folder
-
-    with using(stack_folder(), frozenset({"s3"}), num_cpus=1, say=_quiet):
-        yield open_store(endpoint_url)
-
-
-def _quiet(line: str) -> None:
-    """The stack's start is not what was asked for."""
 
 
 def _read_blacklist(path: Path) -> list[str]:

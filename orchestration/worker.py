@@ -3,8 +3,8 @@
 Order of operations of one step, and why: the batch is taken first (its wait is the data's, not the
 step's); gradients are all-reduced inside `train_step`; the weight average follows the optimizer;
 then, on checkpoint steps, batch-norm statistics are averaged over ranks (all ranks take part), the
-held-out split is scored (all ranks), rank 0 writes the state, and `ray.train.report` makes the
-checkpoint known (a barrier of all ranks).
+held-out split is scored (all ranks), and rank 0 copies the state and begins to write it. Nothing is
+reported to Ray Train: its report is a barrier, and a checkpoint counts by its own index.
 """
 
 import logging
@@ -31,7 +31,8 @@ from inception.precision import autocast_for, to_device_format
 from inception.statistics import average_bn_statistics
 from inception.step import train_step
 from inception.weights import load_weights, read_weights
-from orchestration.checkpoint import TrainState, load_checkpoint, newest_checkpoint, save_checkpoint
+from orchestration.checkpoint import TrainState, load_checkpoint, newest_checkpoint
+from orchestration.checkpoint_writer import CheckpointWriter
 from orchestration.errors import TrainingError
 from orchestration.feed import (
     Feed,
@@ -43,7 +44,6 @@ from orchestration.load import from_dict
 from orchestration.plan import Plan, build_job_architecture, learning_rate_at
 from orchestration.progress import Progress
 from orchestration.steplog import StepLog
-from orchestration.storage import ray_path
 from orchestration.tracking import MetricWriter, Point, RunRef
 
 logger = logging.getLogger(__name__)
@@ -116,6 +116,7 @@ class Rank:
             else None
         )
         self.unsent: list[Point] = []
+        self.metrics: dict[str, float] = {}  # of the last evaluation
         self.step = 0 if chosen is None else self._restore(chosen)
         # Running statistics are averaged by us where they are used; DDP must not broadcast them.
         # (torch 2.13 renames the argument; the old name is the one that every version knows.)
@@ -125,15 +126,23 @@ class Rank:
                 self.model, broadcast_buffers=False, gradient_as_bucket_view=True
             )
         self.writer = MetricWriter(hand.run, self.unsent) if self.rank == 0 else None
+        self.checkpoints = (
+            CheckpointWriter(self.store, hand.run_url, keep=job.checkpoint.keep)
+            if self.rank == 0
+            else None
+        )
         self.attempt = ray.get(hand.board.begin_attempt.remote()) if self.rank == 0 else 0
-        self.top1: float | None = None
 
     def train(self) -> None:
         """To the last step of the plan. All ranks walk the same steps."""
         try:
             with self.feed.train_loader(self.train_manifest, step=self.step) as loader:
                 self._train_steps(loader)
+            if self.checkpoints is not None:
+                self.checkpoints.wait()
         finally:
+            if self.checkpoints is not None:
+                self.checkpoints.close()
             if self.writer is not None and (lost := self.writer.close()):
                 logger.warning("MLflow did not take %d metric points before the end", lost)
 
@@ -181,32 +190,29 @@ class Rank:
                     loss=moment["train/loss"],
                     images_per_second=moment["train/images_per_second"],
                     data_wait_fraction=moment["train/data_wait_fraction"],
-                    top1=self.top1,
+                    top1=self.metrics.get("val_ema/top1", self.metrics.get("val/top1")),
                     attempt=self.attempt,
                 )
             )
 
     def _checkpoint(self, images_per_second: float) -> None:
-        """Averages statistics, scores the held-out split at an epoch's end, writes and reports.
+        """Averages statistics, scores the held-out split at an epoch's end, begins to write.
 
         All ranks take part; rank 0 alone writes.
         """
         average_bn_statistics(self.model)
         if self.average is not None:
             self.average.average_statistics()
-        metrics = {"step": float(self.step), "images_per_second": images_per_second}
+        said: dict[str, float] = {}
         if self.step in self.plan.epoch_ends:
-            metrics |= self._evaluate("val")
+            said = self._evaluate("val")
             if self.average is not None:
                 with self.average.applied(self.model):
-                    metrics |= self._evaluate("val_ema")
-            self.top1 = metrics.get("val_ema/top1", metrics["val/top1"])
+                    said |= self._evaluate("val_ema")
+            self.metrics = said
             if self.writer is not None:
-                self.writer.log(
-                    self.step, {key: value for key, value in metrics.items() if "/" in key}
-                )
-        checkpoint = None
-        if self.rank == 0:
+                self.writer.log(self.step, said)
+        if self.checkpoints is not None:
             state = TrainState(
                 step=self.step,
                 model=self.model.state_dict(),
@@ -214,14 +220,9 @@ class Rank:
                 average=self.average.state_dict() if self.average is not None else None,
                 data=self.position,
                 unsent_metrics=self.writer.unsent() if self.writer is not None else [],
+                metrics=said | {"images_per_second": images_per_second},
             )
-            url = save_checkpoint(self.store, self.hand.run_url, state)
-            checkpoint = ray.train.Checkpoint(ray_path(url, self.hand.store))
-        ray.train.report(
-            metrics,
-            checkpoint=checkpoint,
-            checkpoint_upload_mode=ray.train.CheckpointUploadMode.NO_UPLOAD,
-        )
+            self.checkpoints.submit(state)
 
     def _evaluate(self, prefix: str) -> dict[str, float]:
         """Every held-out sample once, all ranks together; percent and mean loss."""
@@ -273,4 +274,5 @@ class Rank:
         if self.average is not None and state.average is not None:
             self.average.load_state_dict(state.average)
         self.unsent = state.unsent_metrics
+        self.metrics = {key: value for key, value in state.metrics.items() if "/" in key}
         return state.step

@@ -1,19 +1,25 @@
 """A checkpoint counts when it is whole; the newest whole one is found, whatever lies beside it."""
 
 import io
+import threading
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
+from datasets.errors import StoreError
 from datasets.store import Store
 from orchestration.checkpoint import (
     TrainState,
     checkpoint_name,
+    checkpoint_names,
     load_checkpoint,
     newest_checkpoint,
+    prune_checkpoints,
     save_checkpoint,
 )
+from orchestration.checkpoint_writer import CheckpointWriter
 from orchestration.errors import TrainingError
 
 
@@ -97,3 +103,52 @@ def test_code_in_a_checkpoint_is_never_run(saved: tuple[Store, str]) -> None:
     store.write(f"{url}/checkpoint.json", json.dumps(index).encode())
     with pytest.raises(TrainingError, match="something else than tensors"):
         load_checkpoint(store, url)
+
+
+def test_the_newest_and_the_best_stay(tmp_path: Path) -> None:
+    """By the average's top-1 where there is one; a torn one neither counts nor stays."""
+    store, run_url = Store(), tmp_path.as_uri()
+    scores = {1: 50.0, 2: 90.0, 3: 70.0, 4: 80.0, 5: None, 6: 60.0}
+    for step, top1 in scores.items():
+        metrics = {} if top1 is None else {"val/top1": 99.0, "val_ema/top1": top1}
+        save_checkpoint(store, run_url, replace(state(step), metrics=metrics))
+    (tmp_path / checkpoint_name(3) / "checkpoint.json").write_text("{")
+    prune_checkpoints(store, run_url, keep=2)
+    assert checkpoint_names(store, run_url) == [checkpoint_name(step) for step in (2, 5, 6)]
+    prune_checkpoints(store, run_url, keep=3)
+    assert len(checkpoint_names(store, run_url)) == 3
+    assert load_checkpoint(store, f"{run_url}/{checkpoint_name(2)}").top1 == 90.0
+
+
+class SlowStore(Store):
+    """Takes its time, or refuses."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.may_write, self.is_broken = threading.Event(), False
+
+    def write(self, url: str, content: bytes) -> None:
+        assert self.may_write.wait(20)
+        if self.is_broken:
+            raise StoreError(f"{url}: got nothing; the store is away. Wait.")
+        super().write(url, content)
+
+
+def test_training_goes_on_while_a_checkpoint_is_written(tmp_path: Path) -> None:
+    store, run_url = SlowStore(), tmp_path.as_uri()
+    writer = CheckpointWriter(store, run_url, keep=2)
+    live = state(1)
+    writer.submit(live)
+    live.model["fc.weight"].fill_(-1.0)  # the next step
+    assert newest_checkpoint(store, run_url) is None
+    store.may_write.set()
+    writer.wait()
+    url = newest_checkpoint(store, run_url)
+    assert url is not None
+    assert float(load_checkpoint(store, url).model["fc.weight"][0, 0]) == 1.0
+    store.is_broken = True
+    writer.submit(state(2))
+    with pytest.raises(StoreError):
+        writer.submit(state(3))
+    writer.close()
+    assert checkpoint_names(store, run_url) == [checkpoint_name(1)]

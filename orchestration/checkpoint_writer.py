@@ -1,0 +1,37 @@
+"""Checkpoints written beside training: a step waits for the state's copy, never for storage."""
+
+from concurrent.futures import Future, ThreadPoolExecutor
+
+from datasets.store import Store
+from orchestration.checkpoint import TrainState, encode, prune_checkpoints, write_checkpoint
+
+
+class CheckpointWriter:
+    """Writes one checkpoint at a time in a thread; rank 0 has one."""
+
+    def __init__(self, store: Store, run_url: str, *, keep: int) -> None:
+        self._store, self._run_url, self._keep = store, run_url, keep
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._last: Future[None] | None = None
+
+    def submit(self, state: TrainState) -> None:
+        """Copies the state and begins to write it, once the one before is written.
+
+        Raises StoreError where the one before could not be.
+        """
+        self.wait()
+        self._last = self._thread.submit(self._write, state, encode(state))
+
+    def wait(self) -> None:
+        """Until what was submitted is written. Raises StoreError where it could not be."""
+        last, self._last = self._last, None
+        if last is not None:
+            last.result()  # bounded: each call of the store is
+
+    def close(self) -> None:
+        """Ends the thread after its present work; tells no error, `wait` does."""
+        self._thread.shutdown(wait=True)
+
+    def _write(self, state: TrainState, content: bytes) -> None:
+        write_checkpoint(self._store, self._run_url, state, content)
+        prune_checkpoints(self._store, self._run_url, keep=self._keep)

@@ -1,0 +1,130 @@
+"""A run whose driver is gone goes on, and others begin from it."""
+
+import json
+import re
+import signal
+import time
+from typing import Any
+
+import pytest
+
+from datasets.store import Store, StoreConfig
+from orchestration.checkpoint import checkpoint_names, load_checkpoint
+from tests.integration.conftest import Home
+from tests.integration.quickstart.conftest import JOB, Finished
+from tests.waiting import wait_for
+
+SHORT = (JOB, "schedule.epochs=4", "schedule.warmup_epochs=0.5")
+
+
+@pytest.fixture
+def store(finished: Finished, monkeypatch: pytest.MonkeyPatch) -> Store:
+    return store_of(finished.home, monkeypatch)
+
+
+def store_of(home: Home, monkeypatch: pytest.MonkeyPatch) -> Store:
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", home.state["secrets"]["access_key"])
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", home.state["secrets"]["secret_key"])
+    url = f"http://127.0.0.1:{home.state['ports']['s3']}"
+    return Store(StoreConfig(endpoint_url=url, region="us-east-1", addressing="path"))
+
+
+def client(home: Home) -> Any:
+    from mlflow.tracking import MlflowClient
+
+    return MlflowClient(tracking_uri=f"http://127.0.0.1:{home.state['ports']['mlflow']}")
+
+
+def wait_for_step(home: Home, store: Store, process: Any, step: int) -> str:
+    """The folder of the run in `home`'s stdout, once its checkpoint of `step` is whole."""
+    stdout = home.folder / "stdout"
+
+    def found() -> str | None:
+        name = re.search(r"run (quickstart-\S+) in", stdout.read_text())
+        if name is None:
+            return None
+        url = f"s3://runs/{name[1]}"
+        index = f"{url}/step-{step:09d}/checkpoint.json"
+        return url if store.exists(index) else None
+
+    wait_for(lambda: found() is not None or process.poll() is not None, 240, stdout.read_text)
+    assert process.poll() is None, (home.folder / "stderr").read_text()
+    url = found()
+    assert url is not None
+    return url
+
+
+def steps_of(home: Home, run_id: str) -> list[int]:
+    return [p.step for p in client(home).get_metric_history(run_id, "train/loss")]
+
+
+@pytest.mark.timeout(600)
+def test_a_killed_driver_is_resumed_on_another_cluster(finished: Finished, store: Store) -> None:
+    home = finished.home
+    process = home.start("run", *SHORT)
+    url = wait_for_step(home, store, process, 90)
+    process.send_signal(signal.SIGKILL)
+    process.wait(30)
+    record = json.loads(store.read(f"{url}/run.json"))
+    refused = home.call("resume", url, "optim.lr=0.1", "--endpoint-url", "local")
+    assert refused.returncode == 2
+    assert "optim.lr: got 0.1, but the run began with 0.045" in refused.stderr
+    done = home.call(
+        "resume", url, "cluster.accelerators=CPU:1", "--endpoint-url", "local", "--json",
+        timeout_s=400,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    outcome = json.loads(done.stdout)
+    assert outcome["run"]["run_id"] == record["run_id"]
+    assert outcome["metrics"]["val_ema/top1"] > 80
+    run = client(home).get_run(record["run_id"])
+    assert run.info.status == "FINISHED"
+    assert run.data.tags["rayception.now.cluster.accelerators"] == "CPU:1"
+    assert steps_of(home, record["run_id"]) == list(range(1, 181))  # each once, none missing
+    again = home.call("resume", url, "--endpoint-url", "local")
+    assert again.returncode == 2
+    assert "got a run that is complete" in again.stderr
+    assert "fork" in again.stderr
+
+
+@pytest.mark.timeout(600)
+def test_a_fork_goes_on_from_a_checkpoint_as_a_new_run(finished: Finished, store: Store) -> None:
+    """From the end of the quickstart, half an epoch more at another rate."""
+    home, source = finished.home, finished.outcome["checkpoint_url"]
+    more = ["schedule.epochs=8.5", "schedule.name=constant", "optim.lr=0.002"]
+    done = home.call("fork", source, *more, "--endpoint-url", "local", "--json", timeout_s=300)
+    assert done.returncode == 0, done.stderr
+    outcome = json.loads(done.stdout)
+    assert outcome["run"]["run_id"] != finished.outcome["run"]["run_id"]
+    first = steps_of(home, outcome["run"]["run_id"])
+    assert first == list(range(361, 383))
+    assert load_checkpoint(store, outcome["checkpoint_url"]).step == 382
+    assert outcome["metrics"]["val_ema/top1"] > 95
+    for wrong in ("model.width=0.5", "seed=3", "data.global_batch_size=64"):
+        refused = home.call("fork", source, wrong, "--endpoint-url", "local")
+        assert refused.returncode == 2
+        assert "but the checkpoint was made with" in refused.stderr
+
+
+@pytest.mark.timeout(600)
+def test_storage_that_is_killed_for_a_while_ends_nothing(
+    home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The object store is killed for 40 s and started again: the run waits and goes on; each step
+    once in MLflow."""
+    assert home.call("stack", "up").returncode == 0
+    store = store_of(home, monkeypatch)
+    process = home.start("run", *SHORT)
+    url = wait_for_step(home, store, process, 45)
+    pid = home.state["processes"]["s3"][0]
+    next(p for p in home.processes() if p.pid == pid).send_signal(signal.SIGKILL)
+    time.sleep(40)
+    assert process.poll() is None, (home.folder / "stderr").read_text()
+    up = home.call("stack", "up")
+    assert up.returncode == 0, up.stderr
+    assert process.wait(300) == 0, (home.folder / "stderr").read_text()
+    run_id = json.loads(store.read(f"{url}/run.json"))["run_id"]
+    assert client(home).get_run(run_id).info.status == "FINISHED"
+    assert steps_of(home, run_id) == list(range(1, 181))
+    assert len(checkpoint_names(store, url)) <= 4  # the newest three, and the best
+    assert home.call("stack", "down", "--force").returncode == 0
