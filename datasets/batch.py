@@ -25,8 +25,8 @@ class MicroBatch:
     images: uint8 (m, 3, S, S) in channels-last layout, pinned where there is a GPU; targets: int64
     (m,); weights: float32 (m,), zero for padding and for a damaged sample; samples: int64 (m, 2),
     (shard, sample) of each. What the device is to do (device.py): mirrored: bool (m,); colours:
-    float32 (m, 5), or None. Of an evaluation: keys: the samples' names ("" for padding); where each
-    sample has V views, images hold V in a row for each, (m x V, 3, S, S).
+    float32 (m, 5), or None. keys: the samples' names ("" for padding). Where each sample of an
+    evaluation has V views, images hold V in a row for each, (m x V, 3, S, S).
     """
 
     index: int
@@ -70,6 +70,7 @@ class Rows:
         self.mirrored[places] = part.mirrored
         if self.colours is not None and part.colours is not None:
             self.colours[places] = part.colours
+        self.keys.update({int(places[row]): key for row, key in part.keys.items()})
         self.errors.update({int(places[row]): error for row, error in part.errors.items()})
 
     def lose(self, row: int, error: DataError | None = None) -> None:

@@ -89,6 +89,7 @@ class Reader:
         def decode(pair: tuple[Sample, tuple[Rows, int]]) -> None:
             sample, (rows, row) = pair
             rows.samples[row] = sample["__shard__"], sample["__sample__"]
+            rows.keys[row] = sample["__key__"]
             where = f"{self._manifest.shard_url(sample['__shard__'])}:{sample['__key__']}"
             try:
                 if "__damage__" in sample:
@@ -234,7 +235,6 @@ class EvalViews:
     def look(
         self, sample: Sample, content: memoryview | bytes, where: str, rows: Rows, row: int
     ) -> None:
-        rows.keys[row] = sample["__key__"]
         if self.crops == 1:
             _resize_into(
                 rows.images[row : row + 1],

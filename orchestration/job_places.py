@@ -70,7 +70,7 @@ class CheckpointPolicy:
 
     storage: str = "s3://runs"
     every_steps: int | None = None
-    # How many of the newest checkpoints stay.
+    # How many of the newest checkpoints stay; the best by top-1 stays too.
     keep: int = 3
 
     def __post_init__(self) -> None:

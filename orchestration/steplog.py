@@ -5,6 +5,7 @@ The losses stay on the device until then, so that no step waits for a number to 
 
 import logging
 import time
+from collections.abc import Callable
 
 import torch
 import torch.distributed as dist
@@ -24,11 +25,19 @@ class StepLog:
     """The steps of one attempt on one rank since they were last sent."""
 
     def __init__(
-        self, job: Job, plan: Plan, loader: TrainLoader, writer: MetricWriter | None
+        self,
+        job: Job,
+        plan: Plan,
+        loader: TrainLoader,
+        writer: MetricWriter | None,
+        keep: Callable[[int, tuple[str, ...]], str],
     ) -> None:
-        """writer: rank 0's; the other ranks have none."""
+        """writer: rank 0's; the other ranks have none. keep: writes the names of a step's samples
+        for a person; -> where."""
+        self._keep = keep
         self._job, self._plan, self._loader, self._writer = job, plan, loader, writer
         self._results: list[StepResult] = []
+        self._keys: list[tuple[str, ...]] = []  # of each step's samples on this rank
         self._told = 0  # messages of damage that stand in the log
         self._trained_steps = 0
         self._trained_s = 0.0
@@ -42,8 +51,10 @@ class StepLog:
         """Over all steps of this attempt, without evaluations and checkpoints."""
         return self._trained_steps * self._plan.global_batch_size / max(self._trained_s, 1e-9)
 
-    def add(self, result: StepResult) -> None:
+    def add(self, result: StepResult, keys: tuple[str, ...]) -> None:
+        """keys: names of this rank's samples in the step."""
         self._results.append(result)
+        self._keys.append(keys)
 
     def resume_clock(self) -> None:
         """Time begins anew: what came between was no training."""
@@ -59,6 +70,7 @@ class StepLog:
         elapsed_s = time.monotonic() - self._began
         wait_s = self._loader.wait_s - self._waited
         results, self._results = self._results, []
+        keys, self._keys = self._keys, []
         self._trained_steps += len(results)
         self._trained_s += elapsed_s
         damages = self._loader.damages
@@ -74,7 +86,7 @@ class StepLog:
         self._told = len(damages.first)
         norms = torch.stack([result.grad_norm for result in results]).tolist()
         first = step - len(results) + 1
-        self._check(first, losses, num_damaged, damages)
+        self._check(first, losses, keys, num_damaged, damages)
         rates = {
             "train/images_per_second": len(results) * self._plan.global_batch_size / elapsed_s,
             "train/data_wait_fraction": min(1.0, wait_s / elapsed_s),
@@ -100,12 +112,21 @@ class StepLog:
         self.resume_clock()
         return {"train/loss": losses[-1], **rates}
 
-    def _check(self, first: int, losses: list[float], num_damaged: float, damages: Damages) -> None:
+    def _check(
+        self,
+        first: int,
+        losses: list[float],
+        keys: list[tuple[str, ...]],
+        num_damaged: float,
+        damages: Damages,
+    ) -> None:
         for number, loss in enumerate(losses, start=first):
             if loss - loss != 0.0:  # infinite or not a number
+                where = self._keep(number, keys[number - first])
                 raise TrainingError(
                     f"train/loss: got {loss} in step {number}; a loss is a finite number. "
-                    "Lower optim.lr, or set optim.clip_norm, and run again."
+                    "Lower optim.lr, or set optim.clip_norm, and run again; the step's samples are "
+                    f"named in {where}."
                 )
         limit = self._job.data.max_damaged
         if num_damaged > limit:

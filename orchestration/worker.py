@@ -7,6 +7,7 @@ held-out split is scored (all ranks), and rank 0 copies the state and begins to 
 reported to Ray Train: its report is a barrier, and a checkpoint counts by its own index.
 """
 
+import json
 import logging
 import warnings
 from dataclasses import dataclass
@@ -148,16 +149,17 @@ class Rank:
 
     def _train_steps(self, loader: TrainLoader) -> None:
         job, plan = self.job, self.plan
-        log = StepLog(job, plan, loader, self.writer)
+        log = StepLog(job, plan, loader, self.writer, self._keep_names)
         batches = iter(loader)
         while self.step < plan.total_steps:
             lr = learning_rate_at(job, plan, self.step)
             for group in self.optimizer.param_groups:
                 group["lr"] = lr
+            mine = next(batches)
             result = train_step(
                 self.ddp,
                 self.optimizer,
-                [on_device(batch, self.device) for batch in next(batches)],
+                [on_device(batch, self.device) for batch in mine],
                 num_micro_batches=plan.num_micro_batches,
                 world_size=self.world_size,
                 seed=job.seed,
@@ -171,13 +173,20 @@ class Rank:
             if self.average is not None:
                 self.average.update()
             self.step += 1
-            log.add(result)
+            log.add(result, tuple(key for batch in mine for key in batch.keys))
             is_checkpoint = plan.is_checkpoint_step(self.step, job.checkpoint.every_steps)
             if len(log) == job.tracking.log_every_steps or is_checkpoint:
                 self._post(log.send(self.step))
             if is_checkpoint:
                 self._checkpoint(log.images_per_second)
                 log.resume_clock()
+
+    def _keep_names(self, step: int, keys: tuple[str, ...]) -> str:
+        """Each rank names its samples of a step that went wrong; -> the folder."""
+        folder = f"{self.hand.run_url}/not-finite/step-{step:09d}"
+        content = json.dumps({"rank": self.rank, "step": step, "samples": keys}, indent=1)
+        self.store.write(f"{folder}/rank-{self.rank}.json", content.encode())
+        return folder
 
     def _post(self, moment: dict[str, float]) -> None:
         """Rank 0 tells the board where the run is; nobody waits for it."""

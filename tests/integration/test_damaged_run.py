@@ -1,5 +1,7 @@
 """Damaged samples in a real run: skipped up to the job's limit, said in one line above it."""
 
+import json
+import re
 from pathlib import Path
 
 import pytest
@@ -53,9 +55,28 @@ def test_run_skips_up_to_its_limit(shared_home: Home, damaged: Path, workers: in
 
 @pytest.mark.parametrize("limit", [0, 2])
 def test_run_stops_above_its_limit(shared_home: Home, damaged: Path, limit: int) -> None:
-    done = shared_home.call(*arguments(damaged, limit), "cluster.max_failures=0")
+    done = shared_home.call(*arguments(damaged, limit))
     assert done.returncode == 4
     words = "data.max_damaged: got 3 damaged" if limit else "no whole image"
     assert words in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
     assert "Traceback" not in done.stdout + done.stderr
+
+
+def test_a_loss_that_is_no_number_ends_at_once_and_names_its_samples(
+    shared_home: Home, damaged: Path, tmp_path: Path
+) -> None:
+    """No restart would help; both ranks write the names of what they had in the step."""
+    done = shared_home.call(
+        *arguments(damaged, 10), "optim.lr=1e30", "optim.clip_norm=null",
+        "optim.weight_decay=0", f"checkpoint.storage={tmp_path.as_uri()}",
+        "tracking.log_every_steps=5",
+    )  # fmt: skip
+    assert done.returncode == 4, done.stdout
+    assert re.search(r"train/loss: got (nan|inf) in step \d+;", done.stderr), done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+    files = sorted(tmp_path.glob("*/not-finite/step-*/rank-*.json"))
+    assert [file.name for file in files] == ["rank-0.json", "rank-1.json"]
+    names = [name for file in files for name in json.loads(file.read_text())["samples"]]
+    assert len(set(names)) == 32  # the whole batch, each sample once
+    assert all(re.fullmatch(r"digit-\d{4}", name) for name in names)

@@ -56,6 +56,7 @@ def assert_same(one: list[dict[int, MicroBatch]], other: list[dict[int, MicroBat
         assert sorted(a) == sorted(b) == list(range(BATCH // MICRO))
         for j in a:
             assert torch.equal(a[j].samples, b[j].samples)
+            assert a[j].keys == b[j].keys
             assert torch.equal(a[j].images, b[j].images)
             assert torch.equal(a[j].targets, b[j].targets)
             assert torch.equal(a[j].mirrored, b[j].mirrored)

@@ -52,6 +52,8 @@ def assert_same(one: list[list[MicroBatch]], other: list[list[MicroBatch]]) -> N
         strict=True,
     ):  # fmt: skip
         assert a.index == b.index
+        assert a.keys == b.keys
+        assert len(a.keys) == len(a.targets)
         for name in ("images", "targets", "weights", "samples", "mirrored", "colours"):
             assert torch.equal(getattr(a, name), getattr(b, name)), name
 
