@@ -6,10 +6,13 @@ parts of a step come back in the parts' order, whichever process is faster. A pr
 noticed within five seconds (DataLoader's own check), one whose rank dies ends itself as fast.
 """
 
+import contextlib
+import os
 import warnings
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import count
+from multiprocessing.util import Finalize
 from typing import Any
 
 import numpy as np
@@ -62,6 +65,7 @@ def steps_of_processes(views: TrainViews, workers: int, *, steps_ahead: int) -> 
                 num_workers=workers,
                 collate_fn=_as_it_is,
                 prefetch_factor=steps_ahead,
+                worker_init_fn=_leave_at_once,
                 # Not fork: the rank has threads and CUDA. Not a fork server: its children would
                 # look for the server's death, and outlive a killed rank.
                 multiprocessing_context="spawn",
@@ -88,8 +92,17 @@ def steps_of_processes(views: TrainViews, workers: int, *, steps_ahead: int) -> 
             "data.shuffle.lanes and pieces, need less."
         ) from error
     finally:
-        # What an iterator does when nothing refers to it any more; an error on its way does.
-        parcels._shutdown_workers()
+        # What an iterator does when nothing refers to it any more; an error on its way does. How a
+        # process ends that is not needed any more is nobody's trouble.
+        with contextlib.suppress(RuntimeError):
+            parcels._shutdown_workers()
+
+
+def _leave_at_once(worker: int) -> None:
+    """Ends a loader process after multiprocessing's own clean-up, and before C++ destructors: under
+    the interpreter's end, threads of libraries now and then abort it ("terminate called without
+    an active exception", seen in a test)."""
+    Finalize(None, os._exit, args=(0,), exitpriority=-100)
 
 
 def _as_it_is(parcel: Any) -> Any:

@@ -12,7 +12,14 @@ from typing import Annotated, NoReturn
 import typer
 from rich.console import Console
 
-from orchestration import data_verbs, model_verbs, run_verbs, shard_verbs, trained_verbs
+from orchestration import (
+    data_verbs,
+    model_verbs,
+    run_verbs,
+    shard_verbs,
+    submit_verbs,
+    trained_verbs,
+)
 from orchestration.errors import TOLD_IN_ONE_LINE, ServiceError, exit_code_of
 from orchestration.load import load_job
 from orchestration.tables import own_name, print_json, print_plan, say
@@ -33,6 +40,10 @@ for verb in (
     run_verbs.resume,
     run_verbs.fork,
     run_verbs.sweep,
+    submit_verbs.submit,
+    submit_verbs.status,
+    submit_verbs.logs,
+    submit_verbs.stop,
     trained_verbs.evaluate,
     trained_verbs.predict,
     trained_verbs.export,
@@ -43,6 +54,7 @@ for verb in (
     model_verbs.models,
 ):
     app.command()(verb)
+app.command("list")(submit_verbs.list_submissions)
 console = Console(highlight=False)
 
 File = Annotated[Path, typer.Argument(metavar="FILE", help="The job's YAML.", show_default=False)]
@@ -194,3 +206,7 @@ def main() -> None:
                 )
             )
         raise
+
+
+if __name__ == "__main__":  # how a submitted job begins, where no command is installed
+    main()

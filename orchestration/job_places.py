@@ -8,6 +8,13 @@ from orchestration.errors import JobError
 from orchestration.rules import at_least, choose, without_secrets
 
 LOCAL = "local"
+
+
+def is_remote(address: str) -> bool:
+    """Whether a cluster's address is its dashboard's URL."""
+    return re.fullmatch(r"https?://[^\s/@]+(/\S*)?", address) is not None
+
+
 ADDRESSING = ("auto", "path", "virtual")
 
 
@@ -16,7 +23,8 @@ class Cluster:
     """Where the job runs and on what."""
 
     # `local`: a Ray of this machine, started for the run. `auto`: the Ray cluster of which this
-    # machine is a node (RAY_ADDRESS, or the one that `ray start` made).
+    # machine is a node (RAY_ADDRESS, or the one that `ray start` made). A URL, such as
+    # http://head:8265: the dashboard of the cluster that `submit` sends the job to.
     address: str = LOCAL
     # TYPE:COUNT of one node, e.g. H100:8; CPU:2 is two ranks without a GPU. One rank a device.
     accelerators: str = "CPU:2"
@@ -29,7 +37,8 @@ class Cluster:
 
     def __post_init__(self) -> None:
         parse_accelerator(self.accelerators)
-        choose("cluster.address", self.address, (LOCAL, "auto"))
+        if not is_remote(self.address):
+            choose("cluster.address", self.address, (LOCAL, "auto", "http://HEAD:8265"))
         at_least("cluster.num_nodes", self.num_nodes, 1)
         at_least("cluster.cpus_per_worker", self.cpus_per_worker, 1)
         at_least("cluster.max_failures", self.max_failures, 0)

@@ -18,6 +18,7 @@ from rich.table import Table
 from orchestration.data_verbs import Endpoint, using_store
 from orchestration.errors import TOLD_IN_ONE_LINE, JobError, TrainingError
 from orchestration.job import Job
+from orchestration.job_places import is_remote
 from orchestration.load import from_dict, load_job, override
 from orchestration.sweep import Trial, cells, digest, expand, summarize, to_markdown
 from orchestration.tables import kept_for_json, own_name, print_json, print_outcome, say
@@ -195,12 +196,26 @@ def _sweep(
 
 
 @contextlib.contextmanager
-def on_cluster(job: Job, tell: "Say") -> Iterator["Stack"]:
-    """The job's cluster, joined for the block; what the job calls local is started before."""
+def on_cluster(job: Job, tell: "Say") -> Iterator["Stack | None"]:
+    """The job's cluster, joined for the block; what the job calls local is started before.
+
+    Raises JobError for a cluster elsewhere.
+    """
     from orchestration.local import using
     from orchestration.stack import stack_folder
 
+    if is_remote(job.cluster.address):
+        raise JobError(
+            f"cluster.address: got {job.cluster.address}; a run is driven from a node of its "
+            "cluster. `rayception submit` it, or write cluster.address=local."
+        )
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends a run as Ctrl-C does
+    if not job.uses():
+        from orchestration.driver import connected
+
+        with connected(job, None):
+            yield None
+        return
     folder = stack_folder()
     cluster = job.cluster
     num_cpus = max(os.cpu_count() or 1, cluster.accelerator.count * cluster.cpus_per_worker)

@@ -7,6 +7,7 @@ stay on loopback; MLflow's job runner would start ten more processes; Ray's GCS 
 on every interface whatever the node's address, so the stack's Ray asks for a token.
 """
 
+import os
 import random
 import socket
 import sys
@@ -200,6 +201,11 @@ def ray_command(
             # One machine: gloo need not resolve its host name, nor leave loopback.
             **({"GLOO_SOCKET_IFNAME": "lo"} if sys.platform == "linux" else {}),
             "RAY_TRAIN_ENABLE_STATE_TRACKING": "1",
+            # A submitted job's driver is this environment's python, and is interrupted like a
+            # command in a terminal.
+            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
+            "RAY_JOB_STOP_SIGNAL": "SIGINT",
+            "RAY_JOB_STOP_WAIT_TIME_S": "60",
         },
     )
 

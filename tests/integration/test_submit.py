@@ -1,0 +1,119 @@
+"""A job submitted over Ray's Jobs API to a cluster that others started, and watched from there."""
+
+import json
+import re
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.integration.conftest import Home
+from tests.waiting import wait_for
+
+JOB = "jobs/quickstart.yaml"
+
+
+@pytest.fixture(scope="module")
+def cluster(shared_home: Home) -> Home:
+    """The stack as a cluster with its own services; the laptop has its URLs and its token."""
+    return shared_home
+
+
+@pytest.fixture
+def laptop(cluster: Home, tmp_path: Path) -> Home:
+    """Another home: no stack of its own, no credentials of the store."""
+    made = Home(tmp_path)
+    made.environment |= {
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": cluster.state["secrets"]["ray_token"],
+        "RAY_API_SERVER_ADDRESS": url(cluster, "dashboard"),
+    }
+    return made
+
+
+def url(home: Home, part: str) -> str:
+    return f"http://127.0.0.1:{home.state['ports'][part]}"
+
+
+def places(cluster: Home) -> list[str]:
+    return [
+        f"cluster.address={url(cluster, 'dashboard')}",
+        f"storage.endpoint_url={url(cluster, 's3')}",
+        "storage.region=us-east-1",
+        "storage.addressing=path",
+        f"tracking.uri={url(cluster, 'mlflow')}",
+    ]
+
+
+def called(laptop: Home, *arguments: str, code: int = 0) -> Any:
+    done = laptop.call(*arguments, timeout_s=300)
+    assert done.returncode == code, done.stdout + done.stderr
+    return done
+
+
+@pytest.mark.timeout(600)
+def test_submitted_followed_and_found_in_mlflow(cluster: Home, laptop: Home) -> None:
+    short = ["schedule.epochs=0.4", "schedule.warmup_epochs=0"]
+    done = called(laptop, "submit", JOB, *places(cluster), *short, "--follow")
+    submission = re.search(r"submitted (quickstart-\w{8}) to", done.stdout)
+    assert submission is not None
+    assert "top-1: " in done.stdout
+    run_id = re.search(r"MLflow run: (\w+)", done.stdout)
+    assert run_id is not None
+    from mlflow.tracking import MlflowClient
+
+    run = MlflowClient(tracking_uri=url(cluster, "mlflow")).get_run(run_id[1])
+    assert run.info.status == "FINISHED"
+    found = json.loads(called(laptop, "status", submission[1], "--json").stdout)
+    assert found["status"] == "SUCCEEDED"
+    listed = json.loads(called(laptop, "list", "--json").stdout)
+    assert submission[1] in [one["id"] for one in listed]
+    assert "top-1: " in called(laptop, "logs", submission[1]).stdout
+    # What the cluster can be asked for holds no credential.
+    everything = json.dumps(listed) + done.stdout
+    for secret in cluster.state["secrets"].values():
+        assert secret not in everything
+
+
+@pytest.mark.timeout(600)
+def test_a_submission_is_stopped_and_resumed(cluster: Home, laptop: Home) -> None:
+    sent = called(laptop, "submit", JOB, *places(cluster), "--json")
+    submission = json.loads(sent.stdout)["submission"]
+    wait_for(
+        lambda: "run quickstart-" in laptop.call("logs", submission).stdout, 120, "a run's start"
+    )
+    began = time.monotonic()
+    assert json.loads(called(laptop, "stop", submission, "--json").stdout)["status"] == "STOPPED"
+    assert time.monotonic() - began < 90
+    assert json.loads(called(laptop, "status", submission, "--json").stdout)["status"] == "STOPPED"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["submit", JOB], 2, "cluster.address: got local; a job is submitted to the URL"),
+        (["submit", JOB, "cluster.address=http://127.0.0.1:9"], 2, "loopback"),
+        (["run", JOB, "PLACES"], 2, "`rayception submit` it"),
+        (["status", "nothing"], 2, "SUBMISSION: got 'nothing'"),
+        (["logs", "nothing"], 2, "SUBMISSION: got 'nothing'"),
+        (["stop", "nothing"], 2, "SUBMISSION: got 'nothing'"),
+        (["list", "--address", "http://127.0.0.1:9"], 3, "its Jobs API did not answer"),
+        (["list", "--address", "head"], 2, "--address: got head"),
+    ],
+)
+def test_mistakes_are_one_line(
+    cluster: Home, laptop: Home, arguments: list[str], code: int, words: str
+) -> None:
+    given = [a for one in arguments for a in (places(cluster) if one == "PLACES" else [one])]
+    done = called(laptop, *given, code=code)
+    assert words in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1, done.stderr
+
+
+def test_a_wrong_token_is_said_and_not_repeated(cluster: Home, laptop: Home) -> None:
+    laptop.environment["RAY_AUTH_TOKEN"] = "hunter2hunter2hunter2"
+    done = called(laptop, "list", code=3)
+    assert "RAY_AUTH_TOKEN" in done.stderr
+    assert "hunter2" not in done.stdout + done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1, done.stderr
