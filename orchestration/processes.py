@@ -29,8 +29,10 @@ def find_process(who: Who | None) -> psutil.Process | None:
         return None
 
 
-def end_processes(whos: Iterable[Who | None], *, marker: str | None = None) -> None:
-    """SIGTERM and 15 s of patience, then SIGKILL to what is left, children included.
+def end_processes(
+    whos: Iterable[Who | None], *, marker: str | None = None, patience_s: float = STOP_LIMIT_S
+) -> None:
+    """SIGTERM and some patience, then SIGKILL to what is left, children included.
 
     marker: also ends every process whose environment's MARKER begins with it.
     """
@@ -40,7 +42,7 @@ def end_processes(whos: Iterable[Who | None], *, marker: str | None = None) -> N
         with contextlib.suppress(psutil.NoSuchProcess):
             everything += process.children(recursive=True)
             process.terminate()
-    psutil.wait_procs(processes, timeout=STOP_LIMIT_S)
+    psutil.wait_procs(processes, timeout=patience_s)
     if marker is not None:
         everything += marked_processes(marker)
     for process in everything:

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ray.exceptions import RayError
 from ray.job_submission import JobStatus, JobSubmissionClient
 
 from orchestration.errors import JobError, ServiceError
@@ -52,6 +53,7 @@ class Cluster:
     def __init__(self, address: str) -> None:
         self.address = address
         with self._told():
+            os.environ["RAY_API_SERVER_ADDRESS"] = address  # which Ray would take before ours
             headers = json.loads(os.environ.get("RAY_JOB_HEADERS", "null"))
             self._client = JobSubmissionClient(address, headers=headers)
 
@@ -137,7 +139,7 @@ class Cluster:
     def _told(self) -> Iterator[None]:
         try:
             yield
-        except (ConnectionError, RuntimeError, OSError, ValueError) as error:
+        except (RayError, RuntimeError, OSError, ValueError) as error:
             first = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
             raise ServiceError(
                 f"cluster.address: got {self.address}; its Jobs API did not answer or refused "

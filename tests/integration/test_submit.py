@@ -77,7 +77,7 @@ def test_submitted_followed_and_found_in_mlflow(cluster: Home, laptop: Home) -> 
 
 
 @pytest.mark.timeout(600)
-def test_a_submission_is_stopped_and_resumed(cluster: Home, laptop: Home) -> None:
+def test_a_submission_is_stopped(cluster: Home, laptop: Home) -> None:
     sent = called(laptop, "submit", JOB, *places(cluster), "--json")
     submission = json.loads(sent.stdout)["submission"]
     wait_for(
@@ -87,6 +87,12 @@ def test_a_submission_is_stopped_and_resumed(cluster: Home, laptop: Home) -> Non
     assert json.loads(called(laptop, "stop", submission, "--json").stdout)["status"] == "STOPPED"
     assert time.monotonic() - began < 90
     assert json.loads(called(laptop, "status", submission, "--json").stdout)["status"] == "STOPPED"
+    from mlflow.tracking import MlflowClient
+
+    client = MlflowClient(tracking_uri=url(cluster, "mlflow"))
+    experiment = client.get_experiment_by_name("quickstart")
+    newest = client.search_runs([experiment.experiment_id], max_results=1)[0]
+    assert newest.info.status == "KILLED"  # the driver was interrupted, and said so
 
 
 @pytest.mark.parametrize(
