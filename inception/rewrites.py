@@ -102,7 +102,7 @@ def with_asymmetric(stages: Stages, blocks: str | None, n: int | None) -> Stages
             )
         if blocks is None:
             return layers
-        if letters.get(stage.name, "") in blocks and stage.name in letters:
+        if letters.get(stage.name, "-") in blocks:
             return split(layers)
         return _pairwise(layers, lambda a, b: (a, b) if _is_square(a) else (_joined(a, b),))
 

@@ -104,21 +104,26 @@ def write_checkpoint(store: Store, run_url: str, state: TrainState, content: byt
 
 
 def prune_checkpoints(store: Store, run_url: str, *, keep: int) -> None:
-    """Leaves the newest `keep` checkpoints and, of the whole ones, the best by top-1.
+    """Leaves the newest `keep` whole checkpoints and the best by top-1, and what is newer than
+    those: a torn one there must not count for one of them.
 
     One rank calls it. An index goes first, so that what is left of a deletion never counts.
     Raises StoreError.
     """
     names = checkpoint_names(store, run_url)
-    best, best_top1 = None, -1.0
-    if len(names) > keep:
-        for name in names:
-            with contextlib.suppress(DataError, ValueError):  # not whole, or damaged
-                top1 = json.loads(store.read(f"{run_url}/{name}/{INDEX_FILE}")).get("top1")
-                if top1 is not None and top1 >= best_top1:
-                    best, best_top1 = name, top1
-    for name in names[:-keep]:
-        if name != best:
+    if len(names) <= keep:
+        return
+    top1: dict[str, float] = {}  # of the whole ones
+    for name in names:
+        with contextlib.suppress(DataError, ValueError):  # no index, or half of one
+            said = json.loads(store.read(f"{run_url}/{name}/{INDEX_FILE}")).get("top1")
+            top1[name] = -1.0 if said is None else said
+    if not top1:
+        return
+    best = max(top1, key=lambda name: (top1[name], name))
+    kept = {*list(top1)[-keep:], best}
+    for name in names:
+        if name not in kept and name < max(top1):
             for file in (INDEX_FILE, STATE_FILE):
                 store.delete(f"{run_url}/{name}/{file}")
 

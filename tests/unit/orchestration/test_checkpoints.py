@@ -120,6 +120,17 @@ def test_the_newest_and_the_best_stay(tmp_path: Path) -> None:
     assert load_checkpoint(store, f"{run_url}/{checkpoint_name(2)}").top1 == 90.0
 
 
+def test_a_torn_newer_one_does_not_cost_the_last_whole_one(tmp_path: Path) -> None:
+    """A killed attempt left half of step 100; the next one goes on from 50 and writes 75."""
+    store, run_url = Store(), tmp_path.as_uri()
+    for step in (50, 75, 100):
+        save_checkpoint(store, run_url, state(step))
+    (tmp_path / checkpoint_name(100) / "checkpoint.json").unlink()
+    prune_checkpoints(store, run_url, keep=1)
+    assert newest_checkpoint(store, run_url) == f"{run_url}/{checkpoint_name(75)}"
+    assert checkpoint_names(store, run_url) == [checkpoint_name(step) for step in (75, 100)]
+
+
 class SlowStore(Store):
     """Takes its time, or refuses."""
 
