@@ -101,6 +101,21 @@ def evaluation_boxes(
     return boxes
 
 
+def views_of(crops: int) -> int:
+    """How many images of a sample are cut for 1, 12 or 144 crops: mirrors are not counted."""
+    return max(1, crops // 2)
+
+
+def fill_views(target: Tensor, image: NDArray[np.uint8], *, crops: int, fraction: float) -> None:
+    """Every crop of uint8 (H, W, 3) that evaluation_boxes names, into its row of `target`, uint8
+    (views, 3, S, S) in channels-last layout."""
+    boxes = evaluation_boxes(
+        image.shape[0], image.shape[1], crops=crops, fraction=fraction, input_size=target.shape[-1]
+    )
+    for number, box in enumerate(boxes):
+        resize_into(target[number : number + 1], image, box)
+
+
 def is_mirrored(numbers: list[float], augment: Augment) -> bool:
     return numbers[FLIP] < augment.flip
 

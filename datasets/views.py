@@ -19,9 +19,10 @@ from datasets.augment import (
     colour_of,
     crop_box,
     draw,
-    evaluation_boxes,
+    fill_views,
     is_mirrored,
     resize_into,
+    views_of,
 )
 from datasets.batch import Rows, empty_rows
 from datasets.decode import decode_crop, decode_image, find_image
@@ -211,7 +212,7 @@ class EvalViews:
     @property
     def views(self) -> int:
         """Crops of each image; mirrors are not counted."""
-        return max(1, self.crops // 2)
+        return views_of(self.crops)
 
     def fill(self, reader: Reader, *, batches_ahead: int) -> Iterator[Rows]:
         """Rows of each batch, the last one padded."""
@@ -244,16 +245,8 @@ class EvalViews:
                 self.decoder,
             )
             return
-        image = decode_image(content, where)
-        boxes = evaluation_boxes(
-            image.shape[0],
-            image.shape[1],
-            crops=self.crops,
-            fraction=self.crop,
-            input_size=self.input_size,
-        )
-        for number, box in enumerate(boxes, start=row * self.views):
-            resize_into(rows.images[number : number + 1], image, box)
+        views = rows.images[row * self.views : (row + 1) * self.views]
+        fill_views(views, decode_image(content, where), crops=self.crops, fraction=self.crop)
 
     def _slots(self, made: deque[Rows]) -> Iterator[tuple[Rows, int]]:
         for _, size in self.batches:

@@ -20,6 +20,7 @@ import torch
 from datasets.errors import DataError
 from datasets.store import Store
 from orchestration.errors import TrainingError
+from orchestration.metrics import top1_of
 
 logger = logging.getLogger(__name__)
 
@@ -49,7 +50,13 @@ class TrainState:
     @property
     def top1(self) -> float | None:
         """Of the averaged weights where an average is kept; None before the first evaluation."""
-        return self.metrics.get("val_ema/top1", self.metrics.get("val/top1"))
+        return top1_of(self.metrics)
+
+    @property
+    def averaged(self) -> dict[str, Any] | None:
+        """The state dict of the averaged weights, where an average is kept. The average has every
+        float of the state; the counts of batches are the model's."""
+        return None if self.average is None else self.model | self.average["tensors"]
 
 
 def checkpoint_name(step: int) -> str:

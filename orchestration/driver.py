@@ -21,7 +21,6 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from datasets.loader import EvalLoader
 from datasets.manifest import Manifest
 from datasets.store import Store, StoreConfig
-from inception.ema import WeightAverage
 from inception.layers import normalize
 from inception.network import build_network
 from orchestration.checkpoint import (
@@ -35,6 +34,7 @@ from orchestration.job import Job
 from orchestration.job_places import LOCAL
 from orchestration.load import flatten, to_dict, to_yaml
 from orchestration.local import Say
+from orchestration.metrics import top1_of
 from orchestration.plan import Plan, build_job_architecture, make_plan
 from orchestration.preflight import (
     check_cluster,
@@ -44,7 +44,7 @@ from orchestration.preflight import (
     prepare_data,
 )
 from orchestration.progress import make_board
-from orchestration.run_record import RunRecord, save_record
+from orchestration.run_record import Earlier, RunRecord, save_record
 from orchestration.stack import Stack
 from orchestration.storage import build_store_config, ray_path, shard_shape
 from orchestration.supervise import EndAtFatal, fit_until_done
@@ -66,16 +66,6 @@ Watch = Callable[[Any, Plan], Any]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Earlier:
-    """A run that is to go on: where it lies, what it says of itself, and which fields of its job
-    are others now (as MLflow tags)."""
-
-    url: str
-    record: RunRecord
-    changed: dict[str, str]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
 class Outcome:
     """What a finished run says of itself."""
 
@@ -91,7 +81,8 @@ class Outcome:
     @property
     def top1(self) -> float:
         """Percent of the held-out split, of the averaged weights where an average is kept."""
-        return self.metrics.get("val_ema/top1", self.metrics.get("val/top1", float("nan")))
+        found = top1_of(self.metrics)
+        return float("nan") if found is None else found
 
 
 @contextlib.contextmanager
@@ -115,22 +106,27 @@ def connected(job: Job, stack: Stack | None) -> Iterator[None]:
         ray.shutdown()
 
 
-def check_unfinished(job: Job, earlier: Earlier, stack: Stack | None) -> None:
-    """Raises JobError where the run is complete; ServiceError."""
-    record = earlier.record
-    run = RunRef(
-        uri=tracking_uri(job, stack), experiment_id=record.experiment_id, run_id=record.run_id
-    )
+def tracking_uri(job: Job, stack: Stack | None) -> str:
+    """Where the job's MLflow server answers."""
+    return stack.mlflow_url if job.tracking.uri == LOCAL and stack else job.tracking.uri
+
+
+def run_of(record: RunRecord, job: Job, stack: Stack | None) -> RunRef:
+    """A recorded run's place in MLflow."""
+    uri = tracking_uri(job, stack)
+    return RunRef(uri=uri, experiment_id=record.experiment_id, run_id=record.run_id)
+
+
+def _go_on(job: Job, stack: Stack | None, earlier: Earlier) -> RunRef:
+    """Opens an earlier run again. Raises JobError where it is complete; ServiceError."""
+    run = run_of(earlier.record, job, stack)
     if run_status(run) == "FINISHED":
         raise JobError(
             f"{earlier.url}: got a run that is complete; there is nothing to go on with. "
             "`rayception fork` it, with more epochs or another recipe."
         )
-
-
-def tracking_uri(job: Job, stack: Stack | None) -> str:
-    """Where the job's MLflow server answers."""
-    return stack.mlflow_url if job.tracking.uri == LOCAL and stack else job.tracking.uri
+    reopen_run(run, tags=earlier.changed)
+    return run
 
 
 def drive(
@@ -156,12 +152,7 @@ def drive(
         run_name, run_url, run = _begin(job, store, stack, plan, train, parent)
     else:
         run_name, run_url = earlier.record.name, earlier.url
-        run = RunRef(
-            uri=tracking_uri(job, stack),
-            experiment_id=earlier.record.experiment_id,
-            run_id=earlier.record.run_id,
-        )
-        reopen_run(run, tags=earlier.changed)
+        run = _go_on(job, stack, earlier)
     if start_from is not None:
         # The points that its own run had not sent yet stay that run's.
         begun = replace(load_checkpoint(store, start_from), unsent_metrics=[])
@@ -297,11 +288,7 @@ def _fit(job: Job, plan: Plan, hand: Assignment, store: Store, say: Say) -> None
 def _log_final_model(job: Job, store: Store, state: TrainState, run: RunRef, val: Manifest) -> str:
     """Logs the averaged weights where an average is kept, else the last ones; -> models:/ URI."""
     model = build_network(build_job_architecture(job), seed=job.seed)
-    model.load_state_dict(state.model)
-    if state.average is not None and job.optim.average_decay is not None:
-        average = WeightAverage(model, decay=job.optim.average_decay)
-        average.load_state_dict(state.average)
-        average.copy_to(model)
+    model.load_state_dict(state.averaged or state.model)
     with EvalLoader(
         store, val, rank=0, world_size=1, batch_size=2, input_size=job.model.input_size, threads=1
     ) as loader:

@@ -7,13 +7,14 @@ from typing import Any
 from datasets.manifest import load_manifest
 from datasets.store import Store
 from inception.predictions import assess
-from orchestration.driver import tracking_uri
+from orchestration.driver import run_of, tracking_uri
 from orchestration.evaluation import build_request, check_members, kinds_of, score
 from orchestration.job import Job
 from orchestration.scorecard import (
     class_rows,
     confused_pairs,
     confusion_csv,
+    figures,
     metrics_of,
     predictions_csv,
     to_csv,
@@ -66,16 +67,7 @@ def evaluate_run(
         "checkpoints": [one.url for one in found],
         "data": job.data.val,
         "crops": crops,
-        "weights": {
-            kind: {
-                "images": one.count,
-                "top1": 100 * one.top1,
-                "top5": 100 * one.top5,
-                "loss": one.loss,
-                "calibration_error": 100 * one.calibration_error,
-            }
-            for kind, one in results.items()
-        },
+        "weights": {kind: figures(one) for kind, one in results.items()},
         "blacklisted": dropped,
         "damaged": damaged,
         "worst_classes": per_class[:TOLD],
@@ -110,12 +102,10 @@ def _run_of(found: Sequence[Trained], job: Job, stack: Stack | None) -> RunRef |
     records = [one.record for one in found if one.record is not None]
     if len(records) < len(found):
         return None
-    uri = tracking_uri(job, stack)
-    first = records[0]
     if len(records) == 1:
-        return RunRef(uri=uri, experiment_id=first.experiment_id, run_id=first.run_id)
+        return run_of(records[0], job, stack)
     return open_run(
-        uri,
+        tracking_uri(job, stack),
         experiment=job.experiment,
         name=f"ensemble-of-{len(records)}",
         params={f"member.{i}": one.url for i, one in enumerate(found)},

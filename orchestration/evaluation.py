@@ -14,6 +14,7 @@ import ray
 import torch
 from ray.exceptions import RayError, RayTaskError
 
+from datasets.augment import views_of
 from datasets.loader import EvalLoader
 from datasets.manifest import load_manifest
 from datasets.store import Store, StoreConfig
@@ -71,7 +72,7 @@ class Scorer:
     def score(self, chunk: int) -> Part:
         """The predictions of one chunk."""
         request, data = self.request, self.job.data
-        views = max(1, request.crops // 2)
+        views = views_of(request.crops)
         parts: dict[str, list[Predictions]] = {kind: [] for kind in request.kinds}
         with EvalLoader(
             self.store,

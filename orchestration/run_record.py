@@ -28,6 +28,16 @@ class RunRecord:
     run_id: str
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Earlier:
+    """A run that is to go on: where it lies, what it says of itself, and which fields of its job
+    are others now (as MLflow tags)."""
+
+    url: str
+    record: RunRecord
+    changed: dict[str, str]
+
+
 def save_record(store: Store, run_url: str, record: RunRecord) -> None:
     """Raises StoreError where the storage refuses."""
     values = {"format": FORMAT, **asdict(record)}

@@ -15,7 +15,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from orchestration.data_verbs import Endpoint, using_store
+from orchestration.data_verbs import AsJson, Endpoint, using_store
 from orchestration.errors import TOLD_IN_ONE_LINE, JobError, TrainingError
 from orchestration.job import Job
 from orchestration.job_places import is_remote
@@ -24,12 +24,11 @@ from orchestration.sweep import Trial, cells, digest, expand, summarize, to_mark
 from orchestration.tables import kept_for_json, own_name, print_json, print_outcome, say
 
 if TYPE_CHECKING:
-    from orchestration.driver import Outcome
     from orchestration.local import Say
+    from orchestration.run_record import Earlier
     from orchestration.stack import Stack
 
 console = Console(highlight=False)
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for machines.")]
 
 
 def run(
@@ -41,15 +40,8 @@ def run(
     as_json: AsJson = False,
 ) -> None:
     """Train a job and wait for it; what it calls `local` is started on this machine."""
-    job = load_job(file, overrides or [])
     began = time.monotonic()
-    tell, screen = _voices(as_json)
-    with kept_for_json(as_json), on_cluster(job, tell) as stack:
-        from orchestration.driver import drive
-        from orchestration.render import show_progress
-
-        outcome = drive(job, stack=stack, say=tell, watch=partial(show_progress, screen))
-    _tell_outcome(job, outcome, began, as_json)
+    _train(load_job(file, overrides or []), began, as_json)
 
 
 RunUrl = Annotated[str, typer.Argument(metavar="RUN", help="URL of the run's folder in storage.")]
@@ -65,26 +57,16 @@ def resume(
     as_json: AsJson = False,
 ) -> None:
     """Go on with a run that ended before its end: same samples, same MLflow run, any cluster."""
-    from orchestration.run_record import check_resumed, load_record
+    from orchestration.run_record import Earlier, check_resumed, load_record
 
     began = time.monotonic()
-    tell, screen = _voices(as_json)
     with using_store(endpoint_url) as store:
         url = url.rstrip("/")
         record = load_record(store, url)
         before = from_dict(record.job)
         job = override(before, overrides or [])
         changed = {f"rayception.now.{k}": v for k, v in check_resumed(before, job).items()}
-        with kept_for_json(as_json), on_cluster(job, tell) as stack:
-            from orchestration.driver import Earlier, check_unfinished, drive
-            from orchestration.render import show_progress
-
-            earlier = Earlier(url=url, record=record, changed=changed)
-            check_unfinished(job, earlier, stack)
-            outcome = drive(
-                job, stack=stack, say=tell, watch=partial(show_progress, screen), earlier=earlier
-            )
-    _tell_outcome(job, outcome, began, as_json)
+        _train(job, began, as_json, earlier=Earlier(url=url, record=record, changed=changed))
 
 
 def fork(
@@ -99,25 +81,16 @@ def fork(
     as_json: AsJson = False,
 ) -> None:
     """Begin a new run from a checkpoint of another one: its state, its place in the data."""
-    from orchestration.run_record import check_forked, load_record
+    from orchestration.run_record import check_forked
     from orchestration.trained import find_checkpoint
 
     began = time.monotonic()
-    tell, screen = _voices(as_json)
     with using_store(endpoint_url) as store:
-        run_url, checkpoint_url = find_checkpoint(store, url)
-        before = from_dict(load_record(store, run_url).job)
+        record, checkpoint_url = find_checkpoint(store, url)
+        before = from_dict(record.job)
         job = override(before, overrides or [])
         check_forked(before, job)
-        with kept_for_json(as_json), on_cluster(job, tell) as stack:
-            from orchestration.driver import drive
-            from orchestration.render import show_progress
-
-            outcome = drive(
-                job, stack=stack, say=tell, watch=partial(show_progress, screen),
-                start_from=checkpoint_url,
-            )  # fmt: skip
-    _tell_outcome(job, outcome, began, as_json)
+        _train(job, began, as_json, start_from=checkpoint_url)
 
 
 def sweep(
@@ -210,24 +183,39 @@ def on_cluster(job: Job, tell: "Say") -> Iterator["Stack | None"]:
             "cluster. `rayception submit` it, or write cluster.address=local."
         )
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends a run as Ctrl-C does
-    if not job.uses():
+    with contextlib.ExitStack() as held:
+        stack = None
+        if job.uses():
+            folder = stack_folder()
+            cluster = job.cluster
+            num_cpus = max(os.cpu_count() or 1, cluster.accelerator.count * cluster.cpus_per_worker)
+            tell(f"starting {', '.join(sorted(job.uses()))} (data in {folder})")
+            stack = held.enter_context(using(folder, job.uses(), num_cpus=num_cpus, say=tell))
+        # Not before the stack is up: Ray takes its token from the environment when it is imported.
         from orchestration.driver import connected
 
-        with connected(job, None):
-            yield None
-        return
-    folder = stack_folder()
-    cluster = job.cluster
-    num_cpus = max(os.cpu_count() or 1, cluster.accelerator.count * cluster.cpus_per_worker)
-    tell(f"starting {', '.join(sorted(job.uses())) or 'nothing'} (data in {folder})")
-    with using(folder, job.uses(), num_cpus=num_cpus, say=tell) as stack:
-        from orchestration.driver import connected
-
-        with connected(job, stack):
-            yield stack
+        held.enter_context(connected(job, stack))
+        yield stack
 
 
-def _tell_outcome(job: Job, outcome: "Outcome", began: float, as_json: bool) -> None:
+def _train(
+    job: Job,
+    began: float,
+    as_json: bool,
+    *,
+    earlier: "Earlier | None" = None,
+    start_from: str | None = None,
+) -> None:
+    """Drives one run on its cluster, and tells what came out."""
+    tell, screen = _voices(as_json)
+    with kept_for_json(as_json), on_cluster(job, tell) as stack:
+        from orchestration.driver import drive
+        from orchestration.render import show_progress
+
+        outcome = drive(
+            job, stack=stack, say=tell, watch=partial(show_progress, screen), earlier=earlier,
+            start_from=start_from,
+        )  # fmt: skip
     wall_s = time.monotonic() - began
     if as_json:
         print_json({**asdict(outcome), "wall_s": wall_s})

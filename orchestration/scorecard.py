@@ -17,17 +17,23 @@ PREFIXES = {RAW: "eval", AVERAGE: "eval_ema"}
 def metrics_of(assessments: Mapping[str, Assessment], crops: int) -> dict[str, float]:
     """By MLflow key: `eval/top1`, of the average `eval_ema/top1`; of more crops
     `eval_144_crops/top1`. Shares in percent."""
-    found: dict[str, float] = {}
-    for kind, one in assessments.items():
-        prefix = PREFIXES[kind] + (f"_{crops}_crops" if crops > 1 else "")
-        found |= {
-            f"{prefix}/top1": 100 * one.top1,
-            f"{prefix}/top5": 100 * one.top5,
-            f"{prefix}/loss": one.loss,
-            f"{prefix}/calibration_error": 100 * one.calibration_error,
-            f"{prefix}/images": float(one.count),
-        }
-    return found
+    suffix = f"_{crops}_crops" if crops > 1 else ""
+    return {
+        f"{PREFIXES[kind]}{suffix}/{name}": float(value)
+        for kind, one in assessments.items()
+        for name, value in figures(one).items()
+    }
+
+
+def figures(one: Assessment) -> dict[str, float]:
+    """What an assessment says in numbers, shares in percent."""
+    return {
+        "images": one.count,
+        "top1": 100 * one.top1,
+        "top5": 100 * one.top5,
+        "loss": one.loss,
+        "calibration_error": 100 * one.calibration_error,
+    }
 
 
 def class_rows(assessment: Assessment, classes: Sequence[str]) -> list[tuple[str, int, float]]:

@@ -9,6 +9,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from orchestration.data_verbs import AsJson
 from orchestration.errors import JobError, TrainingError
 from orchestration.job_places import is_remote
 from orchestration.load import load_job
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
     from orchestration.submit import Cluster
 
 console = Console(highlight=False)
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for machines.")]
 Address = Annotated[
     str | None,
     typer.Option(

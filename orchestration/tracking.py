@@ -26,6 +26,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
 from orchestration.errors import ServiceError
+from orchestration.metrics import top1_of
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -125,8 +126,7 @@ def finished_children(parent: RunRef) -> dict[str, float]:
                 page_token=token,
             )
             for run in page:
-                metrics = run.data.metrics
-                top1 = metrics.get("val_ema/top1", metrics.get("val/top1"))
+                top1 = top1_of(run.data.metrics)
                 if top1 is not None and TRIAL_TAG in run.data.tags:
                     children[run.data.tags[TRIAL_TAG]] = top1
             token = page.token

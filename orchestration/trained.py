@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from datasets.augment import evaluation_boxes, resize_into
+from datasets.augment import fill_views, views_of
 from datasets.batch import empty_rows
 from datasets.decode import decode_image
 from datasets.store import Store
@@ -76,13 +76,11 @@ def load_trained(store: Store, url: str) -> Trained:
             f"{url}: got no URL and no .safetensors file; a checkpoint is the URL of a run, "
             "of a checkpoint in it, or an exported file. Write s3://BUCKET/RUN or a path."
         )
-    run_url, chosen = find_checkpoint(store, url)
-    record = load_record(store, run_url)
+    record, chosen = find_checkpoint(store, url)
     state = load_checkpoint(store, chosen)
     weights = {RAW: state.model}
-    if state.average is not None:
-        # The average has every float of the state; the counts of batches are the model's.
-        weights[AVERAGE] = state.model | state.average["tensors"]
+    if state.averaged is not None:
+        weights[AVERAGE] = state.averaged
     return Trained(
         url=chosen,
         job=from_dict(record.job),
@@ -93,22 +91,23 @@ def load_trained(store: Store, url: str) -> Trained:
     )
 
 
-def find_checkpoint(store: Store, url: str) -> tuple[str, str]:
-    """(the run's folder, the checkpoint): the one that `url` names, or its run's newest whole one.
+def find_checkpoint(store: Store, url: str) -> tuple[RunRecord, str]:
+    """(what the run says of itself, the checkpoint): the one that `url` names, or its run's newest
+    whole one.
 
     Raises JobError where there is none, or no run; StoreError.
     """
     url = url.rstrip("/")
     is_checkpoint = url.rpartition("/")[2].startswith("step-")
     run_url = url.rpartition("/")[0] if is_checkpoint else url
-    load_record(store, run_url)
+    record = load_record(store, run_url)
     chosen = url if is_checkpoint else newest_checkpoint(store, run_url)
     if chosen is None:
         raise JobError(
             f"{run_url}: got no whole checkpoint; a run writes its first at the end of an epoch. "
             "Wait for it, or name another run."
         )
-    return run_url, chosen
+    return record, chosen
 
 
 def look_at(
@@ -123,16 +122,12 @@ def look_at(
     found = []
     for name, content in images.items():
         image = decode_image(content, name)
-        boxes = evaluation_boxes(
-            *image.shape[:2], crops=crops, fraction=trained.job.data.eval_crop, input_size=size
-        )
-        views = empty_rows(1, size, views=len(boxes)).images  # (views, 3, S, S)
-        for number, box in enumerate(boxes):
-            resize_into(views[number : number + 1], image, box)
+        views = empty_rows(1, size, views=views_of(crops)).images  # (views, 3, S, S)
+        fill_views(views, image, crops=crops, fraction=trained.job.data.eval_crop)
         p = average_probabilities(
             [network],
             views,
-            views=len(boxes),
+            views=len(views),
             is_mirrored=crops > 1,
             autocast=autocast_for(device, trained.job.model.precision),
         )[0]  # (C,)

@@ -1,27 +1,21 @@
 """The verbs about trained networks: evaluate, predict, export."""
 
-import contextlib
-import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
 from inception.errors import unknown_name
-from orchestration.data_verbs import Endpoint, progress_bar, quiet, using_store
+from orchestration.data_verbs import AsJson, Endpoint, progress_bar, quiet, using_store
 from orchestration.errors import JobError
-from orchestration.job_places import LOCAL
 from orchestration.load import override
 from orchestration.rules import choose
+from orchestration.run_verbs import on_cluster
 from orchestration.tables import kept_for_json, print_json, print_panel, say
 
-if TYPE_CHECKING:
-    from orchestration.stack import Stack
-
 console = Console(highlight=False)
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for machines.")]
 CROPS = (1, 12, 144)
 Crops = Annotated[int, typer.Option(help="Crops of an image: 1, 12 or 144.")]
 Checkpoint = Annotated[
@@ -55,33 +49,17 @@ def evaluate(
     overrides = [argument for argument in arguments if "=" in argument]
     if not urls:
         raise JobError("CHECKPOINT: got none; evaluating needs at least one. Name a run's folder.")
-    if crops not in CROPS:
-        raise JobError(str(unknown_name("--crops", crops, [str(c) for c in CROPS])))
+    _check_crops(crops)
     choose("--weights", weights, ("raw", "average", "both"))
     entries = _read_blacklist(blacklist) if blacklist is not None else []
-    with contextlib.ExitStack() as held:
-        held.enter_context(kept_for_json(as_json))
-        store = held.enter_context(using_store(endpoint_url))
-        from orchestration.local import using
-        from orchestration.stack import stack_folder
+    with kept_for_json(as_json), using_store(endpoint_url) as store:
         from orchestration.trained import load_trained
 
         found = [load_trained(store, url) for url in urls]
         job = override(found[0].job, overrides)
-        stack: Stack | None = None
-        if parts := job.uses() - {"s3"} if endpoint_url == LOCAL else job.uses():
-            num_cpus = max(
-                os.cpu_count() or 1, job.cluster.accelerator.count * job.cluster.cpus_per_worker
-            )
-            stack = held.enter_context(
-                using(stack_folder(), parts | {"s3"}, num_cpus=num_cpus, say=quiet)
-            )
-        # Not before the stack is up: Ray takes its token from the environment when it is imported.
-        from orchestration.driver import connected
-        from orchestration.evaluate_run import evaluate_run
+        with on_cluster(job, quiet) as stack, progress_bar() as bar:
+            from orchestration.evaluate_run import evaluate_run
 
-        held.enter_context(connected(job, stack))
-        with progress_bar() as bar:
             task = bar.add_task("chunks scored", total=None)
             result = evaluate_run(
                 store, found, job, stack, crops=crops, weights=weights, blacklist=entries,
@@ -126,8 +104,7 @@ def predict(
     """Say what is on images: the likeliest classes of each."""
     from orchestration.trained import WEIGHTS, load_trained, look_at
 
-    if crops not in CROPS:
-        raise JobError(str(unknown_name("--crops", crops, [str(c) for c in CROPS])))
+    _check_crops(crops)
     if weights is not None:
         choose("--weights", weights, WEIGHTS)
     contents = {}
@@ -178,6 +155,11 @@ def export(
         print_json({"file": str(to), "weights": kind, "step": trained.step, "size_bytes": size})
         return
     say(f"{kind} weights of step {trained.step:,} in {to} ({size / 1e6:.1f} MB)")
+
+
+def _check_crops(crops: int) -> None:
+    if crops not in CROPS:
+        raise JobError(str(unknown_name("--crops", crops, [str(c) for c in CROPS])))
 
 
 def _read_blacklist(path: Path) -> list[str]:

@@ -42,6 +42,7 @@ from orchestration.feed import (
     data_position,
 )
 from orchestration.load import from_dict
+from orchestration.metrics import top1_of
 from orchestration.plan import Plan, build_job_architecture, learning_rate_at
 from orchestration.progress import Progress
 from orchestration.steplog import StepLog
@@ -199,7 +200,7 @@ class Rank:
                     loss=moment["train/loss"],
                     images_per_second=moment["train/images_per_second"],
                     data_wait_fraction=moment["train/data_wait_fraction"],
-                    top1=self.metrics.get("val_ema/top1", self.metrics.get("val/top1")),
+                    top1=top1_of(self.metrics),
                     attempt=self.attempt,
                 )
             )
