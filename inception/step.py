@@ -6,6 +6,7 @@ are worked; batch norm sees one micro-batch at a time; dropout's mask and what i
 float sums.
 """
 
+import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -42,6 +43,8 @@ class StepResult:
 
     loss: Tensor
     grad_norm: Tensor
+    # Seconds of this rank until the backward that all-reduces begins: what others may wait for.
+    own_s: Callable[[], float]
 
 
 def train_step(
@@ -67,6 +70,7 @@ def train_step(
     gradient to the all-reduce.
     """
     device = next(model.parameters()).device
+    clock = _Clock(device)
     share = world_size / num_micro_batches
     optimizer.zero_grad(set_to_none=True)
     statistics = StepStatistics(model, share=share, num_local=len(micro_batches))
@@ -96,6 +100,8 @@ def train_step(
                 own_share=own_share,
             )
             statistics.after_forward()
+            if i == last:
+                clock.stop()
             (loss * share).backward()  # type: ignore[no-untyped-call]
             total += loss.detach() / num_micro_batches
     if not micro_batches:
@@ -107,7 +113,34 @@ def train_step(
     if clip_norm is not None:
         nn.utils.clip_grads_with_norm_(parameters, clip_norm, grad_norm)
     optimizer.step()
-    return StepResult(loss=total, grad_norm=grad_norm.detach())
+    return StepResult(loss=total, grad_norm=grad_norm.detach(), own_s=clock.seconds)
+
+
+class _Clock:
+    """Seconds on the device between its making and `stop`; without waiting for the device."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._events: tuple[torch.cuda.Event, torch.cuda.Event] | None = None
+        if device.type == "cuda":
+            self._events = _event(), _event()
+            self._events[0].record()
+        self._began, self._took = time.perf_counter(), 0.0
+
+    def stop(self) -> None:
+        if self._events is not None:
+            self._events[1].record()
+        self._took = time.perf_counter() - self._began
+
+    def seconds(self) -> float:
+        """0 where it was not stopped: the rank had no micro-batch."""
+        if self._events is None or not self._took:
+            return self._took
+        self._events[1].synchronize()
+        return float(self._events[0].elapsed_time(self._events[1])) / 1000
+
+
+def _event() -> torch.cuda.Event:
+    return torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
 
 
 def _join_all_reduce(

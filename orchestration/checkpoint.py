@@ -140,16 +140,14 @@ def checkpoint_names(store: Store, run_url: str) -> list[str]:
     return sorted({entry.url.rsplit("/", 2)[1] for entry in store.list(f"{run_url}/step-")})
 
 
-def newest_checkpoint(store: Store, run_url: str) -> str | None:
-    """URL of the newest checkpoint below `run_url` that is whole, or None."""
+def newest_checkpoint(store: Store, run_url: str) -> tuple[str, TrainState] | None:
+    """(URL, state) of the newest checkpoint below `run_url` that is whole, or None."""
     for name in reversed(checkpoint_names(store, run_url)):
         url = f"{run_url}/{name}"
         try:
-            load_checkpoint(store, url)
+            return url, load_checkpoint(store, url)
         except TrainingError as error:
             logger.warning("%s; the one before is used", error)
-            continue
-        return url
     return None
 
 

@@ -1,5 +1,6 @@
 """Checkpoints written beside training: a step waits for the state's copy, never for storage."""
 
+import time
 from concurrent.futures import Future, ThreadPoolExecutor
 
 from datasets.store import Store
@@ -13,6 +14,7 @@ class CheckpointWriter:
         self._store, self._run_url, self._keep = store, run_url, keep
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._last: Future[None] | None = None
+        self.took_s = 0.0  # of the last one written
 
     def submit(self, state: TrainState) -> None:
         """Copies the state and begins to write it, once the one before is written.
@@ -33,5 +35,7 @@ class CheckpointWriter:
         self._thread.shutdown(wait=True)
 
     def _write(self, state: TrainState, content: bytes) -> None:
+        began = time.monotonic()
         write_checkpoint(self._store, self._run_url, state, content)
+        self.took_s = time.monotonic() - began
         prune_checkpoints(self._store, self._run_url, keep=self._keep)

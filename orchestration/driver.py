@@ -8,15 +8,12 @@ import contextlib
 import datetime
 import logging
 import secrets
-import signal
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
 import ray
-from ray.train import FailureConfig, RunConfig, ScalingConfig
-from ray.train.torch import TorchConfig, TorchTrainer
 
 from datasets.loader import EvalLoader
 from datasets.manifest import Manifest
@@ -25,11 +22,9 @@ from inception.layers import normalize
 from inception.network import build_network
 from orchestration.checkpoint import (
     TrainState,
-    load_checkpoint,
-    newest_checkpoint,
     save_checkpoint,
 )
-from orchestration.errors import JobError, ServiceError, TrainingError
+from orchestration.errors import JobError, ServiceError
 from orchestration.job import Job
 from orchestration.job_places import LOCAL
 from orchestration.load import flatten, to_dict, to_yaml
@@ -37,17 +32,17 @@ from orchestration.local import Say
 from orchestration.metrics import top1_of
 from orchestration.plan import Plan, build_job_architecture, make_plan
 from orchestration.preflight import (
-    check_cluster,
     check_imports,
     check_init,
     check_storage,
     prepare_data,
 )
 from orchestration.progress import make_board
+from orchestration.room import look, settle
+from orchestration.rounds import train_run
 from orchestration.run_record import Earlier, RunRecord, save_record
 from orchestration.stack import Stack
-from orchestration.storage import build_store_config, ray_path, shard_shape
-from orchestration.supervise import EndAtFatal, fit_until_done
+from orchestration.storage import build_store_config, shard_shape
 from orchestration.tracking import (
     RunRef,
     child_tags,
@@ -58,10 +53,8 @@ from orchestration.tracking import (
     reopen_run,
     run_status,
 )
-from orchestration.worker import Assignment, train_loop
+from orchestration.worker import Assignment
 
-# A rank that waits this long for another one has lost it.
-COLLECTIVE_LIMIT_S = 300
 Watch = Callable[[Any, Plan], Any]
 
 
@@ -91,14 +84,21 @@ def connected(job: Job, stack: Stack | None) -> Iterator[None]:
 
     Raises ServiceError where there is no cluster or it does not answer.
     """
-    address = stack.ray_address if job.cluster.address == LOCAL and stack else "auto"
+    with joined(stack.ray_address if job.cluster.address == LOCAL and stack else "auto"):
+        yield
+
+
+@contextlib.contextmanager
+def joined(address: str) -> Iterator[None]:
+    """Joins the cluster at an address, `auto` for this machine's, for the block. Raises
+    ServiceError."""
     try:
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, RuntimeError, TimeoutError) as error:
         first = str(error).strip().splitlines()[0][:200]
         raise ServiceError(
-            f"cluster.address: got {job.cluster.address}; no Ray cluster answers at {address} "
-            f"({first}). Start one with `ray start`, or write cluster.address=local."
+            f"cluster.address: got {address}; no Ray cluster answers there ({first}). "
+            "Start one with `ray start`, or write cluster.address=local."
         ) from error
     try:
         yield
@@ -137,41 +137,35 @@ def drive(
     watch: Watch,
     parent: tuple[RunRef, str] | None = None,
     earlier: Earlier | None = None,
-    start_from: str | None = None,
+    start_from: TrainState | None = None,
 ) -> Outcome:
     """Trains the job on the connected cluster.
 
     parent: the sweep's run and the name of this one in it. earlier: the run to go on with.
-    start_from: a checkpoint that a new run begins with. say: called with a line for each thing
+    start_from: the state that a new run begins with. say: called with a line for each thing
     done. watch: called with the progress actor and the plan, returns a context manager that shows
     them. Raises RayceptionError, DataError, StoreError, or KeyboardInterrupt.
     """
     began = time.monotonic()
-    store, config, plan, train, val = _prepare(job, stack, say)
+    given = job  # with every accelerator that the run may get; `job` has the one that it got
+    job, store, config, plan, train, val = _prepare(job, stack, say)
     if earlier is None:
-        run_name, run_url, run = _begin(job, store, stack, plan, train, parent)
+        run_name, run_url, run = _begin(given, store, stack, plan, train, parent)
     else:
         run_name, run_url = earlier.record.name, earlier.url
         run = _go_on(job, stack, earlier)
     if start_from is not None:
         # The points that its own run had not sent yet stay that run's.
-        begun = replace(load_checkpoint(store, start_from), unsent_metrics=[])
-        save_checkpoint(store, run_url, begun)
+        save_checkpoint(store, run_url, replace(start_from, unsent_metrics=[]))
     say(f"run {run_name} in MLflow experiment {job.experiment}")
     try:
         board = make_board()
         hand = Assignment(
-            job=to_dict(job), plan=plan, run=run, run_url=run_url, store=config, board=board
-        )
+            job=to_dict(job), plan=plan, run=run, run_url=run_url, store=config, board=board,
+            attempt=0,
+        )  # fmt: skip
         with watch(board, plan):
-            _fit(job, plan, hand, store, say)
-        checkpoint_url = newest_checkpoint(store, run_url)
-        state = load_checkpoint(store, checkpoint_url) if checkpoint_url is not None else None
-        if checkpoint_url is None or state is None or state.step < plan.total_steps:
-            raise TrainingError(
-                f"{run_url}: got no checkpoint of step {plan.total_steps} from a finished run; "
-                "every run writes one at its end. See Ray's logs, and report this."
-            )
+            checkpoint_url, state = train_run(job, hand, store, say)
         say("training done; logging the model")
         model_uri = _log_final_model(job, store, state, run, val)
         attempts = int(ray.get(board.count_attempts.remote(), timeout=30))
@@ -195,9 +189,11 @@ def drive(
 
 def _prepare(
     job: Job, stack: Stack | None, say: Say
-) -> tuple[Store, StoreConfig, Plan, Manifest, Manifest]:
-    """What must hold before anything is written: data, plan and cluster."""
+) -> tuple[Job, Store, StoreConfig, Plan, Manifest, Manifest]:
+    """What must hold before anything is written: data, plan and cluster; the job on the
+    accelerator that it gets."""
     check_imports()
+    job, _ = settle(job, look, say=say, limit_s=job.cluster.wait_s)
     config = build_store_config(job, stack)
     store = Store(config)
     check_init(job, store)
@@ -208,8 +204,7 @@ def _prepare(
         val_samples=val.num_samples,
         shape=shard_shape(train),
     )
-    check_cluster(job, list(ray.nodes()))
-    return store, config, plan, train, val
+    return job, store, config, plan, train, val
 
 
 def _begin(
@@ -248,41 +243,6 @@ def _begin(
     save_record(store, run_url, record)
     log_text(run, to_yaml(job), "job.yaml")
     return run_name, run_url, run
-
-
-def _fit(job: Job, plan: Plan, hand: Assignment, store: Store, say: Say) -> None:
-    """Trains to the last step, in as many rounds as storage needs. Raises RayceptionError, or
-    KeyboardInterrupt."""
-    cluster, accelerator = job.cluster, job.cluster.accelerator
-    resources = {"CPU": float(cluster.cpus_per_worker)}
-
-    def build(number: int) -> TorchTrainer:
-        return TorchTrainer(
-            train_loop,
-            train_loop_config={"assignment": hand},
-            torch_config=TorchConfig(
-                backend="nccl" if accelerator.is_gpu else "gloo", timeout_s=COLLECTIVE_LIMIT_S
-            ),
-            scaling_config=ScalingConfig(
-                num_workers=plan.world_size,
-                use_gpu=accelerator.is_gpu,
-                resources_per_worker=resources | ({"GPU": 1.0} if accelerator.is_gpu else {}),
-                accelerator_type=accelerator.type if accelerator.is_gpu else None,
-            ),
-            run_config=RunConfig(
-                name=f"round-{number}-{secrets.token_hex(3)}",  # Ray goes on under a used name
-                storage_path=ray_path(f"{hand.run_url}/ray", hand.store),
-                failure_config=FailureConfig(max_failures=cluster.max_failures),
-                callbacks=[EndAtFatal()],
-            ),
-        )
-
-    try:
-        fit_until_done(build, lambda: check_storage(store, hand.run_url), say)
-    except SystemExit as error:  # what Ray's own Ctrl-C handler raises in fit()
-        raise KeyboardInterrupt from error
-    finally:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def _log_final_model(job: Job, store: Store, state: TrainState, run: RunRef, val: Manifest) -> str:

@@ -34,6 +34,10 @@ class TrainingError(RayceptionError):
     exit_code = 4
 
 
+class RollBack(RayceptionError):
+    """A step whose loss is no finite number: the run goes on before it, and without it."""
+
+
 # What a person is told in one line, whichever package says it.
 TOLD_IN_ONE_LINE = (RayceptionError, DataError, StoreError, LoaderError, ModelError)
 

@@ -159,7 +159,7 @@ def _make_actors(request: Request, job: Job) -> list[Any]:
         options |= {"num_gpus": 1, "accelerator_type": accelerator.type}
     make = ray.remote(Scorer).options(**options)
     return [
-        make.remote() for _ in range(min(cluster.num_nodes * accelerator.count, request.num_chunks))
+        make.remote() for _ in range(min(cluster.max_nodes * accelerator.count, request.num_chunks))
     ]
 
 

@@ -45,7 +45,7 @@ class Job:
                 f"data.decoder: got nvjpeg with cluster.accelerators "
                 f"{self.cluster.accelerators}; it decodes on a GPU. Write data.decoder=cpu."
             )
-        if self.cluster.address == LOCAL and self.cluster.num_nodes > 1:
+        if self.cluster.address == LOCAL and self.cluster.max_nodes > 1:
             raise JobError(
                 f"cluster.num_nodes: got {self.cluster.num_nodes} with cluster.address local; "
                 "this machine is one node. Write 1, or run on a Ray cluster "
@@ -63,7 +63,7 @@ class Job:
                         "cannot reach it. Name a service that every node reaches."
                     )
         num_micro_batches = self.data.global_batch_size // self.data.micro_batch_size
-        world_size = self.cluster.num_nodes * accelerator.count
+        world_size = self.cluster.max_nodes * max(one.count for one in self.cluster.choices)
         if num_micro_batches < world_size:
             raise JobError(
                 f"data.global_batch_size: got {self.data.global_batch_size}, which is "

@@ -1,13 +1,14 @@
 """The job's places: cluster, object store, checkpoints, tracking. See job.py."""
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from orchestration.accelerators import Accelerator, parse_accelerator
 from orchestration.errors import JobError
 from orchestration.rules import at_least, choose, without_secrets
 
 LOCAL = "local"
+SECRET_NAME = re.compile(r"SECRET|PASSWORD|PASSWD|TOKEN|CREDENTIAL|ACCESS_KEY|API_KEY", re.I)
 
 
 def is_remote(address: str) -> bool:
@@ -19,6 +20,28 @@ ADDRESSING = ("auto", "path", "virtual")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Environment:
+    """What the job's processes have on a cluster besides what its nodes have (Ray's runtime_env).
+    No secret: whoever may ask the cluster for its jobs reads these values."""
+
+    # A container image for the workers; the cluster's own where it is left out.
+    image: str | None = None
+    # Requirements that pip installs on each node before the job starts there.
+    pip: list[str] = field(default_factory=list)
+    # Environment variables, such as NCCL_DEBUG: INFO.
+    variables: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name in self.variables:
+            if SECRET_NAME.search(name):
+                raise JobError(
+                    f"cluster.environment.variables: got {name}; a secret is named, never written: "
+                    "whoever sees the job sees it. Put the name alone into cluster.secrets, and "
+                    "the value into the environment of the cluster's nodes."
+                )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Cluster:
     """Where the job runs and on what."""
 
@@ -27,25 +50,81 @@ class Cluster:
     # http://head:8265: the dashboard of the cluster that `submit` sends the job to.
     address: str = LOCAL
     # TYPE:COUNT of one node, e.g. H100:8; CPU:2 is two ranks without a GPU. One rank a device.
-    accelerators: str = "CPU:2"
-    # Nodes; the number of ranks (world size) is num_nodes x COUNT.
-    num_nodes: int = 1
+    # A list, such as [H100:8, A100:8]: the first that the cluster has room for.
+    accelerators: str | list[str] = "CPU:2"
+    # Nodes; the number of ranks (world size) is num_nodes x COUNT. {min: 2, max: 4}: as many as
+    # there are, between the two; the run goes on with another number when machines come and go.
+    num_nodes: int | dict[str, int] = 1
+    # Ranks on spot machines alone: nodes that carry the label ray.io/market-type: spot.
+    use_spot: bool = False
     # CPU cores of one rank: its compute threads on a CPU, its decoding threads beside a GPU.
     cpus_per_worker: int = 1
-    # How often a dead worker or node may be replaced, each time from the last checkpoint.
+    # How often a dead worker or node may be replaced, each time from the last checkpoint. A node
+    # that was taken away with notice does not count.
     max_failures: int = 3
+    # How long the job waits for room on the cluster that other work has now; 0: not at all.
+    wait_s: int = 86_400
+    environment: Environment = field(default_factory=Environment)
+    # Names of environment variables that every node of the job must have, such as
+    # AWS_SECRET_ACCESS_KEY. Their values stay there.
+    secrets: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        parse_accelerator(self.accelerators)
+        choices = self.choices
+        if not choices:
+            raise JobError(
+                "cluster.accelerators: got an empty list; a job runs on something. Write H100:8."
+            )
+        if len({one.is_gpu for one in choices}) > 1:
+            raise JobError(
+                f"cluster.accelerators: got {', '.join(map(str, choices))}; GPUs and CPUs round "
+                "differently, so the result would depend on which there was. Name GPUs, or CPUs."
+            )
         if not is_remote(self.address):
             choose("cluster.address", self.address, (LOCAL, "auto", "http://HEAD:8265"))
-        at_least("cluster.num_nodes", self.num_nodes, 1)
+        if isinstance(self.num_nodes, dict) and set(self.num_nodes) != {"min", "max"}:
+            raise JobError(
+                f"cluster.num_nodes: got {dict(self.num_nodes)}; a number, or {{min: 2, max: 4}}. "
+                "Write it so."
+            )
+        at_least("cluster.num_nodes", self.min_nodes, 1)
+        if self.max_nodes < self.min_nodes:
+            raise JobError(
+                f"cluster.num_nodes: got min {self.min_nodes} above max {self.max_nodes}; min is "
+                "the smaller one. Exchange them."
+            )
         at_least("cluster.cpus_per_worker", self.cpus_per_worker, 1)
         at_least("cluster.max_failures", self.max_failures, 0)
+        at_least("cluster.wait_s", self.wait_s, 0)
+        for name in self.secrets:
+            if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
+                raise JobError(
+                    "cluster.secrets: got an entry that is no name of an environment variable; "
+                    "names alone stand there. Take the value out, and change that secret."
+                )
+
+    @property
+    def choices(self) -> list[Accelerator]:
+        """What the job may run on, the best first."""
+        given = [self.accelerators] if isinstance(self.accelerators, str) else self.accelerators
+        return [parse_accelerator(one) for one in given]
 
     @property
     def accelerator(self) -> Accelerator:
-        return parse_accelerator(self.accelerators)
+        """The first choice; on a cluster, the one that was chosen (room.settle)."""
+        return self.choices[0]
+
+    @property
+    def min_nodes(self) -> int:
+        return self.num_nodes if isinstance(self.num_nodes, int) else self.num_nodes["min"]
+
+    @property
+    def max_nodes(self) -> int:
+        return self.num_nodes if isinstance(self.num_nodes, int) else self.num_nodes["max"]
+
+    @property
+    def is_elastic(self) -> bool:
+        return self.min_nodes != self.max_nodes
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

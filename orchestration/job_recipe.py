@@ -226,8 +226,12 @@ class Loss:
     # Alphas of mixup and CutMix, within a micro-batch; 0 is off. With both, each takes one of them.
     mixup: float = 0.0
     cutmix: float = 0.0
+    # What a step whose loss is no finite number does to the run: `stop` ends it; `skip` goes back
+    # to the checkpoint before and on without that step, MAX_SKIPPED times at most.
+    not_finite: str = "stop"
 
     def __post_init__(self) -> None:
+        choose("loss.not_finite", self.not_finite, ("stop", "skip"))
         within("loss.mixup", self.mixup, 0.0, 100.0)
         within("loss.cutmix", self.cutmix, 0.0, 100.0)
         within("loss.label_smoothing", self.label_smoothing, 0.0, 0.99)

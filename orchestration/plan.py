@@ -33,7 +33,7 @@ class ShardShape:
 class Plan:
     """What a job means on its cluster and data."""
 
-    world_size: int
+    world_size: int  # of all nodes; an elastic run may have fewer
     num_nodes: int
     ranks_per_node: int
     train_samples: int
@@ -143,7 +143,7 @@ def make_plan(
                 f"Write {found}, or name the prefix you meant."
             )
     accelerator = job.cluster.accelerator
-    world_size = job.cluster.num_nodes * accelerator.count
+    world_size = job.cluster.max_nodes * accelerator.count
     batch = job.data.global_batch_size
     num_micro_batches = batch // job.data.micro_batch_size
     if batch > train_samples:
@@ -172,7 +172,7 @@ def make_plan(
     flops = FLOPS_PER_MULTIPLY_ADD * PASSES_PER_STEP * cost.multiply_adds
     return Plan(
         world_size=world_size,
-        num_nodes=job.cluster.num_nodes,
+        num_nodes=job.cluster.max_nodes,
         ranks_per_node=accelerator.count,
         train_samples=train_samples,
         val_samples=val_samples,

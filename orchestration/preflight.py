@@ -2,7 +2,6 @@
 
 import importlib.util
 from pathlib import Path
-from typing import Any
 
 from datasets.manifest import Manifest, index_url, load_manifest
 from datasets.pack import pack
@@ -10,7 +9,6 @@ from datasets.sources import digits
 from datasets.store import Store
 from orchestration.errors import JobError, ServiceError
 from orchestration.job import Job
-from orchestration.job_places import LOCAL
 from orchestration.local import Say
 from orchestration.stack import ROOT
 
@@ -71,38 +69,3 @@ def check_init(job: Job, store: Store) -> None:
         raise JobError(
             f"model.init_from: got {url}, and no such file; it must exist. Mend the URL."
         )
-
-
-def check_cluster(job: Job, nodes: list[dict[str, Any]]) -> None:
-    """Whether the live nodes can ever hold the job; Ray itself would wait for ever.
-
-    nodes: as `ray.nodes()` gives them. Raises ServiceError, naming what the cluster has.
-    """
-    cluster, accelerator = job.cluster, job.cluster.accelerator
-    alive = [node["Resources"] for node in nodes if node["Alive"]]
-    cpus = cluster.cpus_per_worker
-    if accelerator.is_gpu:
-        marker = f"accelerator_type:{accelerator.type}"
-        ranks = [
-            int(min(has.get("GPU", 0), has.get("CPU", 0) // cpus)) for has in alive if marker in has
-        ]
-        what = f"{accelerator.type} with {cpus} CPUs each"
-    else:
-        ranks = [int(has.get("CPU", 0) // cpus) for has in alive]
-        what = f"{cpus} CPUs each"
-    wanted = cluster.num_nodes * accelerator.count
-    fitting = sum(min(here, accelerator.count) for here in ranks)
-    if fitting >= wanted:
-        return
-    types = sorted({key.split(":")[1] for has in alive for key in has if "accelerator_type" in key})
-    total = {key: int(sum(has.get(key, 0) for has in alive)) for key in ("CPU", "GPU")}
-    remedy = (
-        "Run `rayception stack down` and start again, or ask for less"
-        if cluster.address == LOCAL
-        else "Add nodes, or ask for less in cluster.accelerators and cluster.num_nodes"
-    )
-    raise ServiceError(
-        f"cluster.accelerators: got {cluster.accelerators} on {cluster.num_nodes} nodes, which is "
-        f"{wanted} ranks ({what}); the cluster has room for {fitting} on {len(alive)} nodes with "
-        f"{total['CPU']} CPUs, {total['GPU']} GPUs ({', '.join(types) or 'no GPU type'}). {remedy}."
-    )

@@ -1,12 +1,17 @@
-"""What a run is doing right now: rank 0 posts it, the driver shows it.
+"""What a run is doing right now, and what is wanted of it: rank 0 posts, the driver reads and asks.
 
-A tiny actor, because `ray.train.report` is a barrier that the controller drains once a poll. Rank
-0 posts without waiting for an answer; a lost post costs nothing but a stale line.
+A tiny actor, because `ray.train.report` is a barrier that the controller drains once a poll. Rank 0
+posts without waiting; the answer, what the ranks are to do, is read at its next post.
 """
 
+import time
+from enum import IntEnum
 from typing import Any, TypedDict
 
 import ray
+
+# Before a node's end: two looks of the ranks, a checkpoint as long as the last one twice over.
+LEAVE_MARGIN_S = 8.0
 
 
 class Progress(TypedDict):
@@ -20,22 +25,57 @@ class Progress(TypedDict):
     data_wait_fraction: float
     top1: float | None  # of the last evaluation, percent
     attempt: int
+    ranks: int
+    checkpoint_s: float  # how long the last one took to write
+
+
+class Wish(IntEnum):
+    """What the ranks are to do at their next look."""
+
+    GO_ON = 0
+    SAVE = 1
+    LEAVE = 2  # after a checkpoint
 
 
 class Board:
-    """Holds the newest progress; an actor without CPU."""
+    """Holds the newest progress and the newest wish; an actor without CPU."""
 
     def __init__(self) -> None:
         self._progress: Progress | None = None
         self._attempts = 0
+        self._nodes: dict[int, str] = {}
+        self._end_at: float | None = None  # when a wish to leave must have been met (Unix time)
+        self._is_saved = False
 
     def begin_attempt(self) -> int:
-        """Counts a new worker group; -> 1 for the first."""
+        """Counts a new worker group and forgets what was wanted of the last; -> 1 for the first."""
         self._attempts += 1
+        self._nodes, self._end_at, self._is_saved = {}, None, False
+        self._progress = None
         return self._attempts
 
-    def post(self, progress: Progress) -> None:
+    def join(self, rank: int, node_id: str) -> None:
+        """Says where a rank of the present attempt works."""
+        self._nodes[rank] = node_id
+
+    def nodes(self) -> dict[int, str]:
+        """Node id by rank, of the present attempt."""
+        return self._nodes
+
+    def ask_to_leave(self, end_at: float) -> None:
+        """The ranks are to have saved and left by `end_at` (Unix time, seconds)."""
+        self._end_at = end_at if self._end_at is None else min(end_at, self._end_at)
+
+    def post(self, progress: Progress) -> Wish:
         self._progress = progress
+        if self._end_at is None:
+            return Wish.GO_ON
+        if time.time() > self._end_at - LEAVE_MARGIN_S - 2 * progress["checkpoint_s"]:
+            return Wish.LEAVE
+        if not self._is_saved:  # at the notice, lest the node goes sooner than it said
+            self._is_saved = True
+            return Wish.SAVE
+        return Wish.GO_ON
 
     def read(self) -> Progress | None:
         return self._progress
@@ -46,4 +86,6 @@ class Board:
 
 def make_board() -> Any:
     """The actor, owned by the driver: it ends with it. It stays on the driver's node."""
-    return ray.remote(num_cpus=0)(Board).remote()
+    here = ray.get_runtime_context().get_node_id()
+    stay = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(here, soft=False)
+    return ray.remote(num_cpus=0, scheduling_strategy=stay)(Board).remote()

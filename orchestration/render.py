@@ -13,7 +13,7 @@ from orchestration.plan import Plan
 from orchestration.progress import Progress as Moment
 
 POLL_S = 0.5
-LINE_EVERY_S = 10.0  # where there is no terminal to redraw
+LINE_EVERY_S = 5.0  # where there is no terminal to redraw
 
 
 @contextlib.contextmanager
@@ -45,7 +45,9 @@ def show_progress(console: Console, board: Any, plan: Plan) -> Iterator[None]:
             bar.update(task, completed=moment["step"], description=line)
             if bar.disable and waited - last_line >= LINE_EVERY_S:
                 last_line = waited
-                console.print(f"step {moment['step']}/{moment['total_steps']}: {line}")
+                console.print(
+                    f"step {moment['step']}/{moment['total_steps']}: {line}", soft_wrap=True
+                )
 
     follower = threading.Thread(target=follow, name="progress", daemon=True)
     with bar:

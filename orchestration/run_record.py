@@ -67,6 +67,7 @@ def load_record(store: Store, run_url: str) -> RunRecord:
 FREE = (
     "cluster.",
     "storage.",
+    "loss.not_finite",
     "tracking.log_every_steps",
     "checkpoint.every_steps",
     "checkpoint.keep",

@@ -24,6 +24,7 @@ from orchestration.sweep import Trial, cells, digest, expand, summarize, to_mark
 from orchestration.tables import kept_for_json, own_name, print_json, print_outcome, say
 
 if TYPE_CHECKING:
+    from orchestration.checkpoint import TrainState
     from orchestration.local import Say
     from orchestration.run_record import Earlier
     from orchestration.stack import Stack
@@ -86,11 +87,11 @@ def fork(
 
     began = time.monotonic()
     with using_store(endpoint_url) as store:
-        record, checkpoint_url = find_checkpoint(store, url)
+        record, _, state = find_checkpoint(store, url)
         before = from_dict(record.job)
         job = override(before, overrides or [])
         check_forked(before, job)
-        _train(job, began, as_json, start_from=checkpoint_url)
+        _train(job, began, as_json, start_from=state)
 
 
 def sweep(
@@ -204,7 +205,7 @@ def _train(
     as_json: bool,
     *,
     earlier: "Earlier | None" = None,
-    start_from: str | None = None,
+    start_from: "TrainState | None" = None,
 ) -> None:
     """Drives one run on its cluster, and tells what came out."""
     tell, screen = _voices(as_json)

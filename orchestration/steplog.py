@@ -13,12 +13,15 @@ import torch.distributed as dist
 from datasets.batch import KINDS, Damages
 from datasets.loader import TrainLoader
 from inception.step import StepResult
-from orchestration.errors import TrainingError
+from orchestration.errors import RollBack, TrainingError
 from orchestration.job import Job
 from orchestration.plan import Plan, learning_rate_at
+from orchestration.progress import Wish
 from orchestration.tracking import MetricWriter
 
 logger = logging.getLogger(__name__)
+
+LOOK_EVERY_S = 1.0  # at least, where steps are shorter than that: a notice may be short
 
 
 class StepLog:
@@ -31,20 +34,28 @@ class StepLog:
         loader: TrainLoader,
         writer: MetricWriter | None,
         keep: Callable[[int, tuple[str, ...]], str],
+        *,
+        can_skip: bool,
     ) -> None:
         """writer: rank 0's; the other ranks have none. keep: writes the names of a step's samples
-        for a person; -> where."""
-        self._keep = keep
+        for a person; -> where. can_skip: a step without a finite loss may be left out."""
+        self._keep, self._can_skip = keep, can_skip
         self._job, self._plan, self._loader, self._writer = job, plan, loader, writer
         self._results: list[StepResult] = []
         self._keys: list[tuple[str, ...]] = []  # of each step's samples on this rank
         self._told = 0  # messages of damage that stand in the log
+        self._group = 1  # steps until the next look; the same on all ranks
         self._trained_steps = 0
         self._trained_s = 0.0
         self.resume_clock()
 
     def __len__(self) -> int:
         return len(self._results)
+
+    @property
+    def is_due(self) -> bool:
+        """Whether the ranks speak now: after `log_every_steps`, or a second's worth of steps."""
+        return len(self._results) >= self._group
 
     @property
     def images_per_second(self) -> float:
@@ -60,12 +71,13 @@ class StepLog:
         """Time begins anew: what came between was no training."""
         self._began, self._waited = time.monotonic(), self._loader.wait_s
 
-    def send(self, step: int) -> dict[str, float]:
+    def send(self, step: int, wish: Wish) -> tuple[dict[str, float], Wish]:
         """The last steps' global losses and skipped samples, up to `step` finished ones.
 
-        All ranks take part: one all-reduce. Rank 0 logs every step. Returns what a progress line
-        needs. Raises TrainingError, on all ranks alike: a loss that is no finite number, more
-        damaged samples than the job allows.
+        wish: what rank 0 has heard; the others give GO_ON. All ranks take part: one all-reduce.
+        Rank 0 logs every step. Returns what a progress line needs, and the wish on which all
+        agree. Raises on all ranks alike: RollBack or TrainingError, a loss that is no finite
+        number; TrainingError, more damaged samples than the job allows.
         """
         elapsed_s = time.monotonic() - self._began
         wait_s = self._loader.wait_s - self._waited
@@ -77,10 +89,17 @@ class StepLog:
         shares = torch.stack([result.loss for result in results]).float()  # (steps,)
         counts = [float(damages.counts[kind]) for kind in KINDS]
         skipped = torch.tensor(counts, device=shares.device)
-        sums = torch.cat([shares, skipped])  # (steps + kinds,)
-        dist.all_reduce(sums)
-        losses, by_kind = sums[: len(results)].tolist(), sums[len(results) :].tolist()
+        busy = torch.zeros(dist.get_world_size())  # ranks' own seconds, each in its place
+        busy[dist.get_rank()] = wait_s + sum(result.own_s() for result in results)
+        asked = torch.tensor([float(wish), elapsed_s / dist.get_world_size()])
+        sums = torch.cat([shares, skipped, *(one.to(shares.device) for one in (asked, busy))])
+        dist.all_reduce(sums)  # (steps + kinds + 2 + ranks,)
+        losses, by_kind, heard, own_s = (
+            part.tolist() for part in torch.split(sums, [len(results), len(KINDS), 2, len(busy)])
+        )
         num_damaged = sum(by_kind)
+        step_s = heard[1] / len(results)
+        self._group = max(1, min(self._job.tracking.log_every_steps, int(LOOK_EVERY_S / step_s)))
         for message in damages.first[self._told :]:
             logger.warning("skipped: %s", message)
         self._told = len(damages.first)
@@ -97,6 +116,7 @@ class StepLog:
             for kind, number in zip(KINDS, by_kind, strict=True)
             if number
         }
+        rates |= _spread(own_s, elapsed_s)
         if self._writer is not None:
             for number, (loss, norm) in enumerate(zip(losses, norms, strict=True), start=first):
                 self._writer.log(
@@ -110,7 +130,7 @@ class StepLog:
                 )
             self._writer.log(step, rates)
         self.resume_clock()
-        return {"train/loss": losses[-1], **rates}
+        return {"train/loss": losses[-1], **rates}, Wish(round(heard[0]))
 
     def _check(
         self,
@@ -123,10 +143,13 @@ class StepLog:
         for number, loss in enumerate(losses, start=first):
             if loss - loss != 0.0:  # infinite or not a number
                 where = self._keep(number, keys[number - first])
+                what = f"train/loss: got {loss} in step {number}; a loss is a finite number"
+                if self._can_skip:
+                    raise RollBack(f"{what} (its samples are named in {where})")
                 raise TrainingError(
-                    f"train/loss: got {loss} in step {number}; a loss is a finite number. "
-                    "Lower optim.lr, or set optim.clip_norm, and run again; the step's samples are "
-                    f"named in {where}."
+                    f"{what}. Lower optim.lr, or set optim.clip_norm, and run again; the step's "
+                    f"samples are named in {where}. `rayception resume` with "
+                    "loss.not_finite=skip goes on without it."
                 )
         limit = self._job.data.max_damaged
         if num_damaged > limit:
@@ -136,3 +159,17 @@ class StepLog:
                 f"{dict(damages.counts)}, such as {damages.first[:2]}). Look with "
                 "`rayception verify`, mend them or raise the limit."
             )
+
+
+def _spread(own_s: list[float], elapsed_s: float) -> dict[str, float]:
+    """Which rank the others wait for. own_s: each rank's seconds until it is ready for the
+    gradients' all-reduce: data, forward and most of backward."""
+    slowest = max(range(len(own_s)), key=lambda rank: own_s[rank])
+    others = sorted(own_s[:slowest] + own_s[slowest + 1 :])
+    if not others:
+        return {}
+    median = others[len(others) // 2]
+    return {
+        "train/slowest_rank": float(slowest),
+        "train/slowest_rank_lag_fraction": max(0.0, (own_s[slowest] - median) / elapsed_s),
+    }

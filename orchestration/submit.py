@@ -8,13 +8,16 @@ headers come from RAY_JOB_HEADERS, as for Ray's own commands.
 
 import contextlib
 import json
+import logging
 import os
+import re
 import secrets
+import shlex
 import shutil
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,17 +25,21 @@ from typing import Any
 from ray.exceptions import RayError
 from ray.job_submission import JobStatus, JobSubmissionClient
 
-from orchestration.errors import JobError, ServiceError
+from orchestration.errors import JobError, ServiceError, TrainingError
 from orchestration.job import Job
+from orchestration.job_places import Environment
 from orchestration.load import to_yaml
 from orchestration.stack import ROOT
+from orchestration.versions import VERSIONS, versions
 
 JOB_FILE = "submitted-job.yaml"
 MAX_UPLOAD_BYTES = 50 * 2**20  # the checkout is under one; what is above is not meant
-ENTRYPOINT = f"python -m orchestration.cli run {JOB_FILE} cluster.address=auto"
+PROGRAM = ("python", "-m", "orchestration.cli")
+ON_CLUSTER = "cluster.address=auto"  # how a job that was sent names the cluster that it is on
 STOP_LIMIT_S = 120.0
 POLL_S = 1.0
-ENDED = (JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.STOPPED)
+ENDED_WORDS = tuple(s.value for s in (JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.STOPPED))
+ERRAND = "rayception-errand"  # name of submissions that only ask something
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -47,6 +54,9 @@ class Submission:
     ended_ms: int | None
 
 
+logging.getLogger("ray").setLevel(logging.WARNING)  # what it uploads, file by file
+
+
 class Cluster:
     """The Jobs API of one cluster. Raises ServiceError where it does not answer or refuses."""
 
@@ -59,20 +69,58 @@ class Cluster:
 
     def submit(self, job: Job) -> str:
         """Sends the job; -> its submission id. Raises JobError where the checkout is too large."""
-        submission = f"{job.name}-{secrets.token_hex(4)}"
+        return self.send(("run", JOB_FILE, ON_CLUSTER), name=job.name, job=job)
+
+    def send(
+        self,
+        arguments: Sequence[str],
+        *,
+        name: str,
+        job: Job | None = None,
+        environment: Environment | None = None,
+    ) -> str:
+        """Sends `rayception ARGUMENTS` to be run there, with the job as JOB_FILE; -> its submission
+        id. Raises JobError where the checkout is too large; ServiceError."""
+        submission = f"{name}-{secrets.token_hex(4)}"
+        environment = environment or (job.cluster.environment if job is not None else Environment())
         with staged(job) as folder, self._told():
             return str(
                 self._client.submit_job(
-                    entrypoint=ENTRYPOINT,
+                    entrypoint=shlex.join([*PROGRAM, *arguments]),
                     submission_id=submission,
-                    runtime_env={"working_dir": str(folder)},
-                    metadata={"rayception.name": job.name},
+                    runtime_env={"working_dir": str(folder), **runtime_env(environment)},
+                    metadata={"rayception.name": name},
                 )
             )
 
+    def ask(self, arguments: Sequence[str], *, job: Job | None = None, limit_s: float) -> Any:
+        """What `rayception ARGUMENTS --json` answers there.
+
+        Raises what it raised, as an error of the same exit code; ServiceError: nothing for
+        `limit_s`.
+        """
+        submission = self.send((*arguments, "--json"), name=ERRAND, job=job)
+        deadline = time.monotonic() + limit_s
+        while (found := self.find(submission)).status not in ENDED_WORDS:
+            if time.monotonic() > deadline:
+                with self._told():
+                    self._client.stop_job(submission)
+                raise ServiceError(
+                    f"cluster.address: got {self.address}, no answer to `{arguments[0]}` within "
+                    f"{limit_s:.0f} s ({found.message}). See its head's load and logs."
+                )
+            time.sleep(0.3)
+        lines = [line for line in self.logs(submission).splitlines() if line.strip()]
+        if found.status == "SUCCEEDED":
+            begin = max(i for i, line in enumerate(lines) if line in ("{", "["))
+            return json.loads("\n".join(lines[begin:]))
+        code = re.search(r"exit code (\d+)", found.message)
+        kinds = {one.exit_code: one for one in (JobError, ServiceError, TrainingError)}
+        raise kinds.get(int(code[1]) if code else 0, ServiceError)(lines[-1] if lines else "")
+
     def find(self, submission: str) -> Submission:
         """Raises JobError where the cluster has no such submission."""
-        for one in self.list():
+        for one in self._all():
             if one.id == submission:
                 return one
         raise JobError(
@@ -80,8 +128,11 @@ class Cluster:
             "`rayception list` names them."
         )
 
-    def list(self) -> list[Submission]:
-        """Those that this program sent, the newest first."""
+    def jobs(self) -> list[Submission]:
+        """The jobs that this program sent, the newest first."""
+        return [one for one in self._all() if one.name != ERRAND]
+
+    def _all(self) -> list[Submission]:
         with self._told():
             found = self._client.list_jobs()
         ours = [one for one in found if (one.metadata or {}).get("rayception.name")]
@@ -90,7 +141,7 @@ class Cluster:
                 id=one.submission_id,
                 name=one.metadata["rayception.name"],
                 status=str(one.status.value),
-                message=(one.message or "").strip().splitlines()[-1:][0] if one.message else "",
+                message=" ".join((one.message or "").split())[:500],
                 began_ms=one.start_time,
                 ended_ms=one.end_time,
             )
@@ -111,10 +162,10 @@ class Cluster:
             # Asked before the log is read: what was printed before the end is not missed.
             status = self.find(submission).status
             text = self.logs(submission)
-            whole = len(text) if status in [s.value for s in ENDED] else text.rfind("\n") + 1
+            whole = len(text) if status in ENDED_WORDS else text.rfind("\n") + 1
             yield from text[shown:whole].splitlines()
             shown = max(shown, whole)
-            if status in [s.value for s in ENDED]:
+            if status in ENDED_WORDS:
                 return
             time.sleep(POLL_S)
 
@@ -126,7 +177,7 @@ class Cluster:
         deadline = time.monotonic() + STOP_LIMIT_S
         while True:
             found = self.find(submission)
-            if found.status in [s.value for s in ENDED]:
+            if found.status in ENDED_WORDS:
                 return found
             if time.monotonic() > deadline:
                 raise ServiceError(
@@ -148,8 +199,21 @@ class Cluster:
             ) from error
 
 
+def runtime_env(environment: Environment) -> dict[str, Any]:
+    """What Ray is to give the job's processes. The variables of this laptop's Python, Ray and torch
+    go along, for preflight to compare."""
+    given: dict[str, Any] = {
+        "env_vars": {**environment.variables, VERSIONS: json.dumps(versions())}
+    }
+    if environment.pip:
+        given["pip"] = list(environment.pip)
+    if environment.image is not None:
+        given["image_uri"] = environment.image
+    return given
+
+
 @contextlib.contextmanager
-def staged(job: Job) -> Iterator[Path]:
+def staged(job: Job | None) -> Iterator[Path]:
     """A folder with what travels, for the block. Raises JobError: not a git checkout, too large."""
     listed = subprocess.run(
         ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
@@ -178,7 +242,8 @@ def staged(job: Job) -> Iterator[Path]:
             target = folder / name
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(ROOT / name, target)
-        (folder / JOB_FILE).write_text(to_yaml(job))
+        if job is not None:
+            (folder / JOB_FILE).write_text(to_yaml(job))
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from orchestration.submit import Cluster
 
 console = Console(highlight=False)
+DRAIN_LIMIT_S = 60.0
 Address = Annotated[
     str | None,
     typer.Option(
@@ -89,11 +90,38 @@ def stop(submission: Name, address: Address = None, as_json: AsJson = False) -> 
         say(f"{submission} {found.status}")
 
 
+def drain(
+    node: Annotated[
+        str,
+        typer.Argument(
+            metavar="NODE", help="Address, host name or beginning of the id; `here`: this machine."
+        ),
+    ],
+    notice: Annotated[float, typer.Option(min=0, help="Seconds until it is taken away.")] = 60.0,
+    address: Address = None,
+    as_json: AsJson = False,
+) -> None:
+    """Announce that a node will be taken away: runs on it save, leave and go on elsewhere."""
+    if address == "auto":
+        from orchestration.drain import drain as drain_node
+        from orchestration.driver import joined
+
+        with joined("auto"):
+            said = asdict(drain_node(node, notice))
+    else:
+        asked = ("drain", node, "--notice", str(notice), "--address", "auto")
+        said = _cluster(address).ask(asked, limit_s=DRAIN_LIMIT_S)
+    if as_json:
+        print_json(said)
+    else:
+        say(f"node {said['address']} ({said['node'][:8]}) drains; it ends in {notice:.0f} s")
+
+
 def list_submissions(address: Address = None, as_json: AsJson = False) -> None:
     """List the submissions of a cluster, the newest first."""
     from orchestration.submit import describe
 
-    found = _cluster(address).list()
+    found = _cluster(address).jobs()
     if as_json:
         print_json([asdict(one) for one in found])
         return

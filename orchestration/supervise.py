@@ -1,19 +1,20 @@
-"""fit(), again where Ray gives up although going on would work, and never where it would not.
+"""Training in rounds of fit(): again where going on would work, and never where it would not.
 
-Ray Train replaces dead workers `max_failures` times whatever they died of, and ends at once when
-its controller fails, as it does when storage is away for a moment. Here a worker that says what is
-wrong with the job or the data ends the run at its first word, and a run that lost its storage
-waits until that answers and goes on from the newest whole checkpoint. Each fit() has a folder of
-its own for Ray's snapshots, so a torn or stale one is never read: the checkpoints' own index is
-the truth.
+Ray Train can replace workers by itself, but it replaces them whatever they died of, ends at once
+when its own controller fails (as when storage is away for a moment), waits for a node that will
+not come back, and redoes the steps since the last checkpoint when a group grows. So here each
+fit() is one worker group, without retries: it ends well (done, or the ranks saved and left, as
+they were asked to) or with an error, and what comes next is decided in one place. Each fit() has a
+folder of its own for Ray's snapshots, so a torn or stale one is never read: the checkpoints' own
+index is the truth.
 """
 
 import time
 from collections.abc import Callable
-from typing import Any
 
-import ray.train
-from ray.train import TrainingFailedError, UserCallback
+from ray.exceptions import RayActorError
+from ray.train import TrainingFailedError
+from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
 
 from datasets.errors import DataError, LoaderError, StoreError
 from inception.errors import ModelError
@@ -21,62 +22,72 @@ from orchestration.errors import (
     TOLD_IN_ONE_LINE,
     JobError,
     RayceptionError,
+    RollBack,
     ServiceError,
     TrainingError,
 )
 
 STORAGE_LIMIT_S = 900.0  # how long a run waits for its storage
 STORAGE_PAUSE_S = 5.0
-MAX_ROUNDS = 20  # of fit(); each begins where the one before ended
+MAX_ROUNDS = 1000  # of fit(); each begins where the one before ended
 
 FATAL = (JobError, TrainingError, DataError, ModelError)  # would only happen again
 
 
-class EndAtFatal(UserCallback):  # type: ignore[misc]
-    """Runs in Ray Train's controller: what is raised here ends fit() without another attempt."""
-
-    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
-        for rank in sorted(worker_exceptions):
-            word = own_word(worker_exceptions[rank])
-            if isinstance(word, FATAL):
-                raise word
-
-
-def fit_until_done(
-    build: Callable[[int], Any], check_storage: Callable[[], None], say: Callable[[str], None]
-) -> "ray.train.Result":
-    """build: the trainer of round 0, 1, ... check_storage: raises StoreError while it is away.
+def train_in_rounds(
+    fit: Callable[[int], None],
+    *,
+    is_done: Callable[[], bool],
+    check_storage: Callable[[], None],
+    max_failures: int,
+    say: Callable[[str], None],
+) -> None:
+    """fit: trains with a new worker group in round 0, 1, ... until done or asked to leave.
+    is_done: whether the last step is done. check_storage: raises StoreError while it is away.
 
     Raises TrainingError: what a worker said, or that max_failures were not enough; ServiceError:
-    the storage did not come back.
+    the storage or the room for the ranks did not come back.
     """
-    number = 0
-    while True:
+    failures = 0
+    for number in range(MAX_ROUNDS):
         try:
-            return build(number).fit()
+            fit(number)
         except TrainingFailedError as error:
             words = _words(error)
-            if any(isinstance(word, FATAL) for word in words) or not _is_storage(error, words):
+            roll_back = [word for word in words if isinstance(word, RollBack)]
+            if roll_back:
+                say(f"{roll_back[0]}; going on from the checkpoint before it, without that step")
+            elif any(isinstance(word, FATAL) for word in words):
                 raise told(error) from error
-            number += 1
-            if number >= MAX_ROUNDS:
-                raise told(error) from error
-            say(f"training lost its storage ({str(words[0] if words else error)[:120]}); waiting")
-            _wait(check_storage)
-            say("the storage answers; going on from the newest checkpoint")
+            elif _is_storage(error, words):
+                say(f"training lost its storage ({str(words[0] if words else error)[:120]})")
+                _wait(check_storage)
+                say("the storage answers; going on from the newest checkpoint")
+            elif _is_no_room(error):
+                say("a node that the ranks were to start on is gone or taken; looking again")
+            elif _is_taken(error):
+                say("a node was taken away as announced; going on from the newest checkpoint")
+            else:
+                failures += 1
+                if failures > max_failures:
+                    raise told(error) from error
+                say(f"{_what_died(error)}; restart {failures} of {max_failures}")
+        else:
+            if is_done():
+                return
+    raise TrainingError(
+        f"cluster: got {MAX_ROUNDS} worker groups without an end; something takes them away as "
+        "fast as they start. See Ray's logs, then `rayception resume`."
+    )
 
 
 def told(error: TrainingFailedError) -> RayceptionError:
     """One line for what made fit() fail: the first rank's own words where they are ours."""
     for word in _words(error):
         return word if isinstance(word, RayceptionError) else TrainingError(str(word))
-    failures: dict[int, BaseException] = getattr(error, "worker_failures", {}) or {}
-    first: BaseException = failures[min(failures)] if failures else error
-    lines = [line for line in str(first).strip().splitlines() if line.strip()]
-    where = f"rank {min(failures)}" if failures else "training"
     return TrainingError(
-        f"{where}: got {lines[-1].strip()[:300] if lines else type(first).__name__}; training "
-        "ended after its allowed restarts. See the worker logs, or --debug."
+        f"{_what_died(error)}; training ended after its allowed restarts. See the worker logs, or "
+        "--debug."
     )
 
 
@@ -91,11 +102,27 @@ def own_word(error: BaseException | None) -> BaseException | None:
     return None
 
 
+def _failures(error: TrainingFailedError) -> dict[int, BaseException]:
+    found: dict[int, BaseException] = getattr(error, "worker_failures", {}) or {}
+    return dict(sorted(found.items()))
+
+
+def _what_died(error: TrainingFailedError) -> str:
+    """`rank 1: got ...`. A dead actor's is the cause, not what the others say of its absence."""
+    failures = _failures(error)
+    dead = [rank for rank, one in failures.items() if _death(one) is not None]
+    rank = dead[0] if dead else next(iter(failures), None)
+    if dead:
+        return f"rank {rank}: got a worker or node that died"
+    first: BaseException = error if rank is None else failures[rank]
+    lines = [line for line in str(first).strip().splitlines() if line.strip()]
+    where = "training" if rank is None else f"rank {rank}"
+    return f"{where}: got {lines[-1].strip()[:300] if lines else type(first).__name__}"
+
+
 def _words(error: TrainingFailedError) -> list[BaseException]:
     """Everything of ours that made fit() fail, by rank."""
-    failures: dict[int, BaseException] = getattr(error, "worker_failures", {}) or {}
-    causes = [failures[rank] for rank in sorted(failures)]
-    causes.append(getattr(error, "controller_failure", None))  # type: ignore[arg-type]
+    causes = [*_failures(error).values(), getattr(error, "controller_failure", None)]
     return [word for cause in causes if (word := own_word(cause)) is not None]
 
 
@@ -106,6 +133,24 @@ def _is_storage(error: TrainingFailedError, words: list[BaseException]) -> bool:
         return True
     failure = getattr(error, "controller_failure", None)
     return isinstance(failure, OSError) or isinstance(getattr(failure, "cause", None), OSError)
+
+
+def _is_no_room(error: TrainingFailedError) -> bool:
+    return isinstance(getattr(error, "controller_failure", None), WorkerGroupStartupTimeoutError)
+
+
+def _is_taken(error: TrainingFailedError) -> bool:
+    """Whether a rank died of its node's announced end."""
+    deaths = [_death(one) for one in _failures(error).values()]
+    return any(death is not None and death.preempted for death in deaths)
+
+
+def _death(error: BaseException) -> RayActorError | None:
+    """What Ray says of a dead worker process, itself or inside its health check's error."""
+    for one in (error, getattr(error, "health_check_failure", None), error.__cause__):
+        if isinstance(one, RayActorError):
+            return one
+    return None
 
 
 def _wait(check_storage: Callable[[], None]) -> None:

@@ -144,7 +144,8 @@ def kept_for_json(as_json: bool) -> contextlib.AbstractContextManager[object]:
 
 def say(line: str) -> None:
     """One line of progress."""
-    Console(highlight=False).print(f"- {line}", soft_wrap=True)
+    # Another program's words may hold brackets that rich would take for markup.
+    Console(highlight=False).print(f"- {line}", soft_wrap=True, markup=False)
 
 
 def own_name() -> str:

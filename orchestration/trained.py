@@ -21,7 +21,7 @@ from inception.errors import ModelError
 from inception.network import InceptionNet, build_network
 from inception.precision import autocast_for, to_device_format
 from inception.predictions import average_probabilities
-from orchestration.checkpoint import load_checkpoint, newest_checkpoint
+from orchestration.checkpoint import TrainState, load_checkpoint, newest_checkpoint
 from orchestration.errors import JobError
 from orchestration.job import Job
 from orchestration.load import from_dict
@@ -76,8 +76,7 @@ def load_trained(store: Store, url: str) -> Trained:
             f"{url}: got no URL and no .safetensors file; a checkpoint is the URL of a run, "
             "of a checkpoint in it, or an exported file. Write s3://BUCKET/RUN or a path."
         )
-    record, chosen = find_checkpoint(store, url)
-    state = load_checkpoint(store, chosen)
+    record, chosen, state = find_checkpoint(store, url)
     weights = {RAW: state.model}
     if state.averaged is not None:
         weights[AVERAGE] = state.averaged
@@ -91,9 +90,9 @@ def load_trained(store: Store, url: str) -> Trained:
     )
 
 
-def find_checkpoint(store: Store, url: str) -> tuple[RunRecord, str]:
-    """(what the run says of itself, the checkpoint): the one that `url` names, or its run's newest
-    whole one.
+def find_checkpoint(store: Store, url: str) -> tuple[RunRecord, str, TrainState]:
+    """(what the run says of itself, the checkpoint's URL, its state): the one that `url` names, or
+    its run's newest whole one.
 
     Raises JobError where there is none, or no run; StoreError.
     """
@@ -101,13 +100,15 @@ def find_checkpoint(store: Store, url: str) -> tuple[RunRecord, str]:
     is_checkpoint = url.rpartition("/")[2].startswith("step-")
     run_url = url.rpartition("/")[0] if is_checkpoint else url
     record = load_record(store, run_url)
-    chosen = url if is_checkpoint else newest_checkpoint(store, run_url)
-    if chosen is None:
+    if is_checkpoint:
+        return record, url, load_checkpoint(store, url)
+    found = newest_checkpoint(store, run_url)
+    if found is None:
         raise JobError(
             f"{run_url}: got no whole checkpoint; a run writes its first at the end of an epoch. "
             "Wait for it, or name another run."
         )
-    return record, chosen
+    return record, *found
 
 
 def look_at(

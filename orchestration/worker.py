@@ -3,10 +3,13 @@
 Order of operations of one step, and why: the batch is taken first (its wait is the data's, not the
 step's); gradients are all-reduced inside `train_step`; the weight average follows the optimizer;
 then, on checkpoint steps, batch-norm statistics are averaged over ranks (all ranks take part), the
-held-out split is scored (all ranks), and rank 0 copies the state and begins to write it. Nothing is
-reported to Ray Train: its report is a barrier, and a checkpoint counts by its own index.
+held-out split is scored (all ranks), and rank 0 copies the state and begins to write it. Every
+second or so the ranks speak (one all-reduce): losses, damage, and whether they are to save or to
+leave. Nothing is reported to Ray Train: its report is a barrier, and a checkpoint counts by its own
+index.
 """
 
+import contextlib
 import json
 import logging
 import warnings
@@ -19,6 +22,7 @@ import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
+from datasets.batch import MicroBatch
 from datasets.device import on_device
 from datasets.loader import TrainLoader
 from datasets.manifest import load_manifest
@@ -30,7 +34,7 @@ from inception.network import build_network
 from inception.optim import build_optimizer
 from inception.precision import autocast_for, to_device_format
 from inception.statistics import average_bn_statistics
-from inception.step import train_step
+from inception.step import StepResult, train_step
 from inception.weights import load_weights, read_weights
 from orchestration.checkpoint import TrainState, load_checkpoint, newest_checkpoint
 from orchestration.checkpoint_writer import CheckpointWriter
@@ -44,11 +48,14 @@ from orchestration.feed import (
 from orchestration.load import from_dict
 from orchestration.metrics import top1_of
 from orchestration.plan import Plan, build_job_architecture, learning_rate_at
-from orchestration.progress import Progress
+from orchestration.progress import Progress, Wish
 from orchestration.steplog import StepLog
 from orchestration.tracking import MetricWriter, Point, RunRef
 
 logger = logging.getLogger(__name__)
+
+NOT_FINITE = "not-finite"  # folder of the names of samples whose step had no finite loss
+MAX_SKIPPED = 10  # of such steps, under loss.not_finite: skip; a run with more is ill
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -61,6 +68,7 @@ class Assignment:
     run_url: str
     store: StoreConfig
     board: Any  # the progress actor
+    attempt: int  # 1 for the first worker group
 
 
 def train_loop(config: dict[str, Assignment]) -> None:
@@ -97,7 +105,7 @@ class Rank:
         self.autocast = autocast_for(self.device, job.model.precision)
         self.model = build_network(build_job_architecture(job), seed=job.seed)
         to_device_format(self.model, self.device)
-        chosen = self._choose_checkpoint()
+        chosen = self._choose_checkpoint()  # (url, state), or None
         if chosen is None and job.model.init_from is not None:
             self._begin_from(job.model.init_from)
         if job.model.freeze_until is not None:
@@ -117,9 +125,11 @@ class Rank:
             if optim.average_decay is not None
             else None
         )
+        # Steps whose loss was no finite number: what an earlier attempt named, this one leaves out.
+        self.left_out = self._left_out_steps() if job.loss.not_finite == "skip" else frozenset()
         self.unsent: list[Point] = []
         self.metrics: dict[str, float] = {}  # of the last evaluation
-        self.step = 0 if chosen is None else self._restore(chosen)
+        self.step = 0 if chosen is None else self._restore(*chosen)
         # Running statistics are averaged by us where they are used; DDP must not broadcast them.
         # (torch 2.13 renames the argument; the old name is the one that every version knows.)
         with warnings.catch_warnings():
@@ -133,10 +143,12 @@ class Rank:
             if self.rank == 0
             else None
         )
-        self.attempt = ray.get(hand.board.begin_attempt.remote()) if self.rank == 0 else 0
+        hand.board.join.remote(self.rank, ray.get_runtime_context().get_node_id())
+        self.answer: Any = None  # rank 0's of its last post: what the ranks are to do
 
     def train(self) -> None:
-        """To the last step of the plan. All ranks walk the same steps."""
+        """To the last step of the plan, or until the ranks are asked to leave. All ranks walk the
+        same steps."""
         try:
             with self.feed.train_loader(self.train_manifest, step=self.step) as loader:
                 self._train_steps(loader)
@@ -150,60 +162,96 @@ class Rank:
 
     def _train_steps(self, loader: TrainLoader) -> None:
         job, plan = self.job, self.plan
-        log = StepLog(job, plan, loader, self.writer, self._keep_names)
+        log = StepLog(
+            job,
+            plan,
+            loader,
+            self.writer,
+            self._keep_names,
+            can_skip=job.loss.not_finite == "skip" and len(self.left_out) < MAX_SKIPPED,
+        )
         batches = iter(loader)
         while self.step < plan.total_steps:
-            lr = learning_rate_at(job, plan, self.step)
-            for group in self.optimizer.param_groups:
-                group["lr"] = lr
             mine = next(batches)
-            result = train_step(
-                self.ddp,
-                self.optimizer,
-                [on_device(batch, self.device) for batch in mine],
-                num_micro_batches=plan.num_micro_batches,
-                world_size=self.world_size,
-                seed=job.seed,
-                step=self.step,
-                label_smoothing=job.loss.label_smoothing,
-                side_weight=job.loss.side_weight,
-                clip_norm=job.optim.clip_norm,
-                how_mixed=Mix(mixup=job.loss.mixup, cutmix=job.loss.cutmix),
-                autocast=self.autocast,
-            )
-            if self.average is not None:
-                self.average.update()
+            wish = Wish.GO_ON
+            if self.step + 1 in self.left_out:
+                if len(log):  # what is sent together are steps without a gap
+                    wish = self._speak(log)
+            else:
+                log.add(self._step(mine), tuple(key for batch in mine for key in batch.keys))
             self.step += 1
-            log.add(result, tuple(key for batch in mine for key in batch.keys))
             is_checkpoint = plan.is_checkpoint_step(self.step, job.checkpoint.every_steps)
-            if len(log) == job.tracking.log_every_steps or is_checkpoint:
-                self._post(log.send(self.step))
-            if is_checkpoint:
+            if len(log) and (log.is_due or is_checkpoint):
+                wish = self._speak(log)
+            if is_checkpoint or wish is not Wish.GO_ON:
                 self._checkpoint(log.images_per_second)
                 log.resume_clock()
+            if wish is Wish.LEAVE:
+                return
+
+    def _step(self, mine: list[MicroBatch]) -> StepResult:
+        job, plan = self.job, self.plan
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate_at(job, plan, self.step)
+        result = train_step(
+            self.ddp,
+            self.optimizer,
+            [on_device(batch, self.device) for batch in mine],
+            num_micro_batches=plan.num_micro_batches,
+            world_size=self.world_size,
+            seed=job.seed,
+            step=self.step,
+            label_smoothing=job.loss.label_smoothing,
+            side_weight=job.loss.side_weight,
+            clip_norm=job.optim.clip_norm,
+            how_mixed=Mix(mixup=job.loss.mixup, cutmix=job.loss.cutmix),
+            autocast=self.autocast,
+        )
+        if self.average is not None:
+            self.average.update()
+        return result
+
+    def _speak(self, log: StepLog) -> Wish:
+        """All ranks take part; -> what they are to do, the same on all. Rank 0 hears it as the
+        answer to its last post, which has come or is read next time."""
+        heard = Wish.GO_ON
+        if self.answer is not None and ray.wait([self.answer], timeout=0)[0]:
+            with contextlib.suppress(ray.exceptions.RayError):  # the driver is going down
+                heard = ray.get(self.answer)
+        moment, wish = log.send(self.step, heard)
+        if self.rank == 0:
+            self.answer = self.hand.board.post.remote(self._progress(moment))
+        return wish
+
+    def _left_out_steps(self) -> frozenset[int]:
+        """Rank 0 looks and tells the others, so that all leave out the same."""
+        found: list[list[int]] = [[]]
+        if self.rank == 0:
+            names = self.store.list(f"{self.hand.run_url}/{NOT_FINITE}/step-")
+            found = [[int(entry.url.rsplit("/", 2)[1].removeprefix("step-")) for entry in names]]
+        dist.broadcast_object_list(found, src=0)
+        return frozenset(found[0])
 
     def _keep_names(self, step: int, keys: tuple[str, ...]) -> str:
         """Each rank names its samples of a step that went wrong; -> the folder."""
-        folder = f"{self.hand.run_url}/not-finite/step-{step:09d}"
+        folder = f"{self.hand.run_url}/{NOT_FINITE}/step-{step:09d}"
         content = json.dumps({"rank": self.rank, "step": step, "samples": keys}, indent=1)
         self.store.write(f"{folder}/rank-{self.rank}.json", content.encode())
         return folder
 
-    def _post(self, moment: dict[str, float]) -> None:
-        """Rank 0 tells the board where the run is; nobody waits for it."""
-        if self.rank == 0:
-            self.hand.board.post.remote(
-                Progress(
-                    step=self.step,
-                    total_steps=self.plan.total_steps,
-                    epoch=self.plan.epoch_at(self.step),
-                    loss=moment["train/loss"],
-                    images_per_second=moment["train/images_per_second"],
-                    data_wait_fraction=moment["train/data_wait_fraction"],
-                    top1=top1_of(self.metrics),
-                    attempt=self.attempt,
-                )
-            )
+    def _progress(self, moment: dict[str, float]) -> Progress:
+        return Progress(
+            step=self.step,
+            total_steps=self.plan.total_steps,
+            epoch=self.plan.epoch_at(self.step),
+            loss=moment["train/loss"],
+            images_per_second=moment["train/images_per_second"],
+            data_wait_fraction=moment["train/data_wait_fraction"],
+            top1=top1_of(self.metrics),
+            attempt=self.hand.attempt,
+            ranks=self.world_size,
+            checkpoint_s=self.checkpoints.took_s if self.checkpoints is not None else 0.0,
+        )
 
     def _checkpoint(self, images_per_second: float) -> None:
         """Averages statistics, scores the held-out split at an epoch's end, begins to write.
@@ -263,16 +311,19 @@ class Rank:
             fresh = f"; {', '.join(kept)} begin anew" if kept else ""
             logger.warning("began from %s%s", url, fresh)
 
-    def _choose_checkpoint(self) -> str | None:
+    def _choose_checkpoint(self) -> tuple[str, TrainState] | None:
         """The newest whole checkpoint of this run, if there is one. Rank 0 chooses and tells the
-        others, so that all begin at the same step."""
-        chosen = [newest_checkpoint(self.store, self.hand.run_url) if self.rank == 0 else None]
+        others, so that all begin at the same step; each reads it."""
+        found = newest_checkpoint(self.store, self.hand.run_url) if self.rank == 0 else None
+        chosen = [None if found is None else found[0]]
         dist.broadcast_object_list(chosen, src=0)
-        return chosen[0]
+        url = chosen[0]
+        if url is None or found is not None:
+            return found
+        return url, load_checkpoint(self.store, url)
 
-    def _restore(self, url: str) -> int:
-        """Loads a checkpoint; -> finished steps."""
-        state = load_checkpoint(self.store, url)
+    def _restore(self, url: str, state: TrainState) -> int:
+        """-> finished steps. Raises TrainingError where the checkpoint is of other samples."""
         if state.data != self.position:
             differing = [k for k, v in self.position.items() if state.data.get(k) != v]
             raise TrainingError(

@@ -1,37 +1,59 @@
-"""When fit() is called again, and what is said when it is not."""
+"""When a worker group is followed by another, and what is said when it is not."""
 
-from typing import Any
+from collections.abc import Callable
 
 import pytest
+from ray.exceptions import ActorDiedError
 from ray.train import ControllerError, TrainingFailedError, WorkerGroupError
+from ray.train.v2._internal.exceptions import (
+    WorkerGroupStartupTimeoutError,
+    WorkerHealthCheckFailedError,
+)
 
 from datasets.errors import DataError, StoreError
 from orchestration import supervise
-from orchestration.errors import ServiceError, TrainingError
-from orchestration.supervise import EndAtFatal, fit_until_done, told
+from orchestration.errors import RollBack, ServiceError, TrainingError
+from orchestration.supervise import told, train_in_rounds
 
 
 class Rounds:
-    """Trainers whose fit() fails as listed, then ends well."""
+    """Worker groups that end as listed: with an error, or well before the last step (None)."""
 
-    def __init__(self, *errors: TrainingFailedError) -> None:
-        self.errors, self.began = list(errors), 0
+    def __init__(self, *ends: TrainingFailedError | None) -> None:
+        self.ends, self.began = list(ends), 0
+        self.lines: list[str] = []
 
-    def __call__(self, number: int) -> "Rounds":
+    def fit(self, number: int) -> None:
         assert number == self.began
         self.began += 1
-        return self
+        end = self.ends.pop(0) if self.ends else None
+        if end is not None:
+            raise end
 
-    def fit(self) -> Any:
-        if self.errors:
-            raise self.errors.pop(0)
-        return "done"
+    def train(
+        self, *, check_storage: Callable[[], None] = lambda: None, max_failures: int = 0
+    ) -> None:
+        """To the end of the list, and one group more."""
+        train_in_rounds(
+            self.fit,
+            is_done=lambda: not self.ends,
+            check_storage=check_storage,
+            max_failures=max_failures,
+            say=self.lines.append,
+        )
 
 
 def from_worker(error: Exception) -> WorkerGroupError:
     outer = RuntimeError("ray's wrapping")
     outer.__cause__ = error
     return WorkerGroupError("ranks failed", {1: RuntimeError("Connection reset by peer"), 0: outer})
+
+
+def death(*, announced: bool = False) -> WorkerGroupError:
+    died = ActorDiedError()
+    died._preempted = announced
+    wrapped = WorkerHealthCheckFailedError("poll failed", died)
+    return WorkerGroupError("ranks failed", {0: RuntimeError("Connection closed"), 1: wrapped})
 
 
 STORE_AWAY = StoreError("s3://runs: got no answer; the store is away. Start it.")
@@ -53,12 +75,11 @@ def test_storage_is_waited_for(monkeypatch: pytest.MonkeyPatch, error: TrainingF
         if answer is not None:
             raise answer
 
-    rounds = Rounds(error)
-    lines: list[str] = []
-    assert fit_until_done(rounds, check, lines.append) == "done"
+    rounds = Rounds(error, None)
+    rounds.train(check_storage=check)
     assert (rounds.began, answers) == (2, [])
-    assert "waiting" in lines[0]
-    assert "going on" in lines[1]
+    assert "lost its storage" in rounds.lines[0]
+    assert "going on" in rounds.lines[1]
 
 
 def test_storage_that_stays_away_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -69,7 +90,7 @@ def test_storage_that_stays_away_is_told(monkeypatch: pytest.MonkeyPatch) -> Non
         raise STORE_AWAY
 
     with pytest.raises(ServiceError, match="rayception resume"):
-        fit_until_done(Rounds(from_worker(STORE_AWAY)), check, lambda line: None)
+        Rounds(from_worker(STORE_AWAY)).train(check_storage=check)
 
 
 @pytest.mark.parametrize(
@@ -80,21 +101,45 @@ def test_storage_that_stays_away_is_told(monkeypatch: pytest.MonkeyPatch) -> Non
         (ControllerError(TrainingError("train/loss: got nan")), "train/loss: got nan"),
         (ControllerError(ValueError("a bug\nof two lines")), "training: got of two lines"),
         (WorkerGroupError("dead", {2: RuntimeError("killed")}), "rank 2: got killed"),
+        (death(), "rank 1: got a worker or node that died"),
     ],
 )
 def test_everything_else_ends_at_once(error: TrainingFailedError, words: str) -> None:
     rounds = Rounds(error)
     with pytest.raises(TrainingError) as caught:
-        fit_until_done(rounds, lambda: None, lambda line: None)
+        rounds.train()
     assert rounds.began == 1
     assert str(caught.value).startswith(words)
     assert "\n" not in str(caught.value)
     assert str(told(error)) == str(caught.value)
 
 
-def test_rays_retries_end_at_what_would_only_happen_again() -> None:
-    end = EndAtFatal()
-    end.after_exception(None, from_worker(STORE_AWAY).worker_failures)
-    end.after_exception(None, {0: RuntimeError("killed")})
-    with pytest.raises(DataError):
-        end.after_exception(None, from_worker(DataError("damage")).worker_failures)
+def test_deaths_are_counted_and_words_are_final() -> None:
+    rounds = Rounds(death(), death(), None)
+    rounds.train(max_failures=2)
+    assert rounds.began == 3
+    assert rounds.lines[1] == "rank 1: got a worker or node that died; restart 2 of 2"
+    with pytest.raises(TrainingError, match="died"):
+        Rounds(death(), death(), death()).train(max_failures=2)
+    fatal = Rounds(death(), from_worker(DataError("damage")), None)
+    with pytest.raises(TrainingError, match="damage"):
+        fatal.train(max_failures=9)
+    assert fatal.began == 2
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (None, None),  # the ranks left as they were asked to
+        (death(announced=True), "as announced"),
+        (ControllerError(WorkerGroupStartupTimeoutError(num_workers=2)), "looking again"),
+        (from_worker(RollBack("train/loss: got nan in step 7")), "without that step"),
+    ],
+)
+def test_what_was_to_be_expected_does_not_count(
+    error: TrainingFailedError | None, words: str | None
+) -> None:
+    rounds = Rounds(*[error] * 30, None)
+    rounds.train(max_failures=0)
+    assert rounds.began == 31
+    assert all(words in line for line in rounds.lines) if words else not rounds.lines

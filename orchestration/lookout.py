@@ -1,0 +1,89 @@
+"""The driver's lookout: what a running worker group must leave for, before it happens.
+
+A node that is announced to be taken away (drained), or, for an elastic job, room for more ranks.
+The ranks are asked through the board: they write a checkpoint, leave, and begin again elsewhere or
+with more of them, so that no step is lost or done twice.
+"""
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import ray
+from ray._private.state import state
+
+from orchestration.accelerators import Accelerator
+from orchestration.job_places import Cluster
+from orchestration.room import look, measure
+
+logger = logging.getLogger(__name__)
+
+EVERY_S = 1.0
+GROW_AFTER_S = 30.0  # a new group costs some fifteen seconds: it must be worth it
+UNKNOWN_END_S = 30.0  # of a drain without a deadline
+
+
+class Lookout:
+    """One worker group's; a thread of the driver, for the block."""
+
+    def __init__(
+        self,
+        board: Any,
+        cluster: Cluster,
+        accelerator: Accelerator,
+        *,
+        ranks: int,
+        say: Callable[[str], None],
+    ) -> None:
+        self._board, self._cluster, self._accelerator = board, cluster, accelerator
+        self._ranks, self._say = ranks, say
+        self._done = threading.Event()
+        self._known: set[str] = set()
+        self._room_since: float | None = None
+        self._thread = threading.Thread(target=self._watch, name="lookout", daemon=True)
+
+    def __enter__(self) -> "Lookout":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._done.set()
+        self._thread.join(10)
+
+    def _watch(self) -> None:
+        while not self._done.wait(EVERY_S):
+            try:
+                self._look_for_drains()
+                if self._cluster.is_elastic:
+                    self._look_for_room()
+            except Exception as error:  # the cluster is busy or going down: the run says so itself
+                logger.debug("lookout: %s", error)
+
+    def _look_for_drains(self) -> None:
+        leaving: dict[str, int] = state.get_draining_nodes() or {}
+        unknown = set(leaving) - self._known
+        if not unknown:
+            return
+        ours = set(ray.get(self._board.nodes.remote(), timeout=5).values())
+        for node_id in unknown & ours:
+            self._known.add(node_id)
+            end_at = leaving[node_id] / 1000 or time.time() + UNKNOWN_END_S
+            self._board.ask_to_leave.remote(end_at)
+            self._say(
+                f"node {node_id[:8]} will be taken away in {max(0.0, end_at - time.time()):.0f} s; "
+                "the ranks save and leave before"
+            )
+
+    def _look_for_room(self) -> None:
+        target = self._cluster.max_nodes * self._accelerator.count
+        more = measure(self._cluster, self._accelerator, look()).now
+        if self._ranks >= target or more < 1:
+            self._room_since = None
+            return
+        self._room_since = self._room_since or time.monotonic()
+        if time.monotonic() - self._room_since > GROW_AFTER_S:
+            self._board.ask_to_leave.remote(time.time())
+            self._say(f"room for {min(more, target - self._ranks)} more ranks; growing")
+            self._room_since = time.monotonic() + 3600  # asked once

@@ -1,0 +1,149 @@
+"""The worker groups of one run on the connected cluster, one after the other, to its last step."""
+
+import contextlib
+import os
+import secrets
+import signal
+import time
+from dataclasses import replace
+from typing import Any
+
+import ray
+from ray.train import FailureConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchTrainer
+
+from datasets.store import Store
+from orchestration.checkpoint import TrainState, newest_checkpoint
+from orchestration.group import GroupConfig
+from orchestration.job import Job
+from orchestration.local import Say
+from orchestration.lookout import Lookout
+from orchestration.preflight import check_storage
+from orchestration.room import SPOT, Room, look, measure, settle
+from orchestration.storage import ray_path
+from orchestration.supervise import train_in_rounds
+from orchestration.worker import Assignment, train_loop
+
+# A rank that waits this long for another one has lost it. (A dead node's ranks are known sooner:
+# Ray ends the group when its health checks fail.)
+COLLECTIVE_LIMIT_S = 300
+SETTLE_S = 5.0
+# Ray Train's own settings, which it hands on from the driver. Its poll finds a dead worker; its
+# watcher of announced ends would be a process more for each group, and the lookout does that.
+RAY_TRAIN = {
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "1",
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+    "RAY_TRAIN_ENABLE_STATE_TRACKING": "1",
+}
+
+
+def train_run(job: Job, hand: Assignment, store: Store, say: Say) -> tuple[str, TrainState]:
+    """Trains to the last step, in as many worker groups as it takes; -> its checkpoint.
+
+    Raises RayceptionError, or KeyboardInterrupt: the first interrupt lets the ranks save and
+    leave, the second ends them.
+    """
+    for name, value in RAY_TRAIN.items():
+        os.environ.setdefault(name, value)
+    ends: list[tuple[str, TrainState]] = []
+    cluster, plan = job.cluster, hand.plan
+
+    def fit(number: int) -> None:
+        ranks = plan.world_size
+        if number > 0 or cluster.is_elastic:
+            chosen, room = settle(job, look, say=say, limit_s=cluster.wait_s)
+            ranks = _ranks_now(chosen, room)
+            if ranks != plan.world_size:
+                say(f"going on with {ranks} ranks of {plan.world_size}")
+        attempt = ray.get(hand.board.begin_attempt.remote(), timeout=60)
+        trainer = _build_trainer(job, replace(hand, attempt=attempt), ranks, number)
+        trainer.board, trainer.say = hand.board, say
+        accelerator = cluster.accelerator
+        try:
+            with Lookout(hand.board, cluster, accelerator, ranks=ranks, say=say):
+                trainer.fit()
+        finally:
+            for number in (signal.SIGINT, signal.SIGTERM):
+                signal.signal(number, signal.default_int_handler)
+        if trainer.interrupts:
+            say(f"stopped after a checkpoint; `rayception resume {hand.run_url}` goes on")
+            raise KeyboardInterrupt
+
+    def is_done() -> bool:
+        found = newest_checkpoint(store, hand.run_url)
+        if found is not None and found[1].step >= plan.total_steps:
+            ends.append(found)
+        return bool(ends)
+
+    train_in_rounds(
+        fit,
+        is_done=is_done,
+        check_storage=lambda: check_storage(store, hand.run_url),
+        max_failures=cluster.max_failures,
+        say=say,
+    )
+    return ends[-1]
+
+
+def _ranks_now(job: Job, room: Room) -> int:
+    """Ranks of the next worker group: all of a fixed job, of an elastic one those that fit.
+
+    What a dead group held is free after a moment: an elastic job waits for it, not for long.
+    """
+    cluster, accelerator = job.cluster, job.cluster.accelerator
+    most = cluster.max_nodes * accelerator.count
+    if not cluster.is_elastic:
+        return most
+    deadline = time.monotonic() + SETTLE_S
+    while room.now < most and time.monotonic() < deadline:
+        time.sleep(0.5)
+        room = measure(cluster, accelerator, look())
+    return max(room.now, cluster.min_nodes * accelerator.count)
+
+
+class _Trainer(TorchTrainer):  # type: ignore[misc]
+    """TorchTrainer whose first interrupt asks the ranks to save and leave; Ray's own would end them
+    where they are. (Its private hook: should it go, Ray's way is what is left.)"""
+
+    board: Any
+    say: Say
+    interrupts = 0
+
+    def _register_sigint_handler(self, controller: Any) -> None:
+        def interrupt(*_: object) -> None:
+            self.interrupts += 1
+            is_training = ray.get(self.board.read.remote(), timeout=10) is not None
+            if self.interrupts == 1 and is_training:
+                self.board.ask_to_leave.remote(0.0)
+                self.say("stopping after a checkpoint (again: at once)")
+                return
+            with contextlib.suppress(ray.exceptions.RayError):
+                ray.get(controller.abort.remote(), timeout=30)
+            raise KeyboardInterrupt
+
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, interrupt)
+
+
+def _build_trainer(job: Job, hand: Assignment, ranks: int, number: int) -> _Trainer:
+    cluster, accelerator = job.cluster, job.cluster.accelerator
+    resources = {"CPU": float(cluster.cpus_per_worker)}
+    return _Trainer(
+        train_loop,
+        train_loop_config={"assignment": hand},
+        torch_config=GroupConfig(
+            backend="nccl" if accelerator.is_gpu else "gloo", timeout_s=COLLECTIVE_LIMIT_S
+        ),
+        scaling_config=ScalingConfig(
+            num_workers=ranks,
+            use_gpu=accelerator.is_gpu,
+            resources_per_worker=resources | ({"GPU": 1.0} if accelerator.is_gpu else {}),
+            accelerator_type=accelerator.type if accelerator.is_gpu else None,
+            label_selector=SPOT if cluster.use_spot else None,
+        ),
+        run_config=RunConfig(
+            name=f"round-{number}-{secrets.token_hex(3)}",  # Ray goes on under a used name
+            storage_path=ray_path(f"{hand.run_url}/ray", hand.store),
+            failure_config=FailureConfig(max_failures=0, controller_failure_limit=0),
+        ),
+    )

@@ -1,0 +1,100 @@
+"""Which accelerator a job gets on a cluster, and what is said where it gets none or must wait."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from orchestration.errors import ServiceError
+from orchestration.job import Job
+from orchestration.load import load_job
+from orchestration.room import Node, Nodes, choose, settle
+
+ROOT = Path(__file__).resolve().parents[3]
+IMAGENET = load_job(ROOT / "jobs" / "imagenet-v3.yaml")  # 4 nodes of H100:8, 14 CPUs a rank
+
+
+def node(kind: str = "H100", *, cpus: float = 112, gpus: float = 8, free: float = 1.0) -> Node:
+    total = {"CPU": cpus, "GPU": gpus} | ({f"accelerator_type:{kind}": 1.0} if kind else {})
+    return Node(total=total, free={k: v * free for k, v in total.items()}, labels={})
+
+
+SPOT = replace(node(), labels={"ray.io/market-type": "spot"})
+PLAIN = node("", gpus=0)
+
+
+def on(job: Job, **cluster: object) -> Job:
+    return replace(job, cluster=replace(job.cluster, **cluster))  # type: ignore[arg-type]
+
+
+def test_cluster_that_fits() -> None:
+    room = choose(IMAGENET, Nodes(live=[node()] * 4, addable=[]))
+    assert (room.now, room.ever) == (32, 32)
+    quickstart = load_job(ROOT / "jobs" / "quickstart.yaml")
+    assert choose(quickstart, Nodes(live=[node("", cpus=2, gpus=0)], addable=[])).now == 2
+
+
+@pytest.mark.parametrize(
+    ("nodes", "words"),
+    [
+        ([], "room for 0 on 0 nodes"),
+        ([node()] * 3, "room for 24 on 3 nodes"),
+        ([node("A100")] * 4, "(A100)"),
+        ([node(cpus=56)] * 4, "room for 16"),
+        ([PLAIN] * 4, "no GPU type"),
+    ],
+)
+def test_cluster_that_can_never_fit_is_said(nodes: list[Node], words: str) -> None:
+    with pytest.raises(ServiceError) as caught:
+        choose(IMAGENET, Nodes(live=nodes, addable=[]))
+    message = str(caught.value)
+    assert message.startswith("cluster.accelerators: got H100:8 on 4 nodes")
+    assert words in message
+
+
+def test_alternatives_are_tried_in_order() -> None:
+    job = on(IMAGENET, accelerators=["H200:8", "H100:8", "A100:8"])
+    both = [node("A100")] * 4 + [node()] * 4
+    assert choose(job, Nodes(live=both, addable=[])).accelerator.type == "H100"
+    busy = [node("A100")] * 4 + [node(free=0.5)] * 4  # what is free is taken, and not waited for
+    assert choose(job, Nodes(live=busy, addable=[])).accelerator.type == "A100"
+    chosen, _ = settle(job, lambda: Nodes(live=both, addable=[]), say=print, limit_s=0)
+    assert chosen.cluster.accelerators == "H100:8"
+
+
+def test_spot_needs_the_label() -> None:
+    job = on(IMAGENET, use_spot=True)
+    with pytest.raises(ServiceError, match="4 spot nodes"):
+        choose(job, Nodes(live=[node()] * 4, addable=[]))
+    assert choose(job, Nodes(live=[SPOT] * 4, addable=[])).now == 32
+
+
+def test_elastic_takes_what_there_is_between_its_bounds() -> None:
+    job = on(IMAGENET, num_nodes={"min": 2, "max": 4})
+    assert choose(job, Nodes(live=[node()] * 3, addable=[])).now == 24
+    assert choose(job, Nodes(live=[node()] * 9, addable=[])).now == 32
+    with pytest.raises(ServiceError, match="got H100:8 on 2 nodes"):
+        choose(job, Nodes(live=[node()], addable=[]))
+
+
+def test_an_autoscaler_that_can_make_room_is_asked_and_not_waited_for() -> None:
+    lines: list[str] = []
+    small = Nodes(live=[PLAIN], addable=[node()] * 4)
+    settle(IMAGENET, lambda: small, say=lines.append, limit_s=0)
+    assert "asking the autoscaler" in lines[0]
+    with pytest.raises(ServiceError, match="its autoscaler could bring it to 24"):
+        settle(IMAGENET, lambda: Nodes(live=[PLAIN], addable=[node()] * 3), say=print, limit_s=0)
+
+
+def test_room_that_others_have_is_waited_for_with_a_reason() -> None:
+    views = [Nodes(live=[node(free=f)] * 4, addable=[]) for f in (0.0, 0.5, 1.0)]
+    lines: list[str] = []
+    _, room = settle(IMAGENET, lambda: views.pop(0), say=lines.append, limit_s=60, pause_s=0.0)
+    assert room.now == 32
+    assert lines == [
+        "waiting for room: 32 ranks of H100 wanted, room for 0 now and for 32 when other work is "
+        "done"
+    ]
+    full = Nodes(live=[node(free=0.25)] * 4, addable=[])
+    with pytest.raises(ServiceError, match="32 ranks of H100 wanted, room for 8"):
+        settle(IMAGENET, lambda: full, say=print, limit_s=0, pause_s=0.001)
