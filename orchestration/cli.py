@@ -15,6 +15,7 @@ from rich.console import Console
 from orchestration import (
     data_verbs,
     model_verbs,
+    render_verbs,
     run_verbs,
     shard_verbs,
     submit_verbs,
@@ -44,6 +45,7 @@ for verb in (
     submit_verbs.status,
     submit_verbs.logs,
     submit_verbs.stop,
+    submit_verbs.drain,
     trained_verbs.evaluate,
     trained_verbs.predict,
     trained_verbs.export,
@@ -52,6 +54,7 @@ for verb in (
     data_verbs.inspect,
     data_verbs.verify,
     model_verbs.models,
+    render_verbs.render,
 ):
     app.command()(verb)
 app.command("list")(submit_verbs.list_submissions)
