@@ -4,10 +4,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help venv quickstart test lint ladder bench-data bench-model clean
+.PHONY: help venv quickstart test lint ladder bench-data bench-model bench-overhead clean
 
 help: ## say what can be made
-	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 venv: $(VENV)/.installed ## make .venv with the versions of infra/requirements.lock
 
@@ -42,6 +42,9 @@ bench-data: venv ## images per second of one core, ours beside others; MB/s from
 bench-model: venv ## a training step of inception_v3, ours beside torchvision's
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --requirement infra/requirements-bench.txt
 	@$(BIN)/python -m tests.bench.bench_model
+
+bench-overhead: venv ## a whole run beside a bare torch DDP loop on the same batches
+	@$(BIN)/python -m tests.bench.bench_overhead
 
 clean: ## remove .venv and caches; the stack's data in .rayception stay
 	@rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

@@ -41,6 +41,7 @@ for verb in (
     run_verbs.resume,
     run_verbs.fork,
     run_verbs.sweep,
+    submit_verbs.preflight,
     submit_verbs.submit,
     submit_verbs.status,
     submit_verbs.logs,

@@ -9,6 +9,7 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
+import psutil
 import ray
 from ray._raylet import GcsClient  # type: ignore[attr-defined]
 from ray.core.generated.autoscaler_pb2 import DrainNodeReason
@@ -53,6 +54,21 @@ def drain(node: str, notice_s: float) -> Drained:
     if not accepted:
         raise ServiceError(f"NODE: got {node}; Ray refuses to drain it ({why}). See its logs.")
     return Drained(node=chosen["NodeID"], address=chosen["NodeManagerAddress"], end_at_ms=end_at_ms)
+
+
+def wait_until_left(limit_s: float) -> bool:
+    """Until no rank works on this machine any more; False where one does after `limit_s`."""
+    deadline = time.monotonic() + limit_s
+    while any("RayTrainWorker" in " ".join(command) for command in _commands()):
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.5)
+    return True
+
+
+def _commands() -> list[list[str]]:
+    found = (process.info["cmdline"] for process in psutil.process_iter(["cmdline"]))
+    return [command for command in found if command]
 
 
 def _is_named(one: dict[str, Any], node: str) -> bool:

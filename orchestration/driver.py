@@ -35,12 +35,13 @@ from orchestration.preflight import (
     check_imports,
     check_init,
     check_storage,
+    look_before,
     prepare_data,
 )
 from orchestration.progress import make_board
-from orchestration.room import look, settle
+from orchestration.room import choose, look, settle
 from orchestration.rounds import train_run
-from orchestration.run_record import Earlier, RunRecord, save_record
+from orchestration.run_record import RUN_FILE, Earlier, RunRecord, find_earlier, save_record
 from orchestration.stack import Stack
 from orchestration.storage import build_store_config, shard_shape
 from orchestration.tracking import (
@@ -138,19 +139,23 @@ def drive(
     parent: tuple[RunRef, str] | None = None,
     earlier: Earlier | None = None,
     start_from: TrainState | None = None,
+    name: str | None = None,
 ) -> Outcome:
     """Trains the job on the connected cluster.
 
     parent: the sweep's run and the name of this one in it. earlier: the run to go on with.
-    start_from: the state that a new run begins with. say: called with a line for each thing
-    done. watch: called with the progress actor and the plan, returns a context manager that shows
-    them. Raises RayceptionError, DataError, StoreError, or KeyboardInterrupt.
+    start_from: the state that a new run begins with. name: the run's; one of that name that has
+    begun goes on, so that whoever restarts a driver starts it as before. say: called with a line
+    for each thing done. watch: called with the progress actor and the plan, returns a context
+    manager that shows them. Raises RayceptionError, DataError, StoreError, or KeyboardInterrupt.
     """
     began = time.monotonic()
     given = job  # with every accelerator that the run may get; `job` has the one that it got
     job, store, config, plan, train, val = _prepare(job, stack, say)
+    if name is not None and store.exists(f"{_url_of(job, name)}/{RUN_FILE}"):
+        earlier = find_earlier(store, _url_of(job, name), given)
     if earlier is None:
-        run_name, run_url, run = _begin(given, store, stack, plan, train, parent)
+        run_name, run_url, run = _begin(given, store, stack, plan, train, parent, name)
     else:
         run_name, run_url = earlier.record.name, earlier.url
         run = _go_on(job, stack, earlier)
@@ -193,9 +198,17 @@ def _prepare(
     """What must hold before anything is written: data, plan and cluster; the job on the
     accelerator that it gets."""
     check_imports()
-    job, _ = settle(job, look, say=say, limit_s=job.cluster.wait_s)
+    choose(job, look())  # what there can never be is said first
     config = build_store_config(job, stack)
     store = Store(config)
+    if job.cluster.address != LOCAL:  # one machine has just asked itself
+        checks, notes = look_before(job, store, config, tracking_uri(job, stack))
+        for check in checks:
+            if check.problem is not None:
+                raise check.problem
+        for note in notes:
+            say(f"note: {note}")
+    job, _ = settle(job, look, say=say, limit_s=job.cluster.wait_s)
     check_init(job, store)
     train, val = prepare_data(job, store, say)
     plan = make_plan(
@@ -207,6 +220,10 @@ def _prepare(
     return job, store, config, plan, train, val
 
 
+def _url_of(job: Job, run_name: str) -> str:
+    return f"{job.checkpoint.storage.rstrip('/')}/{run_name}"
+
+
 def _begin(
     job: Job,
     store: Store,
@@ -214,11 +231,12 @@ def _begin(
     plan: Plan,
     train: Manifest,
     parent: tuple[RunRef, str] | None,
+    name: str | None,
 ) -> tuple[str, str, RunRef]:
     """A new run: (its name, its folder in storage, its place in MLflow)."""
     stamp = datetime.datetime.now(datetime.UTC).strftime("%Y%m%d-%H%M%S")
-    run_name = f"{job.name}-{stamp}-{secrets.token_hex(2)}"
-    run_url = f"{job.checkpoint.storage.rstrip('/')}/{run_name}"
+    run_name = name or f"{job.name}-{stamp}-{secrets.token_hex(2)}"
+    run_url = _url_of(job, run_name)
     check_storage(store, run_url)
     run = open_run(
         tracking_uri(job, stack),

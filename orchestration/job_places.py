@@ -24,7 +24,8 @@ class Environment:
     """What the job's processes have on a cluster besides what its nodes have (Ray's runtime_env).
     No secret: whoever may ask the cluster for its jobs reads these values."""
 
-    # A container image for the workers; the cluster's own where it is left out.
+    # The container image of the cluster's machines, for `render`. (A submitted job runs in the
+    # cluster's own: Ray takes an image or a checkout, not both.)
     image: str | None = None
     # Requirements that pip installs on each node before the job starts there.
     pip: list[str] = field(default_factory=list)

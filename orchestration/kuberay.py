@@ -17,6 +17,7 @@ from orchestration.load import to_yaml
 from orchestration.rules import choose
 
 JOB_FILE = "/etc/rayception/job.yaml"
+PROGRAM = ("python", "-m", "orchestration.cli")
 MAX_NAME = 47  # KubeRay makes the names of clusters and services from a RayJob's
 HEAD = {"cpu": "2", "memory": "8Gi"}
 
@@ -88,7 +89,7 @@ def ray_job(
         "metadata": metadata,
         "spec": {
             # Bare words: KubeRay puts them into a shell of another pod. PYTHONPATH names the place.
-            "entrypoint": f"python -m orchestration.cli run {JOB_FILE} --name {name}",
+            "entrypoint": f"{' '.join(PROGRAM)} run {JOB_FILE} --name {name}",
             "submissionMode": "K8sJobMode",
             "backoffLimit": 3,  # a new cluster each time, which goes on with the run of this name
             "shutdownAfterJobFinishes": True,
@@ -123,6 +124,9 @@ def _worker_pod(
     pod = _pod(
         job, image, secret, nodes.EVERYWHERE, name="worker", shm_gib=nodes.memory_gib(one) // 2
     )
+    # A pod that is evicted says so to Ray, and waits until its ranks have saved and left.
+    left = f"{' '.join(PROGRAM)} drain here --notice {nodes.GRACE_S - 20} --address auto --wait"
+    pod["containers"][0]["lifecycle"] = {"preStop": {"exec": {"command": ["bash", "-c", left]}}}
     # No limit on the CPU: decoding threads may use what the node has left.
     pod["containers"][0] |= {
         "resources": {

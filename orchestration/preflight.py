@@ -1,16 +1,25 @@
-"""What must hold before training starts: said in seconds, by the error law."""
+"""What must hold before training starts: said in seconds, by the error law.
+
+`look_before` asks everything at once, so that a person mends all of it in one go; `drive` asks the
+same before it writes anything.
+"""
 
 import importlib.util
+import json
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 from datasets.manifest import Manifest, index_url, load_manifest
 from datasets.pack import pack
 from datasets.sources import digits
-from datasets.store import Store
-from orchestration.errors import JobError, ServiceError
+from datasets.store import Store, StoreConfig
+from orchestration.errors import TOLD_IN_ONE_LINE, JobError, ServiceError
 from orchestration.job import Job
 from orchestration.local import Say
 from orchestration.stack import ROOT
+from orchestration.versions import VERSIONS
 
 PACKAGES = ("orchestration", "inception", "datasets")
 SAMPLES_PER_SHARD = 128  # of a packed `data.source`
@@ -69,3 +78,96 @@ def check_init(job: Job, store: Store) -> None:
         raise JobError(
             f"model.init_from: got {url}, and no such file; it must exist. Mend the URL."
         )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Check:
+    """One thing looked at. problem: the error that a run would end with; None: all is well."""
+
+    name: str
+    said: str
+    problem: Exception | None = None
+
+
+def look_before(
+    job: Job, store: Store, config: StoreConfig, tracking_uri: str
+) -> tuple[list[Check], list[str]]:
+    """(every check of the job on the connected cluster, what a person should know).
+
+    Takes 20 s at most, a GPU never.
+    """
+    import ray
+
+    from orchestration.probe import (
+        Questions,
+        ask_nodes,
+        differences,
+        slow_to_notice,
+        splits_to_ask,
+    )
+    from orchestration.room import choose, look
+
+    def say_room() -> str:
+        room = choose(job, look())
+        now = "now" if room.now >= job.cluster.min_nodes * room.accelerator.count else "not now"
+        return f"{room.accelerator}: room for {room.now} ranks now, {room.ever} ever ({now})"
+
+    def write() -> str:
+        check_storage(store, f"{job.checkpoint.storage.rstrip('/')}/.preflight")
+        return f"{job.checkpoint.storage} takes a write"
+
+    def find_init() -> str:
+        check_init(job, store)
+        return job.model.init_from or "a new start"
+
+    def find_imports() -> str:
+        check_imports()
+        return "orchestration, inception and datasets are ours"
+
+    checks = [
+        _check("packages", find_imports),
+        _check("room", say_room),
+        _check("storage", write),
+        _check("weights", find_init),
+    ]
+    alive = [node for node in ray.nodes() if node["Alive"]]
+    secrets = tuple(job.cluster.secrets)
+    questions = Questions(
+        store=config,
+        splits=splits_to_ask(job, store) if checks[2].problem is None else (),
+        tracking_uri=tracking_uri,
+        secrets=secrets,
+    )
+    answers = ask_nodes(questions, alive)
+    wrong, may_differ = differences(answers, json.loads(os.environ.get(VERSIONS, "{}")))
+    for name, well in (
+        ("nodes", f"{len(answers)} answer"),
+        ("data", f"{', '.join(questions.splits) or 'to be packed'}: read on every node"),
+        ("tracking", f"{tracking_uri} answers every node"),
+        ("secrets", f"{', '.join(secrets) or 'none named'}"),
+    ):
+        problems = [one.problems[name] for one in answers if name in one.problems]
+        more = f" ({len(problems)} nodes say so.)" if len(problems) > 1 else ""
+        checks.append(
+            Check(
+                name=name,
+                said=problems[0] + more if problems else well,
+                problem=ServiceError(problems[0] + more) if problems else None,
+            )
+        )
+    checks.append(
+        Check(
+            name="versions",
+            said=wrong[0] if wrong else "the same on every node",
+            problem=ServiceError(wrong[0]) if wrong else None,
+        )
+    )
+    notes = [*may_differ, *([note] if (note := slow_to_notice(answers)) else [])]
+    return checks, notes
+
+
+def _check(name: str, look: Callable[[], str]) -> Check:
+    try:
+        return Check(name=name, said=look())
+    except TOLD_IN_ONE_LINE as error:
+        return Check(name=name, said=str(error), problem=error)

@@ -6,27 +6,14 @@ posts without waiting; the answer, what the ranks are to do, is read at its next
 
 import time
 from enum import IntEnum
-from typing import Any, TypedDict
+from typing import Any
 
 import ray
 
+from orchestration.moment import Progress
+
 # Before a node's end: two looks of the ranks, a checkpoint as long as the last one twice over.
 LEAVE_MARGIN_S = 8.0
-
-
-class Progress(TypedDict):
-    """One moment of a run."""
-
-    step: int
-    total_steps: int
-    epoch: float
-    loss: float
-    images_per_second: float
-    data_wait_fraction: float
-    top1: float | None  # of the last evaluation, percent
-    attempt: int
-    ranks: int
-    checkpoint_s: float  # how long the last one took to write
 
 
 class Wish(IntEnum):

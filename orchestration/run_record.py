@@ -11,7 +11,7 @@ from datasets.errors import DataError
 from datasets.store import Store
 from orchestration.errors import JobError
 from orchestration.job import Job
-from orchestration.load import flatten, to_dict
+from orchestration.load import flatten, from_dict, to_dict
 
 FORMAT = 1
 RUN_FILE = "run.json"
@@ -114,6 +114,15 @@ def check_forked(before: Job, after: Job) -> None:
                 f"{key}: got {new}, but the checkpoint was made with {old}; a fork takes over its "
                 "state and its place in the data. Leave it, or begin anew with model.init_from."
             )
+
+
+def find_earlier(store: Store, url: str, job: Job) -> Earlier:
+    """The run at `url`, to go on with under `job`. Raises JobError: no run there, or a job that is
+    not its own; StoreError."""
+    record = load_record(store, url)
+    changed = check_resumed(from_dict(record.job), job)
+    tags = {f"rayception.now.{key}": value for key, value in changed.items()}
+    return Earlier(url=url, record=record, changed=tags)
 
 
 def _changed(before: Job, after: Job) -> dict[str, tuple[object, object]]:

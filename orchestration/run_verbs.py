@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import signal
 import sys
 import time
@@ -18,8 +19,9 @@ from rich.table import Table
 from orchestration.data_verbs import AsJson, Endpoint, using_store
 from orchestration.errors import TOLD_IN_ONE_LINE, JobError, TrainingError
 from orchestration.job import Job
-from orchestration.job_places import is_remote
+from orchestration.job_places import LOCAL, is_remote
 from orchestration.load import from_dict, load_job, override
+from orchestration.submit_verbs import send_on, send_sweep
 from orchestration.sweep import Trial, cells, digest, expand, summarize, to_markdown
 from orchestration.tables import kept_for_json, own_name, print_json, print_outcome, say
 
@@ -32,19 +34,39 @@ if TYPE_CHECKING:
 console = Console(highlight=False)
 
 
+NoWait = Annotated[bool, typer.Option("--no-wait", help="Fail where there is no room now.")]
+
+
 def run(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="The job's YAML.")],
     overrides: Annotated[
         list[str] | None,
         typer.Argument(metavar="[FIELD=VALUE]...", help="Overrides, such as optim.lr=0.1."),
     ] = None,
+    name: Annotated[
+        str | None, typer.Option(help="The run's name; one of that name that has begun goes on.")
+    ] = None,
+    no_wait: NoWait = False,
+    child_of: Annotated[str | None, typer.Option(hidden=True)] = None,
+    trial: Annotated[str, typer.Option(hidden=True)] = "",
     as_json: AsJson = False,
 ) -> None:
     """Train a job and wait for it; what it calls `local` is started on this machine."""
     began = time.monotonic()
-    _train(load_job(file, overrides or []), began, as_json)
+    if name is not None and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", name):
+        raise JobError(
+            f"--name: got {name!r}; letters, digits, dots, hyphens and underscores, at most 100 "
+            "(it names a folder). Give such a name."
+        )
+    given = [*(overrides or []), *(["cluster.wait_s=0"] if no_wait else [])]
+    child = None if child_of is None else (child_of, trial)
+    _train(load_job(file, given), began, as_json, name=name, child=child)
 
 
+SentTo = Annotated[
+    str | None,
+    typer.Option("--address", help="Dashboard URL of a cluster that is to do it (else: here)."),
+]
 RunUrl = Annotated[str, typer.Argument(metavar="RUN", help="URL of the run's folder in storage.")]
 
 
@@ -55,19 +77,20 @@ def resume(
         typer.Argument(metavar="[FIELD=VALUE]...", help="Where it goes on: cluster and the like."),
     ] = None,
     endpoint_url: Endpoint = None,
+    address: SentTo = None,
     as_json: AsJson = False,
 ) -> None:
     """Go on with a run that ended before its end: same samples, same MLflow run, any cluster."""
-    from orchestration.run_record import Earlier, check_resumed, load_record
+    from orchestration.run_record import find_earlier, load_record
 
     began = time.monotonic()
+    url = url.rstrip("/")
+    if address is not None:
+        send_on("resume", url, overrides or [], endpoint_url, address, as_json)
+        return
     with using_store(endpoint_url) as store:
-        url = url.rstrip("/")
-        record = load_record(store, url)
-        before = from_dict(record.job)
-        job = override(before, overrides or [])
-        changed = {f"rayception.now.{k}": v for k, v in check_resumed(before, job).items()}
-        _train(job, began, as_json, earlier=Earlier(url=url, record=record, changed=changed))
+        job = override(from_dict(load_record(store, url).job), overrides or [])
+        _train(job, began, as_json, earlier=find_earlier(store, url, job))
 
 
 def fork(
@@ -79,6 +102,7 @@ def fork(
         typer.Argument(metavar="[FIELD=VALUE]...", help="What the new run does otherwise."),
     ] = None,
     endpoint_url: Endpoint = None,
+    address: SentTo = None,
     as_json: AsJson = False,
 ) -> None:
     """Begin a new run from a checkpoint of another one: its state, its place in the data."""
@@ -86,6 +110,9 @@ def fork(
     from orchestration.trained import find_checkpoint
 
     began = time.monotonic()
+    if address is not None:
+        send_on("fork", url, overrides or [], endpoint_url, address, as_json)
+        return
     with using_store(endpoint_url) as store:
         record, _, state = find_checkpoint(store, url)
         before = from_dict(record.job)
@@ -102,9 +129,13 @@ def sweep(
         list[str] | None, typer.Option(help="FIELD=VALUE,VALUE; each combination runs.")
     ] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Runs of each, with seeds from 0.")] = 1,
+    limit: Annotated[
+        int, typer.Option(min=1, help="Runs at once, each a submission; on a Ray cluster.")
+    ] = 1,
     as_json: AsJson = False,
 ) -> None:
-    """Train several jobs, one after the other, under one MLflow run; again goes on where it ended.
+    """Train several jobs under one MLflow run, one after the other or `--limit` at once; again goes
+    on where it ended.
 
     A run that fails is told and counted; the others go on. Exit code 4 if one failed.
     """
@@ -113,9 +144,18 @@ def sweep(
     if not files:
         raise JobError("FILE: got none; a sweep runs at least one job. Name its YAML.")
     trials = expand(files, overrides, grid or [], seeds)
+    cluster = trials[0].job.cluster
+    if is_remote(cluster.address):
+        send_sweep(trials, files, overrides, grid or [], seeds, limit, as_json)
+        return
+    if limit > 1 and cluster.address == LOCAL:
+        raise JobError(
+            f"--limit: got {limit} with cluster.address local; this machine's runs go one after "
+            "the other. Leave it out, or name a cluster (cluster.address=auto, or its URL)."
+        )
     tell, screen = _voices(as_json)
     with kept_for_json(as_json), on_cluster(trials[0].job, tell) as stack:
-        top1, page = _sweep(trials, stack, tell, screen)
+        top1, page = _sweep(trials, stack, tell, screen, limit)
     rows = summarize(trials, top1)
     if as_json:
         print_json({"page": page, "rows": [asdict(row) for row in rows]})
@@ -131,7 +171,7 @@ def sweep(
 
 
 def _sweep(
-    trials: list[Trial], stack: "Stack | None", tell: "Say", screen: Console
+    trials: list[Trial], stack: "Stack | None", tell: "Say", screen: Console, limit: int
 ) -> tuple[dict[str, float], str]:
     """Runs what has not run yet; -> (top-1 by trial, where the parent is seen)."""
     from orchestration.driver import drive, tracking_uri
@@ -145,7 +185,13 @@ def _sweep(
         tracking_uri(job, stack), experiment=job.experiment, name=name, digest=digest(trials)
     )
     top1 = finished_children(parent)
-    for number, trial in enumerate(trials, start=1):
+    one_by_one = trials
+    if limit > 1:
+        from orchestration.sweep_submissions import run_some_at_once
+
+        top1 = run_some_at_once(trials, parent, top1, limit=limit, tell=tell)
+        one_by_one = []
+    for number, trial in enumerate(one_by_one, start=1):
         what = f"{number} of {len(trials)}: {trial.key}"
         if trial.key in top1:
             tell(f"{what} has run already, top-1 {top1[trial.key]:.2f} %")
@@ -206,16 +252,23 @@ def _train(
     *,
     earlier: "Earlier | None" = None,
     start_from: "TrainState | None" = None,
+    name: str | None = None,
+    child: tuple[str, str] | None = None,
 ) -> None:
     """Drives one run on its cluster, and tells what came out."""
     tell, screen = _voices(as_json)
     with kept_for_json(as_json), on_cluster(job, tell) as stack:
-        from orchestration.driver import drive
+        from orchestration.driver import drive, tracking_uri
         from orchestration.render import show_progress
+        from orchestration.tracking import RunRef
 
+        parent = None
+        if child is not None:  # of a sweep: (its run, the name of this one in it)
+            run_id, trial = child
+            parent = RunRef(uri=tracking_uri(job, stack), experiment_id="", run_id=run_id), trial
         outcome = drive(
             job, stack=stack, say=tell, watch=partial(show_progress, screen), earlier=earlier,
-            start_from=start_from,
+            start_from=start_from, name=name, parent=parent,
         )  # fmt: skip
     wall_s = time.monotonic() - began
     if as_json:

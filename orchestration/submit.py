@@ -1,9 +1,7 @@
 """Ray Jobs: a job leaves for a cluster, and is watched from afar.
 
-What travels is a folder made for it: the files of this checkout that git does not ignore, and the
-resolved job. No secret is among them: the cluster's own environment has the credentials. A token
-that the cluster asks for is Ray's own business (RAY_AUTH_TOKEN, or ~/.ray/auth_token); further
-headers come from RAY_JOB_HEADERS, as for Ray's own commands.
+A token that the cluster asks for is Ray's own business (RAY_AUTH_TOKEN, or ~/.ray/auth_token);
+further headers come from RAY_JOB_HEADERS, as for Ray's own commands.
 """
 
 import contextlib
@@ -13,29 +11,22 @@ import os
 import re
 import secrets
 import shlex
-import shutil
-import subprocess
-import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
+from urllib.parse import urlencode
 
 from ray.exceptions import RayError
 from ray.job_submission import JobStatus, JobSubmissionClient
 
-from orchestration.errors import JobError, ServiceError, TrainingError
+from orchestration.errors import JobError, RayceptionError, ServiceError, TrainingError
 from orchestration.job import Job
 from orchestration.job_places import Environment
-from orchestration.load import to_yaml
-from orchestration.stack import ROOT
-from orchestration.versions import VERSIONS, versions
+from orchestration.parcel import JOB_FILE, runtime_env, staged
+from orchestration.versions import ON_CLUSTER
 
-JOB_FILE = "submitted-job.yaml"
-MAX_UPLOAD_BYTES = 50 * 2**20  # the checkout is under one; what is above is not meant
 PROGRAM = ("python", "-m", "orchestration.cli")
-ON_CLUSTER = "cluster.address=auto"  # how a job that was sent names the cluster that it is on
 STOP_LIMIT_S = 120.0
 POLL_S = 1.0
 ENDED_WORDS = tuple(s.value for s in (JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.STOPPED))
@@ -54,7 +45,8 @@ class Submission:
     ended_ms: int | None
 
 
-logging.getLogger("ray").setLevel(logging.WARNING)  # what it uploads, file by file
+for _name in ("ray", "ray.dashboard.modules.dashboard_sdk"):  # what it uploads, file by file
+    logging.getLogger(_name).setLevel(logging.WARNING)
 
 
 class Cluster:
@@ -67,28 +59,43 @@ class Cluster:
             headers = json.loads(os.environ.get("RAY_JOB_HEADERS", "null"))
             self._client = JobSubmissionClient(address, headers=headers)
 
-    def submit(self, job: Job) -> str:
-        """Sends the job; -> its submission id. Raises JobError where the checkout is too large."""
-        return self.send(("run", JOB_FILE, ON_CLUSTER), name=job.name, job=job)
+    def submit(self, job: Job, *, name: str | None = None) -> str:
+        """Sends the job, under a run's name if it is to have one; -> its submission id."""
+        named = () if name is None else ("--name", name)
+        return self.send(
+            ("run", JOB_FILE, ON_CLUSTER, *named),
+            name=job.name,
+            jobs={JOB_FILE: job},
+            environment=job.cluster.environment,
+        )
 
     def send(
         self,
         arguments: Sequence[str],
         *,
         name: str,
-        job: Job | None = None,
+        jobs: Mapping[str, Job] | None = None,
         environment: Environment | None = None,
+        parcel: str | None = None,
     ) -> str:
-        """Sends `rayception ARGUMENTS` to be run there, with the job as JOB_FILE; -> its submission
-        id. Raises JobError where the checkout is too large; ServiceError."""
+        """Sends `rayception ARGUMENTS` to be run there, with jobs by file name; -> its submission
+        id. parcel: the URI of a checkout that the cluster has already.
+
+        Raises JobError where the checkout is too large; ServiceError.
+        """
         submission = f"{name}-{secrets.token_hex(4)}"
-        environment = environment or (job.cluster.environment if job is not None else Environment())
-        with staged(job) as folder, self._told():
+        with contextlib.ExitStack() as held:
+            if parcel is None:
+                parcel = str(held.enter_context(staged(jobs or {})))
+            held.enter_context(self._told())
             return str(
                 self._client.submit_job(
                     entrypoint=shlex.join([*PROGRAM, *arguments]),
                     submission_id=submission,
-                    runtime_env={"working_dir": str(folder), **runtime_env(environment)},
+                    runtime_env={
+                        "working_dir": parcel,
+                        **runtime_env(environment or Environment()),
+                    },
                     metadata={"rayception.name": name},
                 )
             )
@@ -99,7 +106,12 @@ class Cluster:
         Raises what it raised, as an error of the same exit code; ServiceError: nothing for
         `limit_s`.
         """
-        submission = self.send((*arguments, "--json"), name=ERRAND, job=job)
+        submission = self.send(
+            (*arguments, "--json"),
+            name=ERRAND,
+            jobs=None if job is None else {JOB_FILE: job},
+            environment=None if job is None else job.cluster.environment,
+        )
         deadline = time.monotonic() + limit_s
         while (found := self.find(submission)).status not in ENDED_WORDS:
             if time.monotonic() > deadline:
@@ -114,9 +126,17 @@ class Cluster:
         if found.status == "SUCCEEDED":
             begin = max(i for i, line in enumerate(lines) if line in ("{", "["))
             return json.loads("\n".join(lines[begin:]))
-        code = re.search(r"exit code (\d+)", found.message)
-        kinds = {one.exit_code: one for one in (JobError, ServiceError, TrainingError)}
-        raise kinds.get(int(code[1]) if code else 0, ServiceError)(lines[-1] if lines else "")
+        raise _error_of(found)(lines[-1] if lines else f"{submission}: {found.status}")
+
+    def check_end(self, submission: str) -> None:
+        """Raises what ended a submission, as an error of its exit code; its own words stand in its
+        log."""
+        found = self.find(submission)
+        if found.status != "SUCCEEDED":
+            raise _error_of(found)(
+                f"{submission}: got {found.status}; its own words are the last of its log "
+                f"(`rayception logs {submission}`). Mend what they say, and submit it again."
+            )
 
     def find(self, submission: str) -> Submission:
         """Raises JobError where the cluster has no such submission."""
@@ -154,6 +174,35 @@ class Cluster:
         self.find(submission)
         with self._told():
             return str(self._client.get_job_logs(submission))
+
+    def rank_logs(self, submission: str, rank: int) -> str:
+        """What the last process of a rank has printed. Raises JobError where there is none."""
+        self.find(submission)
+        runs = self._get("/api/train/v2/runs/v1").json()["train_runs"]
+        mine = [
+            run for run in runs if (run.get("job_details") or {}).get("submission_id") == submission
+        ]
+        for run in sorted(mine, key=lambda one: -int(one["start_time_ns"])):
+            for worker in (run["attempts"] or [{"workers": []}])[-1]["workers"]:
+                if worker["world_rank"] == rank:
+                    return "".join(self._worker_log(worker, suffix) for suffix in ("out", "err"))
+        raise JobError(
+            f"--rank: got {rank}; {submission} has started no such rank. Ranks count from 0; see "
+            "`rayception logs` for what the driver says."
+        )
+
+    def _worker_log(self, worker: dict[str, Any], suffix: str) -> str:
+        query = {"node_id": worker["node_id"], "actor_id": worker["actor_id"], "suffix": suffix}
+        answer = self._get(f"/api/v0/logs/file?{urlencode({**query, 'lines': -1})}")
+        text: str = answer.text
+        return text.removeprefix("1")  # the API's word that it went well
+
+    def _get(self, path: str) -> Any:
+        with self._told():
+            answer = self._client._do_request("GET", path)  # with the cluster's token and headers
+            if answer.status_code != 200:
+                raise RuntimeError(f"{path}: {answer.status_code} {answer.text[:200]}")
+            return answer
 
     def follow(self, submission: str) -> Iterator[str]:
         """What the driver prints, line by line, until it ends."""
@@ -199,54 +248,10 @@ class Cluster:
             ) from error
 
 
-def runtime_env(environment: Environment) -> dict[str, Any]:
-    """What Ray is to give the job's processes. The variables of this laptop's Python, Ray and torch
-    go along, for preflight to compare."""
-    given: dict[str, Any] = {
-        "env_vars": {**environment.variables, VERSIONS: json.dumps(versions())}
-    }
-    if environment.pip:
-        given["pip"] = list(environment.pip)
-    if environment.image is not None:
-        given["image_uri"] = environment.image
-    return given
-
-
-@contextlib.contextmanager
-def staged(job: Job | None) -> Iterator[Path]:
-    """A folder with what travels, for the block. Raises JobError: not a git checkout, too large."""
-    listed = subprocess.run(
-        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
-        cwd=ROOT,
-        capture_output=True,
-        check=False,
-    )
-    if listed.returncode:
-        raise JobError(
-            f"{ROOT}: got no git checkout; what travels is what git does not ignore. Clone "
-            "rayception with git, and submit from there."
-        )
-    names = [Path(os.fsdecode(name)) for name in listed.stdout.split(b"\0") if name]
-    files = [name for name in names if (ROOT / name).is_file() and name.parts[0] != "tests"]
-    size = sum((ROOT / name).stat().st_size for name in files)
-    if size > MAX_UPLOAD_BYTES:
-        largest = max(files, key=lambda name: (ROOT / name).stat().st_size)
-        raise JobError(
-            f"{ROOT}: got {size / 2**20:.0f} MiB to upload; at most "
-            f"{MAX_UPLOAD_BYTES // 2**20} MiB travel, and {largest} is the largest file. Add it to "
-            ".gitignore, or take it out."
-        )
-    folder = Path(tempfile.mkdtemp(prefix="rayception-submit-"))
-    try:
-        for name in files:
-            target = folder / name
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(ROOT / name, target)
-        if job is not None:
-            (folder / JOB_FILE).write_text(to_yaml(job))
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+def _error_of(found: Submission) -> type[RayceptionError]:
+    code = re.search(r"exit code (\d+)", found.message)
+    kinds = {one.exit_code: one for one in (JobError, ServiceError, TrainingError)}
+    return kinds.get(int(code[1]) if code else 0, TrainingError)
 
 
 def describe(one: Submission) -> dict[str, Any]:
@@ -258,5 +263,5 @@ def describe(one: Submission) -> dict[str, Any]:
         "job": one.name,
         "status": one.status,
         "for": "-" if seconds is None else f"{seconds:.0f} s",
-        "said": one.message,
+        "said": one.message[-160:],
     }

@@ -1,6 +1,7 @@
 """The verbs about jobs on a cluster elsewhere: submit, status, logs, stop, list."""
 
 import os
+import re
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -8,18 +9,22 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
-from orchestration.data_verbs import AsJson
-from orchestration.errors import JobError, TrainingError
+from orchestration.data_verbs import AsJson, quiet
+from orchestration.errors import JobError, exit_code_of
 from orchestration.job_places import is_remote
 from orchestration.load import load_job
-from orchestration.tables import print_json, print_panel, say
+from orchestration.sweep import Trial
+from orchestration.tables import kept_for_json, print_json, print_panel, say
+from orchestration.versions import ON_CLUSTER, VERSIONS
 
 if TYPE_CHECKING:
     from orchestration.submit import Cluster
 
 console = Console(highlight=False)
 DRAIN_LIMIT_S = 60.0
+PREFLIGHT_LIMIT_S = 60.0
 Address = Annotated[
     str | None,
     typer.Option(
@@ -37,23 +42,128 @@ def submit(
         typer.Argument(metavar="[FIELD=VALUE]...", help="Overrides, such as optim.lr=0.1."),
     ] = None,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Watch it to its end.")] = False,
+    name: Annotated[
+        str | None, typer.Option(help="The run's name; one of that name that has begun goes on.")
+    ] = None,
+    no_wait: Annotated[
+        bool, typer.Option("--no-wait", help="Fail where there is no room now.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Send a job to the cluster at its cluster.address; returns at once, unless told to follow."""
-    job = load_job(file, overrides or [])
+    job = load_job(file, [*(overrides or []), *(["cluster.wait_s=0"] if no_wait else [])])
     if not is_remote(job.cluster.address):
         raise JobError(
             f"cluster.address: got {job.cluster.address}; a job is submitted to the URL of a "
             "cluster's dashboard, such as http://head:8265. Write it so, or `rayception run` here."
         )
     cluster = _cluster(job.cluster.address)
-    submission = cluster.submit(job)
+    submission = cluster.submit(job, name=name)
     if as_json and not follow:
         print_json({"submission": submission, "address": cluster.address})
         return
     say(f"submitted {submission} to {cluster.address}")
     if follow:
         _follow(cluster, submission)
+
+
+def send_on(
+    verb: str, url: str, overrides: list[str], endpoint_url: str | None, address: str, as_json: bool
+) -> None:
+    """Has a cluster resume or fork a run: what it needs lies in the run's storage."""
+    cluster = _cluster(address)
+    store = ["--endpoint-url", endpoint_url] if endpoint_url is not None else []
+    name = re.sub(r"[^a-z0-9-]+", "-", url.rsplit("/", 1)[1].lower()).strip("-") or verb
+    submission = cluster.send((verb, url, *overrides, ON_CLUSTER, *store), name=name)
+    if as_json:
+        print_json({"submission": submission, "address": cluster.address})
+    else:
+        say(f"submitted {submission} to {cluster.address}")
+
+
+def send_sweep(
+    trials: list[Trial],
+    files: list[Path],
+    overrides: list[str],
+    grid: list[str],
+    seeds: int,
+    limit: int,
+    as_json: bool,
+) -> None:
+    """Has a cluster drive a sweep: the jobs travel, and are spread over grid and seeds there."""
+    from orchestration.parcel import JOB_FILE
+
+    job = trials[0].job
+    cluster = _cluster(job.cluster.address)
+    jobs = {f"{number}-{JOB_FILE}": load_job(file, overrides) for number, file in enumerate(files)}
+    axes = [word for axis in grid for word in ("--grid", axis)]
+    submission = cluster.send(
+        ("sweep", *jobs, ON_CLUSTER, *axes, "--seeds", str(seeds), "--limit", str(limit)),
+        name=f"{job.name}-sweep",
+        jobs=jobs,
+        environment=job.cluster.environment,
+    )
+    if as_json:
+        print_json({"submission": submission, "address": cluster.address})
+    else:
+        say(f"submitted {submission} to {cluster.address}: {len(trials)} runs, {limit} at once")
+
+
+def preflight(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="The job's YAML.")],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[FIELD=VALUE]...", help="Overrides, such as optim.lr=0.1."),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Ask a job's cluster, before a GPU is taken, whether the job could run there.
+
+    GPU types and room, data and secrets on every node, storage, MLflow, versions. Exit code 3 (or
+    2) where it could not.
+    """
+    from orchestration.run_verbs import on_cluster
+
+    job = load_job(file, overrides or [])
+    if is_remote(job.cluster.address):
+        cluster = _cluster(job.cluster.address)
+        from orchestration.parcel import JOB_FILE
+
+        asked = ("preflight", JOB_FILE, ON_CLUSTER)
+        said = cluster.ask(asked, job=job, limit_s=PREFLIGHT_LIMIT_S)
+    else:
+        with kept_for_json(as_json), on_cluster(job, quiet) as stack:
+            from datasets.store import Store
+            from orchestration.driver import tracking_uri
+            from orchestration.preflight import look_before
+            from orchestration.storage import build_store_config
+
+            config = build_store_config(job, stack)
+            checks, notes = look_before(job, Store(config), config, tracking_uri(job, stack))
+        said = {
+            "checks": [
+                {
+                    "name": one.name,
+                    "said": one.said,
+                    "exit_code": 0 if one.problem is None else exit_code_of(one.problem),
+                }
+                for one in checks
+            ],
+            "notes": notes,
+        }
+    if as_json:
+        print_json(said)
+        if job.cluster.address == "auto" and os.environ.get(VERSIONS):
+            return  # the laptop that asked reads the answer, and ends as it says
+    else:
+        for one in said["checks"]:
+            colour, mark = ("green", "ok") if one["exit_code"] == 0 else ("red", "NO")
+            console.print(Text(f"{mark} ", style=colour), Text(f"{one['name']}: {one['said']}"))
+        for note in said["notes"]:
+            console.print(Text(f"note: {note}"))
+    wrong = [one["exit_code"] for one in said["checks"] if one["exit_code"]]
+    if wrong:
+        raise typer.Exit(wrong[0])
 
 
 def status(submission: Name, address: Address = None, as_json: AsJson = False) -> None:
@@ -71,10 +181,17 @@ def status(submission: Name, address: Address = None, as_json: AsJson = False) -
 def logs(
     submission: Name,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Until it ends.")] = False,
+    rank: Annotated[
+        int | None, typer.Option(min=0, help="What this rank's last worker process printed.")
+    ] = None,
     address: Address = None,
 ) -> None:
-    """Print what a submission's driver printed."""
+    """Print what a submission's driver printed, or one of its ranks."""
     cluster = _cluster(address)
+    if rank is not None:
+        text = cluster.rank_logs(submission, rank)
+        console.print(text, markup=False, soft_wrap=True, end="")
+        return
     if follow:
         _follow(cluster, submission)
         return
@@ -98,16 +215,22 @@ def drain(
         ),
     ],
     notice: Annotated[float, typer.Option(min=0, help="Seconds until it is taken away.")] = 60.0,
+    wait: Annotated[
+        bool, typer.Option("--wait", help="Until no rank is left; on the node itself.")
+    ] = False,
     address: Address = None,
     as_json: AsJson = False,
 ) -> None:
     """Announce that a node will be taken away: runs on it save, leave and go on elsewhere."""
     if address == "auto":
         from orchestration.drain import drain as drain_node
+        from orchestration.drain import wait_until_left
         from orchestration.driver import joined
 
         with joined("auto"):
             said = asdict(drain_node(node, notice))
+        if wait and not wait_until_left(notice):
+            say("a rank is still there; it ends with the node")
     else:
         asked = ("drain", node, "--notice", str(notice), "--address", "auto")
         said = _cluster(address).ask(asked, limit_s=DRAIN_LIMIT_S)
@@ -132,15 +255,13 @@ def list_submissions(address: Address = None, as_json: AsJson = False) -> None:
 
 
 def _follow(cluster: "Cluster", submission: str) -> None:
-    """Exit code 4 where it did not end well."""
-    for line in cluster.follow(submission):
-        console.print(line, markup=False, soft_wrap=True)
-    found = cluster.find(submission)
-    if found.status != "SUCCEEDED":
-        raise TrainingError(
-            f"{submission}: got {found.status} ({found.message or 'no word'}); see "
-            f"`rayception logs {submission}`. Mend what it says, and submit it again."
-        )
+    """Ends as the submission does, with its exit code."""
+    from orchestration.render import Panel
+
+    with Panel(console, submission) as panel:
+        for line in cluster.follow(submission):
+            panel.show(line)
+    cluster.check_end(submission)
 
 
 def _cluster(address: str | None) -> "Cluster":

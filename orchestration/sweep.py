@@ -15,10 +15,13 @@ from orchestration.load import load_job, to_yaml
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Trial:
-    """One run of a sweep. group: what its repetitions with other seeds share."""
+    """One run of a sweep. group: what its repetitions with other seeds share. The job is the
+    file at `path` with `overrides`."""
 
     group: str
     job: Job
+    path: Path
+    overrides: tuple[str, ...]
 
     @property
     def key(self) -> str:
@@ -52,8 +55,10 @@ def expand(
     for path in paths:
         for values in product(*axes):
             for seed in range(seeds):
-                job = load_job(path, [*overrides, *values, f"seed={seed}"])
-                trials.append(Trial(group=" ".join([job.name, *values]), job=job))
+                changes = (*overrides, *values, f"seed={seed}")
+                job = load_job(path, changes)
+                group = " ".join([job.name, *values])
+                trials.append(Trial(group=group, job=job, path=path, overrides=changes))
     first = trials[0].job
     for trial in trials:
         for part in ("cluster", "storage", "tracking"):

@@ -1,8 +1,10 @@
-"""The versions that must agree on every machine of a job: what one pickles, another reads."""
+"""What a laptop tells the cluster that it sends a job to; the versions that must agree on every
+machine of a job: what one pickles, another reads."""
 
 import platform
 from importlib.metadata import version
 
+ON_CLUSTER = "cluster.address=auto"  # how a job that was sent names the cluster that it is on
 VERSIONS = "RAYCEPTION_VERSIONS"  # environment variable: those of the laptop that sent a job
 
 

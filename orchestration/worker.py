@@ -10,7 +10,6 @@ index.
 """
 
 import contextlib
-import json
 import logging
 import warnings
 from dataclasses import dataclass
@@ -47,15 +46,14 @@ from orchestration.feed import (
 )
 from orchestration.load import from_dict
 from orchestration.metrics import top1_of
+from orchestration.moment import Progress
+from orchestration.not_finite import MAX_SKIPPED, name_samples, named_steps
 from orchestration.plan import Plan, build_job_architecture, learning_rate_at
-from orchestration.progress import Progress, Wish
+from orchestration.progress import Wish
 from orchestration.steplog import StepLog
 from orchestration.tracking import MetricWriter, Point, RunRef
 
 logger = logging.getLogger(__name__)
-
-NOT_FINITE = "not-finite"  # folder of the names of samples whose step had no finite loss
-MAX_SKIPPED = 10  # of such steps, under loss.not_finite: skip; a run with more is ill
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -220,26 +218,20 @@ class Rank:
                 heard = ray.get(self.answer)
         moment, wish = log.send(self.step, heard)
         if self.rank == 0:
-            self.answer = self.hand.board.post.remote(self._progress(moment))
+            self.answer = self.hand.board.post.remote(self._progress(moment, log.images_per_second))
         return wish
 
     def _left_out_steps(self) -> frozenset[int]:
         """Rank 0 looks and tells the others, so that all leave out the same."""
-        found: list[list[int]] = [[]]
-        if self.rank == 0:
-            names = self.store.list(f"{self.hand.run_url}/{NOT_FINITE}/step-")
-            found = [[int(entry.url.rsplit("/", 2)[1].removeprefix("step-")) for entry in names]]
+        found = [named_steps(self.store, self.hand.run_url) if self.rank == 0 else []]
         dist.broadcast_object_list(found, src=0)
         return frozenset(found[0])
 
     def _keep_names(self, step: int, keys: tuple[str, ...]) -> str:
-        """Each rank names its samples of a step that went wrong; -> the folder."""
-        folder = f"{self.hand.run_url}/{NOT_FINITE}/step-{step:09d}"
-        content = json.dumps({"rank": self.rank, "step": step, "samples": keys}, indent=1)
-        self.store.write(f"{folder}/rank-{self.rank}.json", content.encode())
-        return folder
+        url = self.hand.run_url
+        return name_samples(self.store, url, step=step, rank=self.rank, keys=keys)
 
-    def _progress(self, moment: dict[str, float]) -> Progress:
+    def _progress(self, moment: dict[str, float], speed: float) -> Progress:
         return Progress(
             step=self.step,
             total_steps=self.plan.total_steps,
@@ -250,6 +242,7 @@ class Rank:
             top1=top1_of(self.metrics),
             attempt=self.hand.attempt,
             ranks=self.world_size,
+            eta_s=(self.plan.total_steps - self.step) * self.plan.global_batch_size / speed,
             checkpoint_s=self.checkpoints.took_s if self.checkpoints is not None else 0.0,
         )
 

@@ -122,6 +122,13 @@ class RayCluster:
             f"--dashboard-port={DASHBOARD}", f"--temp-dir={self.network.folder_of_ray}",
         )  # fmt: skip
 
+    def wait_for_head(self) -> None:
+        wait_for(
+            lambda: self.get(f"{self.dashboard_url}/api/gcs_healthz") == "success",
+            START_LIMIT_S,
+            lambda: self.head.log.read_text()[-2000:],
+        )
+
     def start_node(self, name: str, *, cpus: int = 1, resources: str | None = None) -> Machine:
         """A node joins; one of a name that was there before comes back with its address."""
         machine = self.network.machines.get(name) or self.network.add(name)
@@ -181,6 +188,10 @@ class RayCluster:
         assert done.returncode == 0, done.stderr
         return done.stdout
 
+    def json(self, machine: Machine, code: str) -> Any:
+        """What a piece of Python prints as JSON there."""
+        return json.loads(self.python(machine, code).splitlines()[-1])
+
     @property
     def places(self) -> list[str]:
         """The overrides that send a job here."""
@@ -213,11 +224,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RayCluster]:
         made.start_s3()
         made.start_head()
         made.start_mlflow()
-        wait_for(
-            lambda: made.get(f"{made.dashboard_url}/api/gcs_healthz") == "success",
-            START_LIMIT_S,
-            lambda: made.head.log.read_text()[-2000:],
-        )
+        made.wait_for_head()
         for name in ("one", "two", "three"):
             made.start_node(name)
         made.wait_for_nodes(4)

@@ -123,21 +123,17 @@ class Machine:
     def set_link(self, state: str) -> None:
         ip("-n", self.network.bridge, "link", "set", f"to{self.number}", state)
 
-    def close(self) -> None:
-        self.kill()
+    def pids(self) -> list[int]:
+        """Of every process there, as this machine counts them."""
         found = subprocess.run(
             ["ip", "netns", "pids", self.namespace], capture_output=True, text=True, check=False
         )
-        for pid in found.stdout.split():  # what a killed parent left behind there
-            subprocess.run(["kill", "-9", pid], check=False, capture_output=True)
-        wait_for(
-            lambda: (
-                not subprocess.run(
-                    ["ip", "netns", "pids", self.namespace], capture_output=True, text=True
-                ).stdout.strip()
-            ),
-            20,
-            f"processes left in {self.namespace}",
-        )
+        return [int(pid) for pid in found.stdout.split()]
+
+    def close(self) -> None:
+        self.kill()
+        for pid in self.pids():  # what a killed parent left behind there
+            subprocess.run(["kill", "-9", str(pid)], check=False, capture_output=True)
+        wait_for(lambda: not self.pids(), 20, f"processes left in {self.namespace}")
         ip("netns", "del", self.namespace)
         shutil.rmtree(self.etc, ignore_errors=True)

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from orchestration import submit
+from orchestration import parcel
 from orchestration.errors import JobError
 from orchestration.load import load_job
-from orchestration.submit import JOB_FILE, staged
+from orchestration.parcel import JOB_FILE, staged
 
 ROOT = Path(__file__).resolve().parents[3]
 QUICKSTART = ROOT / "jobs" / "quickstart.yaml"
@@ -15,7 +15,7 @@ QUICKSTART = ROOT / "jobs" / "quickstart.yaml"
 
 def test_what_travels_is_what_git_does_not_ignore() -> None:
     job = load_job(QUICKSTART, ["optim.lr=0.123"])
-    with staged(job) as folder:
+    with staged({JOB_FILE: job}) as folder:
         names = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
         assert load_job(folder / JOB_FILE) == job
     assert {"orchestration/cli.py", "inception/step.py", "datasets/order.py"} <= names
@@ -27,15 +27,18 @@ def test_what_travels_is_what_git_does_not_ignore() -> None:
 def test_too_large_a_checkout_is_told_with_its_largest_file(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(submit, "MAX_UPLOAD_BYTES", 1000)
+    monkeypatch.setattr(parcel, "MAX_UPLOAD_BYTES", 1000)
     with (
         pytest.raises(JobError, match=r"MiB to upload; .* is the largest file"),
-        staged(load_job(QUICKSTART)),
+        staged({JOB_FILE: load_job(QUICKSTART)}),
     ):
         pass
 
 
 def test_elsewhere_than_in_git_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(submit, "ROOT", tmp_path)
-    with pytest.raises(JobError, match="got no git checkout"), staged(load_job(QUICKSTART)):
+    monkeypatch.setattr(parcel, "ROOT", tmp_path)
+    with (
+        pytest.raises(JobError, match="got no git checkout"),
+        staged({JOB_FILE: load_job(QUICKSTART)}),
+    ):
         pass

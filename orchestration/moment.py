@@ -1,0 +1,76 @@
+"""One moment of a run, and its line: printed where there is no terminal, read again by `--follow`
+on another machine. Pure."""
+
+import re
+from typing import TypedDict
+
+
+class Progress(TypedDict):
+    """One moment of a run."""
+
+    step: int
+    total_steps: int
+    epoch: float
+    loss: float
+    images_per_second: float
+    data_wait_fraction: float
+    top1: float | None  # of the last evaluation, percent
+    attempt: int
+    ranks: int
+    checkpoint_s: float  # how long the last one took to write
+    eta_s: float  # to the last step, at the speed of this attempt
+
+
+LINE = re.compile(
+    r"step (?P<step>\d+)/(?P<total_steps>\d+): epoch (?P<epoch>[\d.]+), loss (?P<loss>\S+), "
+    r"(?P<images_per_second>\d+) images/s, data wait (?P<data_wait>\d+) %"
+    r"(, top-1 (?P<top1>[\d.]+) %)?, (?P<ranks>\d+) ranks?, (?P<eta>[\d:]+) left"
+    r"(, attempt (?P<attempt>\d+))?$"
+)
+
+
+def describe(moment: Progress) -> str:
+    """What follows `step 12/360: `."""
+    top1 = f", top-1 {moment['top1']:.1f} %" if moment["top1"] is not None else ""
+    again = f", attempt {moment['attempt']}" if moment["attempt"] > 1 else ""
+    ranks = f"{moment['ranks']} rank{'s' if moment['ranks'] != 1 else ''}"
+    return (
+        f"epoch {moment['epoch']:.2f}, loss {moment['loss']:.3f}, "
+        f"{moment['images_per_second']:.0f} images/s, data wait "
+        f"{100 * moment['data_wait_fraction']:.0f} %{top1}, {ranks}, "
+        f"{clock(moment['eta_s'])} left{again}"
+    )
+
+
+def to_line(moment: Progress) -> str:
+    return f"step {moment['step']}/{moment['total_steps']}: {describe(moment)}"
+
+
+def parse_line(line: str) -> Progress | None:
+    """The moment that `to_line` wrote, to the digits that it wrote; None for any other line."""
+    found = LINE.match(line.strip())
+    if found is None:
+        return None
+    seconds = 0
+    for part in found["eta"].split(":"):
+        seconds = 60 * seconds + int(part)
+    return Progress(
+        step=int(found["step"]),
+        total_steps=int(found["total_steps"]),
+        epoch=float(found["epoch"]),
+        loss=float(found["loss"]),
+        images_per_second=float(found["images_per_second"]),
+        data_wait_fraction=int(found["data_wait"]) / 100,
+        top1=None if found["top1"] is None else float(found["top1"]),
+        attempt=int(found["attempt"] or 1),
+        ranks=int(found["ranks"]),
+        checkpoint_s=0.0,
+        eta_s=float(seconds),
+    )
+
+
+def clock(seconds: float) -> str:
+    """`1:02:03`, `2:03`."""
+    minutes, rest = divmod(round(min(seconds, 1e7)), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
