@@ -18,17 +18,11 @@ from datasets.manifest import index_url, load_manifest
 from datasets.store import Store, StoreConfig
 from orchestration.errors import TOLD_IN_ONE_LINE
 from orchestration.job import Job
+from orchestration.nodes import HEALTH_CHECKS
 from orchestration.versions import differing, versions
 
 ANSWER_LIMIT_S = 15.0
 HTTP_LIMIT_S = 5.0
-# Of the process that a cluster's owner starts as its head; a dead node is noticed after
-# (threshold x period + timeout) at most: 5 s, where Ray's own figures give 63 s (measured).
-HEALTH = {
-    "RAY_health_check_period_ms": 1000,
-    "RAY_health_check_timeout_ms": 2000,
-    "RAY_health_check_failure_threshold": 3,
-}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -111,7 +105,7 @@ def _answer(questions: Questions, blank: Answer) -> Answer:
         blank,
         versions=versions(),
         problems=problems,
-        health={name: os.environ[name] for name in HEALTH if name in os.environ},
+        health={name: os.environ[name] for name in HEALTH_CHECKS if name in os.environ},
         stop_signal=os.environ.get("RAY_JOB_STOP_SIGNAL"),
     )
 
@@ -155,9 +149,9 @@ def slow_to_notice(answers: list[Answer]) -> str | None:
     """What the head was not started with, and what that costs."""
     for one in answers:
         if one.is_head and any(
-            int(one.health.get(name, 10**6)) > value for name, value in HEALTH.items()
+            int(one.health.get(name, 10**6)) > int(value) for name, value in HEALTH_CHECKS.items()
         ):
-            wanted = " ".join(f"{name}={value}" for name, value in HEALTH.items())
+            wanted = " ".join(f"{name}={value}" for name, value in HEALTH_CHECKS.items())
             return (
                 "a cut link or dead node is noticed after about a minute by Ray's own settings; "
                 f"start the head with {wanted} for seconds (price: a check a second and node, and "

@@ -142,6 +142,10 @@ class Rank:
             else None
         )
         hand.board.join.remote(self.rank, ray.get_runtime_context().get_node_id())
+        logger.warning(  # so that it stands in the rank's log
+            "rank %d of %d on %s begins after step %d",
+            *(self.rank, self.world_size, ray.util.get_node_ip_address(), self.step),
+        )
         self.answer: Any = None  # rank 0's of its last post: what the ranks are to do
 
     def train(self) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from orchestration.nodes import HEALTH_CHECKS
 from orchestration.services import REGION, free_ports
 from tests.integration.cluster.machines import Machine, Network, why_not
 from tests.waiting import wait_for
@@ -20,12 +21,6 @@ ROOT = Path(__file__).resolve().parents[3]
 BIN = Path(sys.executable).parent
 DASHBOARD, GCS, S3, MLFLOW = 8265, 6379, 8333, 5000
 START_LIMIT_S = 120
-# What README tells a cluster's owner to start the head with: a dead node is noticed in seconds.
-HEALTH = {
-    "RAY_health_check_period_ms": "1000",
-    "RAY_health_check_timeout_ms": "2000",
-    "RAY_health_check_failure_threshold": "3",
-}
 
 
 class RayCluster:
@@ -106,7 +101,7 @@ class RayCluster:
         machine.start(
             str(BIN / "ray"), "start", "--block", f"--node-ip-address={machine.address}",
             "--object-store-memory=100000000", "--disable-usage-stats", *arguments,
-            environment=self.base | self.keys | HEALTH | {
+            environment=self.base | self.keys | HEALTH_CHECKS | {
                 "RAY_DISABLE_MEMORY_MONITOR": "1",
                 "RAY_memory_monitor_refresh_ms": "0",
                 "RAY_JOB_STOP_SIGNAL": "SIGINT",
