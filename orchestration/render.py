@@ -5,7 +5,7 @@ import threading
 from collections.abc import Iterator
 from typing import Any
 
-from rich.console import Console, Group
+from rich.console import Console
 from rich.live import Live
 from rich.panel import Panel as RichPanel
 from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
@@ -107,4 +107,7 @@ def draw(title: str, moment: Progress) -> RichPanel:
         rows.add_row(left, right)
     bar = ProgressBar(total=moment["total_steps"], completed=moment["step"], width=40)
     steps = f"step {moment['step']} of {moment['total_steps']}, {clock(moment['eta_s'])} left"
-    return RichPanel(Group(bar, steps, rows), title=title, expand=False)
+    lines = Table.grid()  # a bar ends no line by itself
+    for line in (bar, steps, rows):
+        lines.add_row(line)
+    return RichPanel(lines, title=title, expand=False)

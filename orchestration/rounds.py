@@ -65,6 +65,9 @@ def train_run(job: Job, hand: Assignment, store: Store, say: Say) -> tuple[str, 
         finally:
             for number in (signal.SIGINT, signal.SIGTERM):
                 signal.signal(number, signal.default_int_handler)
+        last = ray.get(hand.board.read.remote(), timeout=60)
+        if last is not None and last["step"] < plan.total_steps:
+            say(f"the ranks saved and left after step {last['step']}")
         if trainer.interrupts:
             say(f"stopped after a checkpoint; `rayception resume {hand.run_url}` goes on")
             raise KeyboardInterrupt
