@@ -118,7 +118,7 @@ def ui(
     with using(stack_folder(), frozenset({"s3", "mlflow"}), num_cpus=1, say=say) as stack:
         page = ""
         if run_id is not None:
-            from orchestration.tracking import find_run
+            from orchestration.tracking.runs import find_run
 
             page = find_run(stack.mlflow_url, run_id).page
         console.print(f"{stack.mlflow_url}{page}", soft_wrap=True)

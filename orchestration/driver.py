@@ -44,11 +44,11 @@ from orchestration.rounds import train_run
 from orchestration.run_record import RUN_FILE, Earlier, RunRecord, find_earlier, save_record
 from orchestration.stack import Stack
 from orchestration.storage import build_store_config, shard_shape
-from orchestration.tracking import (
+from orchestration.tracking.model import log_model
+from orchestration.tracking.runs import (
     RunRef,
     child_tags,
     close_run,
-    log_model,
     log_text,
     open_run,
     reopen_run,

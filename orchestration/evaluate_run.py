@@ -22,7 +22,7 @@ from orchestration.scorecard import (
 )
 from orchestration.stack import Stack
 from orchestration.storage import build_store_config
-from orchestration.tracking import RunRef, close_run, log_metrics, log_text, open_run
+from orchestration.tracking.runs import RunRef, close_run, log_metrics, log_text, open_run
 from orchestration.trained import Trained
 
 TOLD = 5  # classes and pairs that a result names

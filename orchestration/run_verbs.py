@@ -176,7 +176,7 @@ def _sweep(
     """Runs what has not run yet; -> (top-1 by trial, where the parent is seen)."""
     from orchestration.driver import drive, tracking_uri
     from orchestration.render import show_progress
-    from orchestration.tracking import close_run, finished_children, log_text, open_parent
+    from orchestration.tracking.runs import close_run, finished_children, log_text, open_parent
 
     job = trials[0].job
     names = list(dict.fromkeys(trial.job.name for trial in trials))
@@ -260,7 +260,7 @@ def _train(
     with kept_for_json(as_json), on_cluster(job, tell) as stack:
         from orchestration.driver import drive, tracking_uri
         from orchestration.render import show_progress
-        from orchestration.tracking import RunRef
+        from orchestration.tracking.runs import RunRef
 
         parent = None
         if child is not None:  # of a sweep: (its run, the name of this one in it)

@@ -17,7 +17,7 @@ from orchestration.errors import RollBack, TrainingError
 from orchestration.job import Job
 from orchestration.plan import Plan, learning_rate_at
 from orchestration.progress import Wish
-from orchestration.tracking import MetricWriter
+from orchestration.tracking.writer import MetricWriter
 
 logger = logging.getLogger(__name__)
 

@@ -51,7 +51,8 @@ from orchestration.not_finite import MAX_SKIPPED, name_samples, named_steps
 from orchestration.plan import Plan, build_job_architecture, learning_rate_at
 from orchestration.progress import Wish
 from orchestration.steplog import StepLog
-from orchestration.tracking import MetricWriter, Point, RunRef
+from orchestration.tracking.runs import RunRef
+from orchestration.tracking.writer import MetricWriter, Point
 
 logger = logging.getLogger(__name__)
 

@@ -35,7 +35,7 @@ def overrides(folder: Path, size: int, ranks: int) -> list[str]:
         f"checkpoint.storage={(folder / 'runs').as_uri()}", "checkpoint.every_steps=20",
         f"cluster.accelerators=CPU:{ranks}", f"model.input_size={size}", "model.width=0.5",
         "optim.average_decay=null", "schedule.epochs=1", "schedule.warmup_epochs=0",
-        "storage.endpoint_url=null", "data.global_batch_size=16", "data.micro_batch_size=8",
+        "data.global_batch_size=16", "data.micro_batch_size=8",
     ]  # fmt: skip
 
 

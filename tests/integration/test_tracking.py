@@ -5,7 +5,8 @@ import time
 import psutil
 from mlflow.tracking import MlflowClient
 
-from orchestration.tracking import MetricWriter, RunRef, close_run, log_text, open_run
+from orchestration.tracking.runs import RunRef, close_run, log_text, open_run
+from orchestration.tracking.writer import MetricWriter
 from tests.integration.conftest import Home
 from tests.waiting import wait_for
 

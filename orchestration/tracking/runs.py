@@ -1,26 +1,14 @@
-"""MLflow: one run per training run. The only importer of mlflow.
+"""One MLflow run per training run: how it is opened, told apart and closed.
 
-The driver owns the run: it opens it, sets its final status and logs the model. Rank 0 sends
-metrics by `MetricWriter` and touches nothing else of the run. Every call is bounded: MLflow's own
-default would retry for minutes where the server is away.
+The driver owns the run: it opens it, sets its final status and logs what it has; rank 0 sends
+metrics (writer.py) and touches nothing else of the run.
 """
 
-import logging
-import os
-import threading
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-# Read by mlflow at its import. One retry answers a blip; an outage is the writer's to wait out.
-os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
-os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
-os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
-
-import mlflow
 from mlflow.entities import Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
@@ -28,20 +16,9 @@ from mlflow.tracking import MlflowClient
 from orchestration.errors import ServiceError
 from orchestration.metrics import top1_of
 
-if TYPE_CHECKING:
-    from torch import Tensor, nn
-
-logger = logging.getLogger(__name__)
-
-MAX_BATCH_METRICS = 1000  # the server's limit for one log_batch
-MAX_BATCH_PARAMS = 100
-FLUSH_EVERY_S = 1.0
-CLOSE_LIMIT_S = 60.0
-RETRY_PAUSE_S = 2.0
+MAX_BATCH_PARAMS = 100  # the server's limit for one log_batch
 SWEEP_TAG = "rayception.sweep"
 TRIAL_TAG = "rayception.trial"
-
-Point = tuple[str, float, int, int]  # key, value, timestamp in ms, step
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -75,7 +52,7 @@ def open_run(
         for i in range(0, len(entries), MAX_BATCH_PARAMS):
             client.log_batch(run.info.run_id, params=entries[i : i + MAX_BATCH_PARAMS])
     except (MlflowException, OSError) as error:
-        raise ServiceError(_refusal(uri, error)) from error
+        raise ServiceError(refusal(uri, error)) from error
     return RunRef(uri=uri, experiment_id=str(experiment_id), run_id=run.info.run_id)
 
 
@@ -104,7 +81,7 @@ def open_parent(uri: str, *, experiment: str, name: str, digest: str) -> RunRef:
             else client.create_run(experiment_id, run_name=name, tags={SWEEP_TAG: digest})
         )
     except (MlflowException, OSError) as error:
-        raise ServiceError(_refusal(uri, error)) from error
+        raise ServiceError(refusal(uri, error)) from error
     return RunRef(uri=uri, experiment_id=experiment_id, run_id=run.info.run_id)
 
 
@@ -133,7 +110,7 @@ def finished_children(parent: RunRef) -> dict[str, float]:
             if not token:
                 return children
     except (MlflowException, OSError) as error:
-        raise ServiceError(_refusal(parent.uri, error)) from error
+        raise ServiceError(refusal(parent.uri, error)) from error
 
 
 def reopen_run(run: RunRef, tags: Mapping[str, str]) -> None:
@@ -144,7 +121,7 @@ def reopen_run(run: RunRef, tags: Mapping[str, str]) -> None:
         if tags:
             client.log_batch(run.run_id, tags=[RunTag(k, v) for k, v in tags.items()])
     except (MlflowException, OSError) as error:
-        raise ServiceError(_refusal(run.uri, error)) from error
+        raise ServiceError(refusal(run.uri, error)) from error
 
 
 def run_status(run: RunRef) -> str:
@@ -152,7 +129,7 @@ def run_status(run: RunRef) -> str:
     try:
         return str(MlflowClient(tracking_uri=run.uri).get_run(run.run_id).info.status)
     except (MlflowException, OSError) as error:
-        raise ServiceError(_refusal(run.uri, error)) from error
+        raise ServiceError(refusal(run.uri, error)) from error
 
 
 def close_run(run: RunRef, status: str, tags: Mapping[str, str] | None = None) -> None:
@@ -163,7 +140,7 @@ def close_run(run: RunRef, status: str, tags: Mapping[str, str] | None = None) -
             client.log_batch(run.run_id, tags=[RunTag(k, v) for k, v in tags.items()])
         client.set_terminated(run.run_id, status=status)
     except (MlflowException, OSError) as error:
-        raise ServiceError(_refusal(run.uri, error)) from error
+        raise ServiceError(refusal(run.uri, error)) from error
 
 
 def log_text(run: RunRef, text: str, path: str) -> None:
@@ -171,7 +148,7 @@ def log_text(run: RunRef, text: str, path: str) -> None:
     try:
         MlflowClient(tracking_uri=run.uri).log_text(run.run_id, text, path)
     except (MlflowException, OSError) as error:
-        raise ServiceError(_refusal(run.uri, error)) from error
+        raise ServiceError(refusal(run.uri, error)) from error
 
 
 def log_metrics(run: RunRef, metrics: Mapping[str, float], *, step: int) -> None:
@@ -181,108 +158,7 @@ def log_metrics(run: RunRef, metrics: Mapping[str, float], *, step: int) -> None
     try:
         MlflowClient(tracking_uri=run.uri).log_batch(run.run_id, metrics=points)
     except (MlflowException, OSError) as error:
-        raise ServiceError(_refusal(run.uri, error)) from error
-
-
-def log_model(run: RunRef, model: "nn.Module", example: "Tensor") -> str:
-    """The model in torch.export's format with signature and input example; -> its models:/ URI.
-
-    example: float32 (N, 3, H, W) with N >= 2, the network's own input (-1..1). No pickle is
-    written, and loading needs no rayception checkout. Raises ServiceError.
-    """
-    import torch
-    from mlflow.models import infer_signature
-
-    model.eval()
-    with torch.inference_mode():
-        logits = model(example).numpy()
-    inputs = example.numpy()
-    mlflow.set_tracking_uri(run.uri)
-    try:
-        with mlflow.start_run(run_id=run.run_id):
-            info = mlflow.pytorch.log_model(
-                model,
-                name="model",
-                signature=infer_signature(inputs, logits),
-                input_example=inputs,
-                pip_requirements=[f"torch=={torch.__version__.split('+')[0]}"],
-            )
-    except (MlflowException, OSError) as error:
-        raise ServiceError(_refusal(run.uri, error)) from error
-    return str(info.model_uri)
-
-
-def last_step(run: RunRef, key: str) -> int:
-    """The last step at which `key` was logged, -1 for none."""
-    history = MlflowClient(tracking_uri=run.uri).get_metric_history(run.run_id, key)
-    return max((point.step for point in history), default=-1)
-
-
-class MetricWriter:
-    """Sends metric points from a thread, so that no step waits for the server (rank 0 only).
-
-    Points are batched for a second, and kept and retried in order while the server is away. A
-    point carries its own timestamp, so the server stores a retried one once. What is not sent yet
-    goes into each checkpoint (`unsent`) and comes back with it; steps that an earlier attempt
-    already logged are dropped: they are the same numbers, computed again.
-    """
-
-    def __init__(self, run: RunRef, unsent: Iterable[Point] = ()) -> None:
-        self._run = run
-        self._client = MlflowClient(tracking_uri=run.uri)
-        self._points = [Metric(*point) for point in unsent]
-        self._lock = threading.Lock()
-        self._closing = threading.Event()
-        self._thread = threading.Thread(target=self._send_all, name="metrics", daemon=True)
-        self._thread.start()
-
-    def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Queues one value a key at `step`; returns at once."""
-        now_ms = int(time.time() * 1000)
-        points = [Metric(key, float(value), now_ms, step) for key, value in metrics.items()]
-        with self._lock:
-            self._points += points
-
-    def unsent(self) -> list[Point]:
-        """The points that the server has not taken yet, oldest first."""
-        with self._lock:
-            return [(p.key, p.value, p.timestamp, p.step) for p in self._points]
-
-    def close(self) -> int:
-        """Sends what is left, for at most 60 s; -> how many points could not be sent."""
-        self._closing.set()
-        self._thread.join(CLOSE_LIMIT_S)
-        return len(self.unsent())
-
-    def _send_all(self) -> None:
-        logged: dict[str, int] = {}  # the last step of each key before this attempt
-        deadline: float | None = None
-        while True:
-            is_closing = self._closing.wait(FLUSH_EVERY_S)
-            if is_closing and deadline is None:
-                deadline = time.monotonic() + CLOSE_LIMIT_S - RETRY_PAUSE_S
-            try:
-                self._send(logged)
-            except (MlflowException, OSError) as error:
-                logger.warning("MLflow is away (%s); metrics wait", type(error).__name__)
-                time.sleep(RETRY_PAUSE_S)
-            if deadline is not None and (not self.unsent() or time.monotonic() > deadline):
-                return
-
-    def _send(self, logged: dict[str, int]) -> None:
-        """Sends all that is queued, in batches; a batch leaves the queue when it was taken."""
-        while True:
-            with self._lock:
-                batch = self._points[:MAX_BATCH_METRICS]
-            if not batch:
-                return
-            for key in {point.key for point in batch} - logged.keys():
-                logged[key] = last_step(self._run, key)
-            fresh = [point for point in batch if point.step > logged[point.key]]
-            if fresh:
-                self._client.log_batch(self._run.run_id, metrics=fresh)
-            with self._lock:
-                del self._points[: len(batch)]
+        raise ServiceError(refusal(run.uri, error)) from error
 
 
 def find_run(uri: str, run_id: str) -> RunRef:
@@ -290,11 +166,11 @@ def find_run(uri: str, run_id: str) -> RunRef:
     try:
         found = MlflowClient(tracking_uri=uri).get_run(run_id)
     except (MlflowException, OSError) as error:
-        raise ServiceError(_refusal(uri, error)) from error
+        raise ServiceError(refusal(uri, error)) from error
     return RunRef(uri=uri, experiment_id=found.info.experiment_id, run_id=run_id)
 
 
-def _refusal(uri: str, error: Exception) -> str:
+def refusal(uri: str, error: Exception) -> str:
     first = str(error).strip().splitlines()[0][:200] if str(error).strip() else ""
     return (
         f"tracking.uri: got {uri}; the MLflow server refused or did not answer "
