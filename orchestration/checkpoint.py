@@ -12,10 +12,11 @@ import io
 import json
 import logging
 import pickle
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
+from torch.utils._pytree import tree_map
 
 from datasets.errors import DataError
 from datasets.store import Store
@@ -72,8 +73,22 @@ def save_checkpoint(store: Store, run_url: str, state: TrainState) -> str:
     return write_checkpoint(store, run_url, state, encode(state))
 
 
+def copied(state: TrainState) -> TrainState:
+    """The state on the CPU, its tensors copied: what trains on may change its own afterwards."""
+
+    def copy(value: Any) -> Any:
+        return value.detach().to("cpu", copy=True) if isinstance(value, torch.Tensor) else value
+
+    return replace(
+        state,
+        model=tree_map(copy, state.model),
+        optimizer=tree_map(copy, state.optimizer),
+        average=tree_map(copy, state.average),
+    )
+
+
 def encode(state: TrainState) -> bytes:
-    """The state as the bytes of its file; what trains on may change it afterwards."""
+    """The state as the bytes of its file."""
     buffer = io.BytesIO()
     torch.save(
         {

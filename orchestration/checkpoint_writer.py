@@ -4,7 +4,7 @@ import time
 from concurrent.futures import Future, ThreadPoolExecutor
 
 from datasets.store import Store
-from orchestration.checkpoint import TrainState, encode, prune_checkpoints, write_checkpoint
+from orchestration.checkpoint import TrainState, copied, encode, prune_checkpoints, write_checkpoint
 
 
 class CheckpointWriter:
@@ -22,7 +22,8 @@ class CheckpointWriter:
         Raises StoreError where the one before could not be.
         """
         self.wait()
-        self._last = self._thread.submit(self._write, state, encode(state))
+        # Copies cost a step 10 ms for 70 MB; torch.save of the same would cost it 150.
+        self._last = self._thread.submit(self._write, copied(state))
 
     def wait(self) -> None:
         """Until what was submitted is written. Raises StoreError where it could not be."""
@@ -34,8 +35,8 @@ class CheckpointWriter:
         """Ends the thread after its present work; tells no error, `wait` does."""
         self._thread.shutdown(wait=True)
 
-    def _write(self, state: TrainState, content: bytes) -> None:
+    def _write(self, state: TrainState) -> None:
         began = time.monotonic()
-        write_checkpoint(self._store, self._run_url, state, content)
+        write_checkpoint(self._store, self._run_url, state, encode(state))
         self.took_s = time.monotonic() - began
         prune_checkpoints(self._store, self._run_url, keep=self._keep)
