@@ -25,7 +25,7 @@ from orchestration.metrics import top1_of
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 1
+FORMAT = 2
 STATE_FILE = "state.pt"
 INDEX_FILE = "checkpoint.json"
 
@@ -35,9 +35,8 @@ class TrainState:
     """All that training needs to go on after `step` finished optimizer steps.
 
     `data` says which sequence of samples the steps walked (seed, order, manifest fingerprint):
-    together with the step it is the position in the data. `unsent_metrics` are the points that
-    MLflow had not taken yet (tracking.Point), so that a restart loses none. `metrics`: what the
-    last evaluation said, and the speed.
+    together with the step it is the position in the data. `metrics`: what the last evaluation said,
+    and the speed.
     """
 
     step: int
@@ -45,7 +44,6 @@ class TrainState:
     optimizer: dict[str, Any]
     average: dict[str, Any] | None
     data: dict[str, Any]
-    unsent_metrics: list[tuple[str, float, int, int]] = field(default_factory=list)
     metrics: dict[str, float] = field(default_factory=dict)
 
     @property
@@ -97,7 +95,6 @@ def encode(state: TrainState) -> bytes:
             "optimizer": state.optimizer,
             "average": state.average,
             "data": state.data,
-            "unsent_metrics": state.unsent_metrics,
             "metrics": state.metrics,
         },
         buffer,

@@ -1,6 +1,7 @@
 """Checkpoints written beside training: a step waits for the state's copy, never for storage."""
 
 import time
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 
 from datasets.store import Store
@@ -10,8 +11,13 @@ from orchestration.checkpoint import TrainState, copied, encode, prune_checkpoin
 class CheckpointWriter:
     """Writes one checkpoint at a time in a thread; rank 0 has one."""
 
-    def __init__(self, store: Store, run_url: str, *, keep: int) -> None:
+    def __init__(
+        self, store: Store, run_url: str, *, keep: int, settle: Callable[[], None]
+    ) -> None:
+        """settle: called before a checkpoint counts; when it returns, what was said of the steps
+        before it is safe."""
         self._store, self._run_url, self._keep = store, run_url, keep
+        self._settle = settle
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._last: Future[None] | None = None
         self.took_s = 0.0  # of the last one written
@@ -37,6 +43,7 @@ class CheckpointWriter:
 
     def _write(self, state: TrainState) -> None:
         began = time.monotonic()
+        self._settle()
         write_checkpoint(self._store, self._run_url, state, encode(state))
         self.took_s = time.monotonic() - began
         prune_checkpoints(self._store, self._run_url, keep=self._keep)

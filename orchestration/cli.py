@@ -2,7 +2,6 @@
 them, so that `validate` and `plan` answer in milliseconds."""
 
 import os
-import signal
 import sys
 import traceback
 from dataclasses import asdict
@@ -17,8 +16,10 @@ from orchestration import (
     model_verbs,
     render_verbs,
     run_verbs,
+    runs_verbs,
     shard_verbs,
     submit_verbs,
+    sync_verb,
     trained_verbs,
 )
 from orchestration.errors import TOLD_IN_ONE_LINE, ServiceError, exit_code_of
@@ -47,6 +48,10 @@ for verb in (
     submit_verbs.logs,
     submit_verbs.stop,
     submit_verbs.drain,
+    sync_verb.sync,
+    runs_verbs.runs,
+    runs_verbs.compare,
+    runs_verbs.ui,
     trained_verbs.evaluate,
     trained_verbs.predict,
     trained_verbs.export,
@@ -102,31 +107,6 @@ def plan(file: File, overrides: Overrides = None, as_json: AsJson = False) -> No
         print_json(asdict(made))
         return
     print_plan(console, job, made)
-
-
-@app.command()
-def ui(
-    run_id: Annotated[str | None, typer.Argument(metavar="[RUN]", help="An MLflow run id.")] = None,
-    open_browser: Annotated[bool, typer.Option("--open/--no-open")] = True,
-) -> None:
-    """Open the embedded MLflow's UI, on a run's charts; Ctrl-C ends it."""
-    import webbrowser
-
-    from orchestration.local import using
-    from orchestration.stack import stack_folder
-
-    with using(stack_folder(), frozenset({"s3", "mlflow"}), num_cpus=1, say=say) as stack:
-        page = ""
-        if run_id is not None:
-            from orchestration.tracking.runs import find_run
-
-            page = find_run(stack.mlflow_url, run_id).page
-        console.print(f"{stack.mlflow_url}{page}", soft_wrap=True)
-        if open_browser:
-            webbrowser.open(f"{stack.mlflow_url}{page}")
-        if not stack.kept:
-            console.print("Ctrl-C ends it.")
-            signal.pause()
 
 
 Port = Annotated[int | None, typer.Option(min=1, max=65535, show_default="a free one")]

@@ -10,27 +10,26 @@ import logging
 import secrets
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import ray
 
-from datasets.loader import EvalLoader
+from datasets.errors import StoreError
 from datasets.manifest import Manifest
 from datasets.store import Store, StoreConfig
-from inception.layers import normalize
-from inception.network import build_network
 from orchestration.checkpoint import (
     TrainState,
     save_checkpoint,
 )
+from orchestration.conclude import FINISHED, end_run, log_final_model
 from orchestration.errors import JobError, ServiceError
 from orchestration.job import Job
 from orchestration.job_places import LOCAL
 from orchestration.load import flatten, to_dict, to_yaml
 from orchestration.local import Say
 from orchestration.metrics import top1_of
-from orchestration.plan import Plan, build_job_architecture, make_plan
+from orchestration.plan import Plan, make_plan
 from orchestration.preflight import (
     check_imports,
     check_init,
@@ -44,7 +43,7 @@ from orchestration.rounds import train_run
 from orchestration.run_record import RUN_FILE, Earlier, RunRecord, find_earlier, save_record
 from orchestration.stack import Stack
 from orchestration.storage import build_store_config, shard_shape
-from orchestration.tracking.model import log_model
+from orchestration.tracking.outbox import Outbox
 from orchestration.tracking.runs import (
     RunRef,
     child_tags,
@@ -54,6 +53,7 @@ from orchestration.tracking.runs import (
     reopen_run,
     run_status,
 )
+from orchestration.tracking.writer import send_kept
 from orchestration.worker import Assignment
 
 Watch = Callable[[Any, Plan], Any]
@@ -69,7 +69,7 @@ class Outcome:
     images_per_second: float
     attempts: int
     checkpoint_url: str
-    model_uri: str
+    model_uri: str | None  # None: MLflow was away at the end
     wall_s: float
 
     @property
@@ -118,15 +118,24 @@ def run_of(record: RunRecord, job: Job, stack: Stack | None) -> RunRef:
     return RunRef(uri=uri, experiment_id=record.experiment_id, run_id=record.run_id)
 
 
-def _go_on(job: Job, stack: Stack | None, earlier: Earlier) -> RunRef:
-    """Opens an earlier run again. Raises JobError where it is complete; ServiceError."""
+def _go_on(job: Job, stack: Stack | None, store: Store, earlier: Earlier, say: Say) -> RunRef:
+    """Opens an earlier run again, also without MLflow's help where it is away. Raises JobError
+    where the run is complete; StoreError."""
     run = run_of(earlier.record, job, stack)
-    if run_status(run) == "FINISHED":
-        raise JobError(
-            f"{earlier.url}: got a run that is complete; there is nothing to go on with. "
-            "`rayception fork` it, with more epochs or another recipe."
-        )
-    reopen_run(run, tags=earlier.changed)
+    outbox = Outbox(store, earlier.url)
+    end = outbox.end()  # that MLflow has not heard of
+    try:
+        status = run_status(run) if end is None else end[0]
+        if status == FINISHED:
+            raise JobError(
+                f"{earlier.url}: got a run that is complete; there is nothing to go on with. "
+                "`rayception fork` it, with more epochs or another recipe."
+            )
+        outbox.forget_end()
+        reopen_run(run, tags=earlier.changed)
+    except ServiceError as error:
+        say(f"note: {error}")
+        say("going on; what MLflow is to have is kept in storage until it answers")
     return run
 
 
@@ -151,17 +160,16 @@ def drive(
     """
     began = time.monotonic()
     given = job  # with every accelerator that the run may get; `job` has the one that it got
-    job, store, config, plan, train, val = _prepare(job, stack, say)
+    job, store, config, plan, train = _prepare(job, stack, say)
     if name is not None and store.exists(f"{_url_of(job, name)}/{RUN_FILE}"):
         earlier = find_earlier(store, _url_of(job, name), given)
     if earlier is None:
         run_name, run_url, run = _begin(given, store, stack, plan, train, parent, name)
     else:
         run_name, run_url = earlier.record.name, earlier.url
-        run = _go_on(job, stack, earlier)
+        run = _go_on(job, stack, store, earlier, say)
     if start_from is not None:
-        # The points that its own run had not sent yet stay that run's.
-        save_checkpoint(store, run_url, replace(start_from, unsent_metrics=[]))
+        save_checkpoint(store, run_url, start_from)
     say(f"run {run_name} in MLflow experiment {job.experiment}")
     try:
         board = make_board()
@@ -172,14 +180,13 @@ def drive(
         with watch(board, plan):
             checkpoint_url, state = train_run(job, hand, store, say)
         say("training done; logging the model")
-        model_uri = _log_final_model(job, store, state, run, val)
+        model_uri = _conclude(job, store, run, run_url, say)
         attempts = int(ray.get(board.count_attempts.remote(), timeout=30))
     except BaseException as error:
         status = "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED"
-        with contextlib.suppress(ServiceError):  # what went wrong first is what is told
-            close_run(run, status)
+        with contextlib.suppress(StoreError):  # what went wrong first is what is told
+            end_run(run, Outbox(store, run_url), status, {})
         raise
-    close_run(run, "FINISHED")
     return Outcome(
         run=run,
         run_name=run_name,
@@ -194,7 +201,7 @@ def drive(
 
 def _prepare(
     job: Job, stack: Stack | None, say: Say
-) -> tuple[Job, Store, StoreConfig, Plan, Manifest, Manifest]:
+) -> tuple[Job, Store, StoreConfig, Plan, Manifest]:
     """What must hold before anything is written: data, plan and cluster; the job on the
     accelerator that it gets."""
     check_imports()
@@ -217,7 +224,7 @@ def _prepare(
         val_samples=val.num_samples,
         shape=shard_shape(train),
     )
-    return job, store, config, plan, train, val
+    return job, store, config, plan, train
 
 
 def _url_of(job: Job, run_name: str) -> str:
@@ -263,12 +270,17 @@ def _begin(
     return run_name, run_url, run
 
 
-def _log_final_model(job: Job, store: Store, state: TrainState, run: RunRef, val: Manifest) -> str:
-    """Logs the averaged weights where an average is kept, else the last ones; -> models:/ URI."""
-    model = build_network(build_job_architecture(job), seed=job.seed)
-    model.load_state_dict(state.averaged or state.model)
-    with EvalLoader(
-        store, val, rank=0, world_size=1, batch_size=2, input_size=job.model.input_size, threads=1
-    ) as loader:
-        images = next(iter(loader)).images
-    return log_model(run, model, normalize(images).contiguous())
+def _conclude(job: Job, store: Store, run: RunRef, run_url: str, say: Say) -> str | None:
+    """Logs the model and ends the run in MLflow, or keeps for `sync` what it does not take; -> the
+    model's URI."""
+    outbox = Outbox(store, run_url)
+    try:
+        uri = log_final_model(job, store, run, run_url)
+        send_kept(run, outbox)
+        close_run(run, FINISHED)
+    except ServiceError as error:
+        outbox.keep_end(FINISHED, {})
+        say(f"note: {error}")
+        say(f"training is complete; `rayception sync {run_url}` sends MLflow what is left")
+        return None
+    return uri

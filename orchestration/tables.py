@@ -103,7 +103,7 @@ def print_outcome(
         "wall time": f"{wall_s:.0f} s from start to here, {outcome.attempts} attempt"
         f"{'s' if outcome.attempts != 1 else ''}",
         "checkpoint": outcome.checkpoint_url,
-        "model": outcome.model_uri,
+        "model": outcome.model_uri or "not logged yet: MLflow was away",
         "MLflow run": outcome.run.run_id,
     }
     endpoint = job.storage.endpoint_url

@@ -51,8 +51,9 @@ from orchestration.not_finite import MAX_SKIPPED, name_samples, named_steps
 from orchestration.plan import Plan, build_job_architecture, learning_rate_at
 from orchestration.progress import Wish
 from orchestration.steplog import StepLog
+from orchestration.tracking.outbox import Outbox
 from orchestration.tracking.runs import RunRef
-from orchestration.tracking.writer import MetricWriter, Point
+from orchestration.tracking.writer import MetricWriter
 
 logger = logging.getLogger(__name__)
 
@@ -126,7 +127,6 @@ class Rank:
         )
         # Steps whose loss was no finite number: what an earlier attempt named, this one leaves out.
         self.left_out = self._left_out_steps() if job.loss.not_finite == "skip" else frozenset()
-        self.unsent: list[Point] = []
         self.metrics: dict[str, float] = {}  # of the last evaluation
         self.step = 0 if chosen is None else self._restore(*chosen)
         # Running statistics are averaged by us where they are used; DDP must not broadcast them.
@@ -136,12 +136,14 @@ class Rank:
             self.ddp = DistributedDataParallel(
                 self.model, broadcast_buffers=False, gradient_as_bucket_view=True
             )
-        self.writer = MetricWriter(hand.run, self.unsent) if self.rank == 0 else None
-        self.checkpoints = (
-            CheckpointWriter(self.store, hand.run_url, keep=job.checkpoint.keep)
-            if self.rank == 0
-            else None
-        )
+        self.writer: MetricWriter | None = None
+        self.checkpoints: CheckpointWriter | None = None
+        if self.rank == 0:
+            outbox = Outbox(self.store, hand.run_url)
+            self.writer = MetricWriter(hand.run, outbox, "rank-0")
+            self.checkpoints = CheckpointWriter(
+                self.store, hand.run_url, keep=job.checkpoint.keep, settle=self.writer.settle
+            )
         hand.board.join.remote(self.rank, ray.get_runtime_context().get_node_id())
         logger.warning(  # so that it stands in the rank's log
             "rank %d of %d on %s begins after step %d",
@@ -160,8 +162,8 @@ class Rank:
         finally:
             if self.checkpoints is not None:
                 self.checkpoints.close()
-            if self.writer is not None and (lost := self.writer.close()):
-                logger.warning("MLflow did not take %d metric points before the end", lost)
+            if self.writer is not None and (kept := self.writer.close()):
+                logger.warning("MLflow is away; %d metric points wait in the run's outbox", kept)
 
     def _train_steps(self, loader: TrainLoader) -> None:
         job, plan = self.job, self.plan
@@ -275,7 +277,6 @@ class Rank:
                 optimizer=self.optimizer.state_dict(),
                 average=self.average.state_dict() if self.average is not None else None,
                 data=self.position,
-                unsent_metrics=self.writer.unsent() if self.writer is not None else [],
                 metrics=said | {"images_per_second": images_per_second},
             )
             self.checkpoints.submit(state)
@@ -332,6 +333,5 @@ class Rank:
         self.optimizer.load_state_dict(state.optimizer)
         if self.average is not None and state.average is not None:
             self.average.load_state_dict(state.average)
-        self.unsent = state.unsent_metrics
         self.metrics = {key: value for key, value in state.metrics.items() if "/" in key}
         return state.step

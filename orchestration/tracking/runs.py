@@ -4,9 +4,12 @@ The driver owns the run: it opens it, sets its final status and logs what it has
 metrics (writer.py) and touches nothing else of the run.
 """
 
+import os
+import tempfile
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from mlflow.entities import Metric, Param, RunTag
@@ -19,6 +22,11 @@ from orchestration.metrics import top1_of
 MAX_BATCH_PARAMS = 100  # the server's limit for one log_batch
 SWEEP_TAG = "rayception.sweep"
 TRIAL_TAG = "rayception.trial"
+MODEL_TAG = "rayception.model"  # models:/ URI of the final one
+ATTEMPTS_TAG = "rayception.attempts"  # how many a run took
+STORAGE_TAG = "rayception.storage"
+# MLflow's words for HTTP's numbers.
+DENIED = {"UNAUTHENTICATED": 401, "CUSTOMER_UNAUTHORIZED": 401, "PERMISSION_DENIED": 403}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -151,6 +159,38 @@ def log_text(run: RunRef, text: str, path: str) -> None:
         raise ServiceError(refusal(run.uri, error)) from error
 
 
+def log_file(run: RunRef, path: str, content: bytes) -> None:
+    """An artifact under `path` of the run. Raises ServiceError."""
+    folder, _, name = path.rpartition("/")
+    with tempfile.TemporaryDirectory() as here:
+        file = Path(here) / name
+        file.write_bytes(content)
+        try:
+            MlflowClient(tracking_uri=run.uri).log_artifact(run.run_id, str(file), folder or None)
+        except (MlflowException, OSError) as error:
+            raise ServiceError(refusal(run.uri, error)) from error
+
+
+def tag_run(run: RunRef, tags: Mapping[str, str]) -> None:
+    """Sets tags. Raises ServiceError."""
+    try:
+        MlflowClient(tracking_uri=run.uri).log_batch(
+            run.run_id, tags=[RunTag(k, v) for k, v in tags.items()]
+        )
+    except (MlflowException, OSError) as error:
+        raise ServiceError(refusal(run.uri, error)) from error
+
+
+def tag_of(run: RunRef, name: str) -> str | None:
+    """The value of a run's tag. Raises ServiceError."""
+    try:
+        tags = MlflowClient(tracking_uri=run.uri).get_run(run.run_id).data.tags
+    except (MlflowException, OSError) as error:
+        raise ServiceError(refusal(run.uri, error)) from error
+    found: str | None = tags.get(name)
+    return found
+
+
 def log_metrics(run: RunRef, metrics: Mapping[str, float], *, step: int) -> None:
     """Metrics at one step, now. Raises ServiceError."""
     now_ms = int(time.time() * 1000)
@@ -161,18 +201,42 @@ def log_metrics(run: RunRef, metrics: Mapping[str, float], *, step: int) -> None
         raise ServiceError(refusal(run.uri, error)) from error
 
 
-def find_run(uri: str, run_id: str) -> RunRef:
-    """The run of this id. Raises ServiceError where the server has none."""
-    try:
-        found = MlflowClient(tracking_uri=uri).get_run(run_id)
-    except (MlflowException, OSError) as error:
-        raise ServiceError(refusal(uri, error)) from error
-    return RunRef(uri=uri, experiment_id=found.info.experiment_id, run_id=run_id)
-
-
 def refusal(uri: str, error: Exception) -> str:
+    """What a person is told of a failed call: the server's answer, and what to do about it. What
+    the environment holds of a password is no part of it."""
     first = str(error).strip().splitlines()[0][:200] if str(error).strip() else ""
+    what = f"tracking.uri: got {uri}; the MLflow server"
+    status = _refused_with(error)
+    if status == 401 and "MLFLOW_TRACKING_USERNAME" not in os.environ:
+        return (
+            f"{what} asks who calls (401) and no user is named. Set MLFLOW_TRACKING_USERNAME and "
+            "MLFLOW_TRACKING_PASSWORD in the environment."
+        )
+    if status == 401:
+        return (
+            f"{what} does not know the user or the password that it was given (401). Set "
+            "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD to those that it knows."
+        )
+    if status == 403 and "Invalid Host header" in str(error):
+        return (
+            f"{what} does not answer under this name (403). Start it with --allowed-hosts that "
+            "has this name, or use a name that it allows."
+        )
+    if status == 403:
+        return (
+            f"{what} does not let this user do that (403: {first}). Ask for the permission there, "
+            "or set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD to another user's."
+        )
     return (
-        f"tracking.uri: got {uri}; the MLflow server refused or did not answer "
-        f"({type(error).__name__}: {first}). Check that it runs and that this machine reaches it."
+        f"{what} refused or did not answer ({type(error).__name__}: {first}). Check that it runs "
+        "and that this machine reaches it."
     )
+
+
+def _refused_with(error: Exception) -> int | None:
+    """401 or 403, where the server said so; artifacts come back as an HTTP error of their own."""
+    code = getattr(error, "error_code", None)
+    if code in DENIED:
+        return DENIED[code]
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    return status if status in DENIED.values() else None

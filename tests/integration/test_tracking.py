@@ -1,12 +1,17 @@
 """Metrics and MLflow's outages: against the real server, killed and started again."""
 
 import time
+from pathlib import Path
 
 import psutil
+import pytest
 from mlflow.tracking import MlflowClient
 
+from datasets.store import Store
+from orchestration.errors import ServiceError
+from orchestration.tracking.outbox import Outbox
 from orchestration.tracking.runs import RunRef, close_run, log_text, open_run
-from orchestration.tracking.writer import MetricWriter
+from orchestration.tracking.writer import MetricWriter, send_kept
 from tests.integration.conftest import Home
 from tests.waiting import wait_for
 
@@ -34,40 +39,79 @@ def test_run_opens_as_model_training_and_closes(shared_home: Home) -> None:
     assert f"/runs/{run.run_id}/model-metrics" in run.page
 
 
-def test_outage_loses_no_point_and_doubles_none(shared_home: Home) -> None:
+def kill_mlflow(home: Home) -> None:
+    server = psutil.Process(home.state["processes"]["mlflow"][0])
+    for process in [server, *server.children(recursive=True)]:
+        process.kill()
+
+
+def test_outage_loses_no_point_and_doubles_none(shared_home: Home, tmp_path: Path) -> None:
     client, run = begin(shared_home)
-    writer = MetricWriter(run)
+    box = Outbox(Store(), (tmp_path / "run").as_uri())
+    writer = MetricWriter(run, box, "rank-0")
     for step in range(1, 201):
         writer.log(step, {"train/loss": 1.0 / step, "train/lr": 0.1})
     wait_for(lambda: not writer.unsent(), 20)
-    server = psutil.Process(shared_home.state["processes"]["mlflow"][0])
-    for process in [server, *server.children(recursive=True)]:
-        process.kill()
+    kill_mlflow(shared_home)
     slowest = 0.0
     for step in range(201, 2501):
         began = time.monotonic()
         writer.log(step, {"train/loss": 1.0 / step, "train/lr": 0.1})
         slowest = max(slowest, time.monotonic() - began)
     assert slowest < 1.0  # a step never waits for the server
-    time.sleep(3)
-    assert writer.unsent()[0][3] == 201
+    writer.settle()  # what a checkpoint waits for
+    assert sum(map(len, box.points("rank-0").values())) == 2 * 2300
+    writer.log(2501, {"train/loss": 1.0 / 2501, "train/lr": 0.1})
     assert shared_home.call("stack", "up").returncode == 0
     assert writer.close() == 0
     for key in ("train/loss", "train/lr"):
-        assert [step for step, _ in history(client, run, key)] == list(range(1, 2501))
+        assert [step for step, _ in history(client, run, key)] == list(range(1, 2502))
+    assert not box.points("rank-0")
 
 
-def test_restart_repeats_no_step_and_brings_back_the_unsent(shared_home: Home) -> None:
-    """A killed attempt had logged to step 9; its checkpoint, after step 6, carried the unsent
-    point of step 6 of another key. The next attempt walks steps 7.. again."""
+def test_a_restart_repeats_no_step_and_sends_the_outbox_first(
+    shared_home: Home, tmp_path: Path
+) -> None:
+    """A killed attempt had logged to step 9, and kept a point of step 6 that MLflow did not take.
+    The next one goes on after step 6."""
     client, run = begin(shared_home)
-    first = MetricWriter(run)
+    box = Outbox(Store(), (tmp_path / "run").as_uri())
+    first = MetricWriter(run, box, "rank-0")
     for step in range(1, 10):
         first.log(step, {"train/loss": float(step)})
     assert first.close() == 0
-    second = MetricWriter(run, [("val/top1", 50.0, 1_700_000_000_000, 6)])
+    box.keep_points("rank-0", [("val/top1", 50.0, 1_700_000_000_000, 6)])
+    second = MetricWriter(run, box, "rank-0")
     for step in range(7, 13):
-        second.log(step, {"train/loss": float(step)})
+        second.log(step, {"train/loss": float(step), "val/top1": 60.0})
     assert second.close() == 0
     assert history(client, run, "train/loss") == [(s, float(s)) for s in range(1, 13)]
-    assert history(client, run, "val/top1") == [(6, 50.0)]
+    assert history(client, run, "val/top1")[:2] == [(6, 50.0), (7, 60.0)]
+    assert box.writers() == []
+
+
+def test_what_a_dead_writer_kept_is_sent_once_by_the_next_or_by_sync(
+    shared_home: Home, tmp_path: Path
+) -> None:
+    client, run = begin(shared_home)
+    box = Outbox(Store(), (tmp_path / "run").as_uri())
+    first = MetricWriter(run, box, "rank-0")
+    first.log(1, {"train/loss": 1.0})
+    wait_for(lambda: not first.unsent(), 20)
+    kill_mlflow(shared_home)
+    first.log(2, {"train/loss": 2.0})
+    first.settle()
+    second = MetricWriter(run, box, "rank-0")  # the first one's process is gone
+    for step in (2, 3):  # step 2 is worked again
+        second.log(step, {"train/loss": float(step)})
+    second.settle()
+    assert [p[3] for points in box.points("rank-0").values() for p in points] == [2, 3]
+    with pytest.raises(ServiceError, match=r"tracking\.uri: got http"):
+        send_kept(run, box)
+    assert shared_home.call("stack", "up").returncode == 0
+    assert second.close() == 0
+    assert send_kept(run, box) == 0
+    now = int(time.time() * 1000)
+    box.keep_points("rank-0", [("train/loss", 3.5, now, 3), ("train/loss", 4.0, now, 4)])
+    assert send_kept(run, box) == 2  # step 3 is there: what was worked again is not sent
+    assert history(client, run, "train/loss") == [(s, float(s)) for s in range(1, 5)]

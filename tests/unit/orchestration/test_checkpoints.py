@@ -82,7 +82,7 @@ def test_damaged_one_is_passed_over(saved: tuple[Store, str], tmp_path: Path, da
     elif damage == "torn index":
         (folder / "checkpoint.json").write_text(index[:20])
     else:
-        (folder / "checkpoint.json").write_text(index.replace('"format": 1', '"format": 2'))
+        (folder / "checkpoint.json").write_text(index.replace('"format": 2', '"format": 9'))
     with pytest.raises(TrainingError, match=r"step-000000100.*: got"):
         load_checkpoint(store, f"{run_url}/{checkpoint_name(100)}")
     assert newest_url(store, run_url) == f"{run_url}/{checkpoint_name(10)}"
@@ -153,7 +153,7 @@ class SlowStore(Store):
 
 def test_training_goes_on_while_a_checkpoint_is_written(tmp_path: Path) -> None:
     store, run_url = SlowStore(), tmp_path.as_uri()
-    writer = CheckpointWriter(store, run_url, keep=2)
+    writer = CheckpointWriter(store, run_url, keep=2, settle=lambda: None)
     live = state(1)
     writer.submit(live)
     live.model["fc.weight"].fill_(-1.0)  # the next step
@@ -169,3 +169,15 @@ def test_training_goes_on_while_a_checkpoint_is_written(tmp_path: Path) -> None:
         writer.submit(state(3))
     writer.close()
     assert checkpoint_names(store, run_url) == [checkpoint_name(1)]
+
+
+def test_a_checkpoint_counts_only_when_what_was_said_before_it_is_safe(tmp_path: Path) -> None:
+    def refuse() -> None:
+        raise StoreError("outbox: got nothing; the store is away. Wait.")
+
+    writer = CheckpointWriter(Store(), tmp_path.as_uri(), keep=2, settle=refuse)
+    writer.submit(state(1))
+    with pytest.raises(StoreError):
+        writer.wait()
+    writer.close()
+    assert newest_checkpoint(Store(), tmp_path.as_uri()) is None

@@ -1,0 +1,86 @@
+"""What a run whose training is done leaves in MLflow; by its driver, or later by `sync`."""
+
+from datasets.loader import EvalLoader
+from datasets.manifest import load_manifest
+from datasets.store import Store
+from inception.layers import normalize
+from inception.network import build_network
+from orchestration.checkpoint import newest_checkpoint
+from orchestration.errors import ServiceError, TrainingError
+from orchestration.job import Job
+from orchestration.plan import build_job_architecture
+from orchestration.tracking.model import log_model
+from orchestration.tracking.outbox import Outbox
+from orchestration.tracking.runs import MODEL_TAG, RunRef, close_run, log_file, tag_of, tag_run
+from orchestration.tracking.writer import send_kept
+
+FINISHED = "FINISHED"
+
+
+def send_file(run: RunRef, outbox: Outbox, path: str, content: bytes) -> bool:
+    """An artifact under `path`; where MLflow is away, into the outbox (False). Raises
+    StoreError."""
+    try:
+        log_file(run, path, content)
+    except ServiceError:
+        outbox.keep_file(path, content)
+        return False
+    return True
+
+
+def end_run(run: RunRef, outbox: Outbox, status: str, tags: dict[str, str]) -> bool:
+    """Sets the final status; where MLflow is away, the outbox remembers it (False). Raises
+    StoreError."""
+    try:
+        close_run(run, status, tags)
+    except ServiceError:
+        outbox.keep_end(status, tags)
+        return False
+    return True
+
+
+def log_final_model(job: Job, store: Store, run: RunRef, run_url: str) -> str:
+    """Logs the averaged weights where an average is kept, else the last ones, once; -> models:/
+    URI. Raises TrainingError where no checkpoint is left, ServiceError, StoreError."""
+    logged = tag_of(run, MODEL_TAG)
+    if logged is not None:
+        return logged
+    found = newest_checkpoint(store, run_url)
+    if found is None:
+        raise TrainingError(
+            f"{run_url}: got no whole checkpoint; the model is made of the last one. Look what "
+            "became of the run's folder."
+        )
+    state = found[1]
+    model = build_network(build_job_architecture(job), seed=job.seed)
+    model.load_state_dict(state.averaged or state.model)
+    val = load_manifest(store, job.data.val)
+    with EvalLoader(
+        store, val, rank=0, world_size=1, batch_size=2, input_size=job.model.input_size, threads=1
+    ) as loader:
+        images = next(iter(loader)).images
+    uri = log_model(run, model, normalize(images).contiguous())
+    tag_run(run, {MODEL_TAG: uri})
+    return uri
+
+
+def sync_run(job: Job, store: Store, run: RunRef, run_url: str) -> dict[str, int | str]:
+    """Sends all that the run's outbox holds: points, files, and, of a run that has ended, its model
+    and its end; -> how many of each. Called again it goes on where it ended.
+
+    Raises ServiceError where MLflow does not answer, StoreError.
+    """
+    outbox = Outbox(store, run_url)
+    points = send_kept(run, outbox)
+    files = outbox.files()
+    for path, url in files.items():
+        log_file(run, path, store.read(url))
+        outbox.drop([url])
+    end = outbox.end()
+    if end is not None:
+        status, tags = end
+        if status == FINISHED:
+            log_final_model(job, store, run, run_url)
+        close_run(run, status, tags)
+        outbox.forget_end()
+    return {"points": points, "files": len(files), "ended": "" if end is None else end[0]}
