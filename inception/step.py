@@ -22,6 +22,8 @@ from inception.mix import Mix, mix
 from inception.network import InceptionNet
 from inception.statistics import StepStatistics
 
+BEGUN, OWN, ALL_REDUCED = "begun", "own gradients", "all-reduced"
+
 
 class MicroBatch(Protocol):
     """What a loader gives: micro-batch `index` (0..M-1) of the step's global batch."""
@@ -43,8 +45,10 @@ class StepResult:
 
     loss: Tensor
     grad_norm: Tensor
-    # Seconds of this rank until the backward that all-reduces begins: what others may wait for.
+    # Seconds of this rank until its own gradients are there: what others may wait for.
     own_s: Callable[[], float]
+    # Seconds from then on until the all-reduce, which began beside backward, was done.
+    all_reduce_s: Callable[[], float]
 
 
 def train_step(
@@ -75,6 +79,11 @@ def train_step(
     optimizer.zero_grad(set_to_none=True)
     statistics = StepStatistics(model, share=share, num_local=len(micro_batches))
     total = torch.zeros((), device=device)
+    # Backward ends at the first layer that is trained; a step's last one stands.
+    first = next(p for p in model.parameters() if p.requires_grad)
+    ends = first.register_post_accumulate_grad_hook(  # type: ignore[no-untyped-call]
+        lambda _: clock.mark(OWN)
+    )
     last = len(micro_batches) - 1
     for i, micro_batch in enumerate(micro_batches):
         defer = isinstance(model, DistributedDataParallel) and i < last
@@ -100,12 +109,12 @@ def train_step(
                 own_share=own_share,
             )
             statistics.after_forward()
-            if i == last:
-                clock.stop()
             (loss * share).backward()  # type: ignore[no-untyped-call]
             total += loss.detach() / num_micro_batches
     if not micro_batches:
         _join_all_reduce(model, autocast)
+    ends.remove()
+    clock.mark(ALL_REDUCED)
     statistics.finish()
     # After the all-reduce, so that what is clipped is the global gradient.
     parameters = list(model.parameters())
@@ -113,30 +122,35 @@ def train_step(
     if clip_norm is not None:
         nn.utils.clip_grads_with_norm_(parameters, clip_norm, grad_norm)
     optimizer.step()
-    return StepResult(loss=total, grad_norm=grad_norm.detach(), own_s=clock.seconds)
+    return StepResult(
+        loss=total,
+        grad_norm=grad_norm.detach(),
+        own_s=lambda: clock.seconds(BEGUN, OWN) if micro_batches else 0.0,
+        all_reduce_s=lambda: clock.seconds(OWN, ALL_REDUCED),
+    )
 
 
 class _Clock:
-    """Seconds on the device between its making and `stop`; without waiting for the device."""
+    """Moments of a step on its device, without waiting for it; BEGUN is its making."""
 
     def __init__(self, device: torch.device) -> None:
-        self._events: tuple[torch.cuda.Event, torch.cuda.Event] | None = None
-        if device.type == "cuda":
-            self._events = _event(), _event()
-            self._events[0].record()
-        self._began, self._took = time.perf_counter(), 0.0
+        self._is_cuda = device.type == "cuda"
+        self._times: dict[str, float] = {}
+        self._events: dict[str, torch.cuda.Event] = {}
+        self.mark(BEGUN)
 
-    def stop(self) -> None:
-        if self._events is not None:
-            self._events[1].record()
-        self._took = time.perf_counter() - self._began
+    def mark(self, moment: str) -> None:
+        self._times[moment] = time.perf_counter()
+        if self._is_cuda:
+            self._events[moment] = _event()
+            self._events[moment].record()
 
-    def seconds(self) -> float:
-        """0 where it was not stopped: the rank had no micro-batch."""
-        if self._events is None or not self._took:
-            return self._took
-        self._events[1].synchronize()
-        return float(self._events[0].elapsed_time(self._events[1])) / 1000
+    def seconds(self, begin: str, end: str) -> float:
+        """Waits for the device."""
+        if not self._is_cuda:
+            return self._times[end] - self._times[begin]
+        self._events[end].synchronize()
+        return float(self._events[begin].elapsed_time(self._events[end])) / 1000
 
 
 def _event() -> torch.cuda.Event:

@@ -132,11 +132,7 @@ def prune_checkpoints(store: Store, run_url: str, *, keep: int) -> None:
     names = checkpoint_names(store, run_url)
     if len(names) <= keep:
         return
-    top1: dict[str, float] = {}  # of the whole ones
-    for name in names:
-        with contextlib.suppress(DataError, ValueError):  # no index, or half of one
-            said = json.loads(store.read(f"{run_url}/{name}/{INDEX_FILE}")).get("top1")
-            top1[name] = -1.0 if said is None else said
+    top1 = top1_by_name(store, run_url)
     if not top1:
         return
     best = max(top1, key=lambda name: (top1[name], name))
@@ -150,6 +146,28 @@ def prune_checkpoints(store: Store, run_url: str, *, keep: int) -> None:
 def checkpoint_names(store: Store, run_url: str) -> list[str]:
     """Folder names of the checkpoints below `run_url`, whole or not, by step."""
     return sorted({entry.url.rsplit("/", 2)[1] for entry in store.list(f"{run_url}/step-")})
+
+
+def checkpoint_tags(store: Store, run_url: str) -> dict[str, str]:
+    """Where a run's last and best checkpoints lie, as MLflow tags. Raises StoreError."""
+    top1 = top1_by_name(store, run_url)
+    if not top1:
+        return {}
+    best = max(top1, key=lambda name: (top1[name], name))
+    return {
+        "rayception.checkpoint.last": f"{run_url}/{max(top1)}",
+        "rayception.checkpoint.best": f"{run_url}/{best}",
+    }
+
+
+def top1_by_name(store: Store, run_url: str) -> dict[str, float]:
+    """Of the whole checkpoints, -1 where nothing was scored. Raises StoreError."""
+    top1: dict[str, float] = {}
+    for name in checkpoint_names(store, run_url):
+        with contextlib.suppress(DataError, ValueError):  # no index, or half of one
+            said = json.loads(store.read(f"{run_url}/{name}/{INDEX_FILE}")).get("top1")
+            top1[name] = -1.0 if said is None else said
+    return top1
 
 
 def newest_checkpoint(store: Store, run_url: str) -> tuple[str, TrainState] | None:

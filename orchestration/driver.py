@@ -18,15 +18,19 @@ import ray
 from datasets.errors import StoreError
 from datasets.manifest import Manifest
 from datasets.store import Store, StoreConfig
+from orchestration.checkout import read_checkout
 from orchestration.checkpoint import (
     TrainState,
+    checkpoint_tags,
     save_checkpoint,
 )
+from orchestration.chronicle import Chronicle
 from orchestration.conclude import FINISHED, end_run, log_final_model
 from orchestration.errors import JobError, ServiceError
+from orchestration.introduce import datasets_of, params_of, reproduce, tags_of
 from orchestration.job import Job
 from orchestration.job_places import LOCAL
-from orchestration.load import flatten, to_dict, to_yaml
+from orchestration.load import to_dict, to_yaml
 from orchestration.local import Say
 from orchestration.metrics import top1_of
 from orchestration.plan import Plan, make_plan
@@ -43,11 +47,13 @@ from orchestration.rounds import train_run
 from orchestration.run_record import RUN_FILE, Earlier, RunRecord, find_earlier, save_record
 from orchestration.stack import Stack
 from orchestration.storage import build_store_config, shard_shape
+from orchestration.timeline import tags_of as life_of
 from orchestration.tracking.outbox import Outbox
 from orchestration.tracking.runs import (
     RunRef,
     child_tags,
     close_run,
+    log_datasets,
     log_text,
     open_run,
     reopen_run,
@@ -160,32 +166,34 @@ def drive(
     """
     began = time.monotonic()
     given = job  # with every accelerator that the run may get; `job` has the one that it got
-    job, store, config, plan, train = _prepare(job, stack, say)
+    job, store, config, plan, train, val = _prepare(job, stack, say)
     if name is not None and store.exists(f"{_url_of(job, name)}/{RUN_FILE}"):
         earlier = find_earlier(store, _url_of(job, name), given)
     if earlier is None:
-        run_name, run_url, run = _begin(given, store, stack, plan, train, parent, name)
+        run_name, run_url, run = _begin(given, store, stack, plan, train, val, parent, name)
     else:
         run_name, run_url = earlier.record.name, earlier.url
         run = _go_on(job, stack, store, earlier, say)
     if start_from is not None:
         save_checkpoint(store, run_url, start_from)
     say(f"run {run_name} in MLflow experiment {job.experiment}")
+    board = make_board()
+    chronicle = Chronicle(job, store, run, run_url, board)
     try:
-        board = make_board()
         hand = Assignment(
             job=to_dict(job), plan=plan, run=run, run_url=run_url, store=config, board=board,
             attempt=0,
         )  # fmt: skip
         with watch(board, plan):
-            checkpoint_url, state = train_run(job, hand, store, say)
+            checkpoint_url, state = train_run(job, hand, store, chronicle, say)
         say("training done; logging the model")
-        model_uri = _conclude(job, store, run, run_url, say)
+        model_uri = _conclude(job, store, run, run_url, chronicle, say)
         attempts = int(ray.get(board.count_attempts.remote(), timeout=30))
     except BaseException as error:
         status = "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED"
         with contextlib.suppress(StoreError):  # what went wrong first is what is told
-            end_run(run, Outbox(store, run_url), status, {})
+            chronicle.close()
+            end_run(run, Outbox(store, run_url), status, life_of(chronicle.attempts))
         raise
     return Outcome(
         run=run,
@@ -201,7 +209,7 @@ def drive(
 
 def _prepare(
     job: Job, stack: Stack | None, say: Say
-) -> tuple[Job, Store, StoreConfig, Plan, Manifest]:
+) -> tuple[Job, Store, StoreConfig, Plan, Manifest, Manifest]:
     """What must hold before anything is written: data, plan and cluster; the job on the
     accelerator that it gets."""
     check_imports()
@@ -224,7 +232,7 @@ def _prepare(
         val_samples=val.num_samples,
         shape=shard_shape(train),
     )
-    return job, store, config, plan, train
+    return job, store, config, plan, train, val
 
 
 def _url_of(job: Job, run_name: str) -> str:
@@ -237,6 +245,7 @@ def _begin(
     stack: Stack | None,
     plan: Plan,
     train: Manifest,
+    val: Manifest,
     parent: tuple[RunRef, str] | None,
     name: str | None,
 ) -> tuple[str, str, RunRef]:
@@ -245,17 +254,13 @@ def _begin(
     run_name = name or f"{job.name}-{stamp}-{secrets.token_hex(2)}"
     run_url = _url_of(job, run_name)
     check_storage(store, run_url)
+    code = read_checkout()
     run = open_run(
         tracking_uri(job, stack),
         experiment=job.experiment,
         name=run_name,
-        params=flatten(to_dict(job)),
-        tags={
-            "rayception.storage": run_url,
-            "rayception.world_size": str(plan.world_size),
-            "rayception.train_fingerprint": train.fingerprint,
-            "rayception.parameters": str(plan.parameters),
-        }
+        params=params_of(job, plan),
+        tags=tags_of(job, plan, train, run_url, code)
         | (child_tags(*parent) if parent is not None else {}),
     )
     record = RunRecord(
@@ -266,20 +271,28 @@ def _begin(
         run_id=run.run_id,
     )
     save_record(store, run_url, record)
+    log_datasets(run, datasets_of(job, train, val))
     log_text(run, to_yaml(job), "job.yaml")
+    log_text(run, reproduce(run_url, code), "reproduce.sh")
+    if code.diff:
+        log_text(run, code.diff, "code.diff")
     return run_name, run_url, run
 
 
-def _conclude(job: Job, store: Store, run: RunRef, run_url: str, say: Say) -> str | None:
+def _conclude(
+    job: Job, store: Store, run: RunRef, run_url: str, chronicle: Chronicle, say: Say
+) -> str | None:
     """Logs the model and ends the run in MLflow, or keeps for `sync` what it does not take; -> the
     model's URI."""
     outbox = Outbox(store, run_url)
+    chronicle.close()
+    tags = life_of(chronicle.attempts) | checkpoint_tags(store, run_url)
     try:
         uri = log_final_model(job, store, run, run_url)
         send_kept(run, outbox)
-        close_run(run, FINISHED)
+        close_run(run, FINISHED, tags)
     except ServiceError as error:
-        outbox.keep_end(FINISHED, {})
+        outbox.keep_end(FINISHED, tags)
         say(f"note: {error}")
         say(f"training is complete; `rayception sync {run_url}` sends MLflow what is left")
         return None

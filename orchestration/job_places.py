@@ -66,6 +66,9 @@ class Cluster:
     # How long the job waits for room on the cluster that other work has now; 0: not at all.
     wait_s: int = 86_400
     environment: Environment = field(default_factory=Environment)
+    # What an hour of one accelerator costs, by its type: {H100: 2.99, A100-80G: 1.79}. Where it is
+    # stated, a run says what it has cost so far.
+    dollars_per_hour: dict[str, float] = field(default_factory=dict)
     # Names of environment variables that every node of the job must have, such as
     # AWS_SECRET_ACCESS_KEY. Their values stay there.
     secrets: list[str] = field(default_factory=list)
@@ -97,6 +100,13 @@ class Cluster:
         at_least("cluster.cpus_per_worker", self.cpus_per_worker, 1)
         at_least("cluster.max_failures", self.max_failures, 0)
         at_least("cluster.wait_s", self.wait_s, 0)
+        for name, price in self.dollars_per_hour.items():
+            parse_accelerator(f"{name}:1")  # a type that there is
+            if not price >= 0:
+                raise JobError(
+                    f"cluster.dollars_per_hour.{name}: got {price}; a price is not below 0. "
+                    "Write what an hour of one costs."
+                )
         for name in self.secrets:
             if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
                 raise JobError(
@@ -114,6 +124,13 @@ class Cluster:
     def accelerator(self) -> Accelerator:
         """The first choice; on a cluster, the one that was chosen (room.settle)."""
         return self.choices[0]
+
+    def price_of(self, accelerator: Accelerator) -> float | None:
+        """Dollars an hour of one, where the job says it."""
+        for name, price in self.dollars_per_hour.items():
+            if parse_accelerator(f"{name}:1").type == accelerator.type:
+                return price
+        return None
 
     @property
     def min_nodes(self) -> int:
@@ -183,6 +200,9 @@ class Tracking:
     experiment: str | None = None
     # Metrics of every step are sent in groups of this many steps.
     log_every_steps: int = 10
+    # The name under which the final model is registered; the version with the highest top-1 has the
+    # alias `champion`. Left out: not registered.
+    register: str | None = None
 
     def __post_init__(self) -> None:
         if self.uri != LOCAL and not re.match(r"https?://[^\s/@]+(/\S*)?$", self.uri):
@@ -192,3 +212,8 @@ class Tracking:
                 "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD where it asks for them."
             )
         at_least("tracking.log_every_steps", self.log_every_steps, 1)
+        if self.register is not None and not re.fullmatch(r"\w[^/:\n]*", self.register):
+            raise JobError(
+                f"tracking.register: got {self.register!r}; a name in the model registry begins "
+                "with a letter or digit and has no / or :. Write one such as flowers-v3."
+            )

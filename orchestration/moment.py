@@ -19,6 +19,8 @@ class Progress(TypedDict):
     ranks: int
     checkpoint_s: float  # how long the last one took to write
     eta_s: float  # to the last step, at the speed of this attempt
+    from_step: int  # after which this attempt began
+    trained_s: float  # of this attempt's steps
 
 
 LINE = re.compile(
@@ -66,6 +68,8 @@ def parse_line(line: str) -> Progress | None:
         ranks=int(found["ranks"]),
         checkpoint_s=0.0,
         eta_s=float(seconds),
+        from_step=0,
+        trained_s=0.0,
     )
 
 

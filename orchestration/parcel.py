@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from orchestration.checkout import CHECKOUT_FILE, read_checkout
 from orchestration.errors import JobError
 from orchestration.job import Job
 from orchestration.job_places import Environment
@@ -69,6 +70,7 @@ def staged(jobs: Mapping[str, Job]) -> Iterator[Path]:
             target = folder / file
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(ROOT / file, target)
+        (folder / CHECKOUT_FILE).write_text(read_checkout().to_json())
         for name, job in jobs.items():
             (folder / name).write_text(to_yaml(job))
         yield folder

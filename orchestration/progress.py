@@ -14,6 +14,7 @@ from orchestration.moment import Progress
 
 # Before a node's end: two looks of the ranks, a checkpoint as long as the last one twice over.
 LEAVE_MARGIN_S = 8.0
+MAX_GAUGES = 10_000
 
 
 class Wish(IntEnum):
@@ -33,6 +34,7 @@ class Board:
         self._nodes: dict[int, str] = {}
         self._end_at: float | None = None  # when a wish to leave must have been met (Unix time)
         self._is_saved = False
+        self._gauges: list[tuple[str, float, dict[str, float]]] = []
 
     def begin_attempt(self) -> int:
         """Counts a new worker group and forgets what was wanted of the last; -> 1 for the first."""
@@ -63,6 +65,16 @@ class Board:
             self._is_saved = True
             return Wish.SAVE
         return Wish.GO_ON
+
+    def gauge(self, node: str, values: dict[str, float]) -> None:
+        """A node says what it is busy with."""
+        if len(self._gauges) < MAX_GAUGES:  # nobody takes them where the driver hangs
+            self._gauges.append((node, time.time(), values))
+
+    def take_gauges(self) -> list[tuple[str, float, dict[str, float]]]:
+        """(node, Unix time, values), each once."""
+        taken, self._gauges = self._gauges, []
+        return taken
 
     def read(self) -> Progress | None:
         return self._progress

@@ -14,6 +14,7 @@ from ray.train.torch import TorchTrainer
 
 from datasets.store import Store
 from orchestration.checkpoint import TrainState, newest_checkpoint
+from orchestration.chronicle import Chronicle
 from orchestration.group import GroupConfig
 from orchestration.job import Job
 from orchestration.local import Say
@@ -37,7 +38,9 @@ RAY_TRAIN = {
 }
 
 
-def train_run(job: Job, hand: Assignment, store: Store, say: Say) -> tuple[str, TrainState]:
+def train_run(
+    job: Job, hand: Assignment, store: Store, chronicle: Chronicle, say: Say
+) -> tuple[str, TrainState]:
     """Trains to the last step, in as many worker groups as it takes; -> its checkpoint.
 
     Raises RayceptionError, or KeyboardInterrupt: the first interrupt lets the ranks save and
@@ -60,7 +63,10 @@ def train_run(job: Job, hand: Assignment, store: Store, say: Say) -> tuple[str, 
         trainer.board, trainer.say = hand.board, say
         accelerator = cluster.accelerator
         try:
-            with Lookout(hand.board, cluster, accelerator, ranks=ranks, say=say):
+            with (
+                chronicle.attempt(ranks),
+                Lookout(hand.board, cluster, accelerator, ranks=ranks, say=say),
+            ):
                 trainer.fit()
         finally:
             for number in (signal.SIGINT, signal.SIGTERM):

@@ -58,6 +58,11 @@ class StepLog:
         return len(self._results) >= self._group
 
     @property
+    def trained_s(self) -> float:
+        """Seconds of this attempt's steps, without evaluations and checkpoints."""
+        return self._trained_s
+
+    @property
     def images_per_second(self) -> float:
         """Over all steps of this attempt, without evaluations and checkpoints."""
         return self._trained_steps * self._plan.global_batch_size / max(self._trained_s, 1e-9)
@@ -91,14 +96,19 @@ class StepLog:
         skipped = torch.tensor(counts, device=shares.device)
         busy = torch.zeros(dist.get_world_size())  # ranks' own seconds, each in its place
         busy[dist.get_rank()] = wait_s + sum(result.own_s() for result in results)
-        asked = torch.tensor([float(wish), elapsed_s / dist.get_world_size()])
+        spent = [
+            elapsed_s, wait_s, sum(one.own_s() for one in results),
+            sum(one.all_reduce_s() for one in results),
+        ]  # fmt: skip
+        asked = torch.tensor([float(wish), *(one / dist.get_world_size() for one in spent)])
         sums = torch.cat([shares, skipped, *(one.to(shares.device) for one in (asked, busy))])
-        dist.all_reduce(sums)  # (steps + kinds + 2 + ranks,)
+        dist.all_reduce(sums)  # (steps + kinds + 5 + ranks,)
         losses, by_kind, heard, own_s = (
-            part.tolist() for part in torch.split(sums, [len(results), len(KINDS), 2, len(busy)])
+            part.tolist() for part in torch.split(sums, [len(results), len(KINDS), 5, len(busy)])
         )
         num_damaged = sum(by_kind)
         step_s = heard[1] / len(results)
+        waited, computed, all_reduced = (min(1.0, one / heard[1]) for one in heard[2:])
         self._group = max(1, min(self._job.tracking.log_every_steps, int(LOOK_EVERY_S / step_s)))
         for message in damages.first[self._told :]:
             logger.warning("skipped: %s", message)
@@ -108,7 +118,9 @@ class StepLog:
         self._check(first, losses, keys, num_damaged, damages)
         rates = {
             "train/images_per_second": len(results) * self._plan.global_batch_size / elapsed_s,
-            "train/data_wait_fraction": min(1.0, wait_s / elapsed_s),
+            "train/data_wait_fraction": waited,  # these three are means over ranks
+            "train/compute_fraction": computed,
+            "train/all_reduce_fraction": all_reduced,
             "train/damaged_samples": num_damaged,
         }
         rates |= {

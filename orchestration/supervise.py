@@ -71,7 +71,7 @@ def train_in_rounds(
                 failures += 1
                 if failures > max_failures:
                     raise told(error) from error
-                say(f"{_what_died(error)}; restart {failures} of {max_failures}")
+                say(f"{what_died(error)}; restart {failures} of {max_failures}")
         else:
             if is_done():
                 return
@@ -86,7 +86,7 @@ def told(error: TrainingFailedError) -> RayceptionError:
     for word in _words(error):
         return word if isinstance(word, RayceptionError) else TrainingError(str(word))
     return TrainingError(
-        f"{_what_died(error)}; training ended after its allowed restarts. See the worker logs, or "
+        f"{what_died(error)}; training ended after its allowed restarts. See the worker logs, or "
         "--debug."
     )
 
@@ -107,7 +107,7 @@ def _failures(error: TrainingFailedError) -> dict[int, BaseException]:
     return dict(sorted(found.items()))
 
 
-def _what_died(error: TrainingFailedError) -> str:
+def what_died(error: TrainingFailedError) -> str:
     """`rank 1: got ...`. A dead actor's is the cause, not what the others say of its absence."""
     failures = _failures(error)
     dead = [rank for rank, one in failures.items() if _death(one) is not None]

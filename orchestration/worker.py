@@ -11,6 +11,7 @@ index.
 
 import contextlib
 import logging
+import time
 import warnings
 from dataclasses import dataclass
 from typing import Any
@@ -44,6 +45,7 @@ from orchestration.feed import (
     build_decoder,
     data_position,
 )
+from orchestration.gauges import watch
 from orchestration.load import from_dict
 from orchestration.metrics import top1_of
 from orchestration.moment import Progress
@@ -149,6 +151,11 @@ class Rank:
             "rank %d of %d on %s begins after step %d",
             *(self.rank, self.world_size, ray.util.get_node_ip_address(), self.step),
         )
+        self.began_after = self.step
+        node = ray.util.get_node_ip_address()
+        self.gauges = None
+        if context.get_local_rank() == 0:  # one of each node
+            self.gauges = watch(lambda values: hand.board.gauge.remote(node, values))
         self.answer: Any = None  # rank 0's of its last post: what the ranks are to do
 
     def train(self) -> None:
@@ -160,6 +167,8 @@ class Rank:
             if self.checkpoints is not None:
                 self.checkpoints.wait()
         finally:
+            if self.gauges is not None:
+                self.gauges.set()
             if self.checkpoints is not None:
                 self.checkpoints.close()
             if self.writer is not None and (kept := self.writer.close()):
@@ -225,7 +234,7 @@ class Rank:
                 heard = ray.get(self.answer)
         moment, wish = log.send(self.step, heard)
         if self.rank == 0:
-            self.answer = self.hand.board.post.remote(self._progress(moment, log.images_per_second))
+            self.answer = self.hand.board.post.remote(self._progress(moment, log))
         return wish
 
     def _left_out_steps(self) -> frozenset[int]:
@@ -238,7 +247,8 @@ class Rank:
         url = self.hand.run_url
         return name_samples(self.store, url, step=step, rank=self.rank, keys=keys)
 
-    def _progress(self, moment: dict[str, float], speed: float) -> Progress:
+    def _progress(self, moment: dict[str, float], log: StepLog) -> Progress:
+        left = (self.plan.total_steps - self.step) * self.plan.global_batch_size
         return Progress(
             step=self.step,
             total_steps=self.plan.total_steps,
@@ -249,7 +259,9 @@ class Rank:
             top1=top1_of(self.metrics),
             attempt=self.hand.attempt,
             ranks=self.world_size,
-            eta_s=(self.plan.total_steps - self.step) * self.plan.global_batch_size / speed,
+            eta_s=left / log.images_per_second,
+            from_step=self.began_after,
+            trained_s=log.trained_s,
             checkpoint_s=self.checkpoints.took_s if self.checkpoints is not None else 0.0,
         )
 
@@ -258,9 +270,11 @@ class Rank:
 
         All ranks take part; rank 0 alone writes.
         """
+        began = time.monotonic()
         average_bn_statistics(self.model)
         if self.average is not None:
             self.average.average_statistics()
+        scored_s = 0.0
         said: dict[str, float] = {}
         if self.step in self.plan.epoch_ends:
             said = self._evaluate("val")
@@ -268,8 +282,9 @@ class Rank:
                 with self.average.applied(self.model):
                     said |= self._evaluate("val_ema")
             self.metrics = said
+            scored_s = time.monotonic() - began
             if self.writer is not None:
-                self.writer.log(self.step, said)
+                self.writer.log(self.step, said | {"val/seconds": scored_s})
         if self.checkpoints is not None:
             state = TrainState(
                 step=self.step,
@@ -280,6 +295,12 @@ class Rank:
                 metrics=said | {"images_per_second": images_per_second},
             )
             self.checkpoints.submit(state)
+        if self.writer is not None and self.checkpoints is not None:
+            stood_s = time.monotonic() - began - scored_s
+            times = {"checkpoint/seconds": stood_s}  # that training stood still
+            if self.checkpoints.took_s:
+                times["checkpoint/write_seconds"] = self.checkpoints.took_s  # of the one before
+            self.writer.log(self.step, times)
 
     def _evaluate(self, prefix: str) -> dict[str, float]:
         """Every held-out sample once, all ranks together; percent and mean loss."""

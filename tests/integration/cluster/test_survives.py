@@ -24,7 +24,7 @@ from tests.waiting import wait_for
 JOB = "jobs/quickstart.yaml"
 SIZE = [
     "cluster.accelerators=CPU:1", "cluster.num_nodes=2", "checkpoint.every_steps=20",
-    "cluster.max_failures=6", "schedule.epochs=13", "tracking.log_every_steps=2", "model.width=0.2",
+    "cluster.max_failures=6", "schedule.epochs=60", "checkpoint.keep=200", "tracking.log_every_steps=2", "model.width=0.2",
 ]  # fmt: skip
 LIMIT_S = 90  # of a recovery
 
@@ -183,8 +183,7 @@ def test_a_stop_saves_and_a_resume_goes_on(run: Run, cluster: RayCluster) -> Non
     """The driver is told to stop, then killed; each time another submission takes the run up."""
     run.wait_for_step(run.step() + 4)
     url = run.url
-    assert cluster.call("stop", run.submission).stdout.endswith("STOPPED\n")
-    assert "stopped after a checkpoint" in run.log
+    stop(run, cluster)
     resume(run, cluster, url)
     drivers = [pid for pid in cluster.head.pids() if is_driver(read_command(pid))]
     began = time.monotonic()
@@ -213,22 +212,33 @@ def test_a_restarted_head(run: Run, cluster: RayCluster) -> None:
     run.cost_s["head restarted"] = time.monotonic() - began
 
 
-def test_it_ends_as_if_nothing_had_happened(run: Run, cluster: RayCluster) -> None:
-    """Every step's loss once in MLflow, to the bit that of a run without faults; so the weights."""
-    wait_for(lambda: run.status() in ("SUCCEEDED", "FAILED"), 240, lambda: run.log)
-    assert run.status() == "SUCCEEDED", run.log
+def test_it_is_as_if_nothing_had_happened(run: Run, cluster: RayCluster) -> None:
+    """Every step's loss once in MLflow, to the bit that of a run without faults; so the weights.
+
+    Both are stopped, not trained to their end: how many steps the faults leave room for depends on
+    the machine."""
+    run.wait_for_step(run.step() + 10)
+    stop(run, cluster)
+    hit = losses(cluster, run)
+    last = max(checkpoint_steps(cluster, run.url, every=20))
     calm = Run(cluster)
-    wait_for(lambda: calm.status() in ("SUCCEEDED", "FAILED"), 400, lambda: calm.log)
-    assert calm.status() == "SUCCEEDED", calm.log
-    hit, undisturbed = losses(cluster, run), losses(cluster, calm)
-    assert [step for step, _ in hit] == list(range(1, len(undisturbed) + 1))
-    assert hit == undisturbed
-    ours, theirs = final_state(cluster, run), final_state(cluster, calm)
+    calm.wait_for_step(len(hit) + 1, 400)
+    stop(calm, cluster)
+    undisturbed = losses(cluster, calm)
+    assert [step for step, _ in hit] == list(range(1, len(hit) + 1))
+    assert len(hit) >= last > 100
+    assert hit == undisturbed[: len(hit)]
+    ours, theirs = state(cluster, run, last), state(cluster, calm, last)
     for name, tensor in theirs["model"].items():
         if "running_" in name:  # averaged over ranks at each checkpoint, and those fell elsewhere
             torch.testing.assert_close(ours["model"][name], tensor, rtol=1e-3, atol=1e-5)
         else:
             assert torch.equal(ours["model"][name], tensor), name
+
+
+def stop(run: Run, cluster: RayCluster) -> None:
+    assert cluster.call("stop", run.submission).stdout.endswith("STOPPED\n")
+    assert "stopped after a checkpoint" in run.log
 
 
 def resume(run: Run, cluster: RayCluster, url: str) -> None:
@@ -253,26 +263,43 @@ def read_command(pid: int) -> bytes:
 
 
 def losses(cluster: RayCluster, run: Run) -> list[tuple[int, float]]:
-    found = re.search(r"MLflow run: (\w+)", run.log)
-    assert found is not None, run.log
     code = (
         "import json; from mlflow.tracking import MlflowClient; "
+        f"run_id = json.loads(store.read('{run.url}/run.json'))['run_id']; "
         f"history = MlflowClient(tracking_uri='{cluster.mlflow_url}')"
-        f".get_metric_history('{found[1]}', 'train/loss'); "
+        ".get_metric_history(run_id, 'train/loss'); "
         "print(json.dumps([(p.step, p.value) for p in history]))"
     )
-    return [tuple(pair) for pair in cluster.json(cluster.laptop, code)]
+    return [tuple(pair) for pair in cluster.json(cluster.laptop, open_store(cluster) + code)]
 
 
-def final_state(cluster: RayCluster, run: Run) -> dict[str, Any]:
-    found = re.search(r"checkpoint: (\S+)", run.log)
-    assert found is not None, run.log
+def checkpoint_steps(cluster: RayCluster, url: str, *, every: int) -> list[int]:
+    """Of the whole ones whose step is a multiple of `every`."""
+    code = (
+        "import json, re; "
+        f"urls = [one.url for one in store.list('{url}/step-')]; "
+        "print(json.dumps([int(found[1]) for one in urls "
+        "if (found := re.search(r'step-(\\d+)/checkpoint.json', one))]))"
+    )
+    steps: list[int] = cluster.json(cluster.laptop, open_store(cluster) + code)
+    return [step for step in steps if step % every == 0]
+
+
+def state(cluster: RayCluster, run: Run, step: int) -> dict[str, Any]:
     target = cluster.folder / f"{run.submission}.pt"
     cluster.python(
         cluster.laptop,
-        "from datasets.store import Store, StoreConfig; from pathlib import Path; "
-        f"store = Store(StoreConfig(endpoint_url='{cluster.s3_url}', region='us-east-1', "
-        f"addressing='path')); Path('{target}').write_bytes(store.read('{found[1]}/state.pt'))",
+        f"{open_store(cluster)} from pathlib import Path; "
+        f"Path('{target}').write_bytes(store.read('{run.url}/step-{step:09d}/state.pt'))",
     )
-    state: dict[str, Any] = torch.load(target, weights_only=True)
-    return state
+    found: dict[str, Any] = torch.load(target, weights_only=True)
+    return found
+
+
+def open_store(cluster: RayCluster) -> str:
+    """Code that makes `store`."""
+    return (
+        "from datasets.store import Store, StoreConfig; "
+        f"store = Store(StoreConfig(endpoint_url='{cluster.s3_url}', region='us-east-1', "
+        "addressing='path')); "
+    )

@@ -55,7 +55,10 @@ def log_of(writer: Writer, *, can_skip: bool = False) -> tuple[StepLog, list[tup
 
 
 def result(loss: float, own_s: float = 0.1) -> StepResult:
-    return StepResult(loss=torch.tensor(loss), grad_norm=torch.tensor(1.0), own_s=lambda: own_s)
+    return StepResult(
+        loss=torch.tensor(loss), grad_norm=torch.tensor(1.0), own_s=lambda: own_s,
+        all_reduce_s=lambda: 0.05,
+    )  # fmt: skip
 
 
 def test_every_step_is_logged_at_its_own_place() -> None:

@@ -1,0 +1,134 @@
+"""The driver's record of a run: its attempts in storage and in MLflow, and what its nodes are busy
+with, looked at every ten seconds beside training."""
+
+import contextlib
+import logging
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import ray
+from ray.train import TrainingFailedError
+
+from datasets.errors import DataError, StoreError
+from datasets.store import Store
+from orchestration.job import Job
+from orchestration.supervise import what_died
+from orchestration.timeline import (
+    TIMELINE_FILE,
+    UNKNOWN,
+    Attempt,
+    from_json,
+    goodput,
+    rank_hours,
+    to_json,
+)
+from orchestration.tracking.outbox import Outbox
+from orchestration.tracking.runs import RunRef
+from orchestration.tracking.writer import MetricWriter
+
+logger = logging.getLogger(__name__)
+
+LOOK_EVERY_S = 10.0
+SAVE_EVERY_S = 30.0
+BOARD_LIMIT_S = 10.0
+
+
+class Chronicle:
+    """One driver's; it goes on where an earlier driver of the run ended."""
+
+    def __init__(self, job: Job, store: Store, run: RunRef, run_url: str, board: Any) -> None:
+        """Raises StoreError."""
+        self._job, self._store, self._board = job, store, board
+        self._url = f"{run_url}/{TIMELINE_FILE}"
+        self.attempts = _load(store, self._url)
+        self._writer = MetricWriter(run, Outbox(store, run_url), "driver")
+        self._lock = threading.Lock()
+        self._is_alive = False
+        self._saved_at = 0.0
+
+    @contextlib.contextmanager
+    def attempt(self, ranks: int) -> Iterator[None]:
+        """Keeps the record of one worker group for the block; how it ended is what it raised, or
+        that it did not."""
+        now = time.time()
+        last = self.attempts[-1].to_step if self.attempts else 0
+        with self._lock:
+            self.attempts.append(
+                Attempt(
+                    began=now, ended=now, ranks=ranks, from_step=last, to_step=last, trained_s=0.0,
+                    ended_by="",
+                )
+            )  # fmt: skip
+        done = threading.Event()
+        looks = threading.Thread(target=self._look_on, args=(done,), name="chronicle", daemon=True)
+        looks.start()
+        ended_by = "it left after a checkpoint"
+        try:
+            yield
+        except BaseException as error:
+            ended_by = _words(error)
+            raise
+        finally:
+            done.set()
+            looks.join(2 * BOARD_LIMIT_S)
+            self._look(ended_by)
+            self._save()
+
+    def close(self) -> None:
+        """Sends what is left. Raises StoreError where it can be neither sent nor kept."""
+        self._writer.close()
+
+    def _look_on(self, done: threading.Event) -> None:
+        while not done.wait(LOOK_EVERY_S):
+            self._look("")
+            if time.monotonic() - self._saved_at > SAVE_EVERY_S:
+                self._save()
+
+    def _look(self, ended_by: str) -> None:
+        """Asks the board how far the ranks are, and logs what follows."""
+        try:
+            progress = ray.get(self._board.read.remote(), timeout=BOARD_LIMIT_S)
+            gauges = ray.get(self._board.take_gauges.remote(), timeout=BOARD_LIMIT_S)
+        except ray.exceptions.RayError:  # the cluster is going down
+            progress, gauges = None, []
+        with self._lock:
+            one = replace(self.attempts[-1], ended=time.time(), ended_by=ended_by)
+            if progress is not None:
+                one = replace(
+                    one, from_step=progress["from_step"], to_step=progress["step"],
+                    trained_s=progress["trained_s"],
+                )  # fmt: skip
+            self.attempts[-1] = one
+        hours = rank_hours(self.attempts)
+        told = {"run/goodput": goodput(self.attempts), "run/rank_hours": hours}
+        price = self._job.cluster.price_of(self._job.cluster.accelerator)
+        if price is not None:
+            told["run/dollars"] = hours * price
+        self._writer.log(one.to_step, told)
+        for node, at, values in gauges:  # their steps are seconds of the run
+            second = int(at - self.attempts[0].began)
+            self._writer.log(second, {f"system/{node}/{name}": v for name, v in values.items()})
+
+    def _save(self) -> None:
+        try:
+            self._store.write(self._url, to_json(self.attempts))
+            self._saved_at = time.monotonic()
+        except StoreError as error:
+            logger.warning("the run's timeline waits: %s", error)
+
+
+def _words(error: BaseException) -> str:
+    if isinstance(error, TrainingFailedError):
+        return what_died(error)
+    return str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+
+
+def _load(store: Store, url: str) -> list[Attempt]:
+    try:
+        attempts = from_json(store.read(url))
+    except (DataError, ValueError, TypeError):  # a new run; or half a file, which costs a picture
+        return []
+    return [replace(one, ended_by=one.ended_by or UNKNOWN) for one in attempts]

@@ -1,0 +1,110 @@
+"""What a run says of itself in MLflow when it begins: params, tags, a description, its data."""
+
+import json
+import os
+import shlex
+from typing import Any
+
+from datasets.manifest import Manifest
+from orchestration.checkout import Checkout
+from orchestration.job import Job
+from orchestration.load import flatten, to_dict
+from orchestration.plan import Plan
+from orchestration.tracking.runs import STORAGE_TAG, Dataset
+
+PLANNED = (
+    "world_size",
+    "num_nodes",
+    "num_micro_batches",
+    "max_micro_batches_per_rank",
+    "train_samples",
+    "val_samples",
+    "steps_per_epoch",
+    "total_steps",
+    "warmup_steps",
+    "parameters",
+    "multiply_adds",
+    "training_flops",
+)
+
+
+def params_of(job: Job, plan: Plan) -> dict[str, Any]:
+    """The flattened job, and what was derived from it as `plan.NAME`."""
+    return flatten(to_dict(job)) | {f"plan.{name}": getattr(plan, name) for name in PLANNED}
+
+
+def tags_of(job: Job, plan: Plan, train: Manifest, run_url: str, code: Checkout) -> dict[str, str]:
+    """What finds and explains a run in MLflow's table."""
+    submission = submission_id()
+    tags = {
+        STORAGE_TAG: run_url,
+        "rayception.world_size": str(plan.world_size),
+        "rayception.accelerator": str(job.cluster.accelerator),
+        "rayception.train_fingerprint": train.fingerprint,
+        "rayception.parameters": str(plan.parameters),
+        "rayception.image": job.cluster.environment.image or "",
+        "rayception.submission": submission,
+        "mlflow.source.type": "JOB",
+        "mlflow.source.name": f"rayception run {job.name}",
+        "mlflow.source.git.commit": code.commit,
+        "rayception.dirty": "yes" if code.diff else "no",
+        "mlflow.note.content": note_of(job, plan, run_url, submission),
+    }
+    return {key: value for key, value in tags.items() if value}
+
+
+def note_of(job: Job, plan: Plan, run_url: str, submission: str) -> str:
+    """The run's description, in Markdown."""
+    model = job.model
+    lines = [
+        f"**{model.name}**, {plan.parameters / 1e6:.2f} M parameters at {model.input_size} px, on "
+        f"{plan.train_samples:,} images of {model.num_classes:,} classes for "
+        f"{job.schedule.epochs:g} epochs ({plan.total_steps:,} steps of "
+        f"{plan.global_batch_size:,}).",
+        f"{plan.world_size} ranks on {job.cluster.accelerator} x {plan.num_nodes}.",
+        f"Checkpoints: `{run_url}`",
+        f"Go on with it: `rayception resume {shlex.quote(run_url)}`",
+    ]
+    if submission:
+        lines.append(f"Submission: `{submission}`")
+    return "\n\n".join(lines)
+
+
+def datasets_of(job: Job, train: Manifest, val: Manifest) -> list[Dataset]:
+    """The splits by their manifests' fingerprints."""
+    return [
+        Dataset(
+            name=f"{job.name} {context}",
+            digest=manifest.fingerprint[:36],
+            source=url,
+            context=context,
+            profile={
+                "num_samples": manifest.num_samples,
+                "num_shards": len(manifest.shards),
+                "num_classes": len(manifest.classes),
+            },
+        )
+        for url, manifest, context in (
+            (job.data.train, train, "training"),
+            (job.data.val, val, "validation"),
+        )
+    ]
+
+
+def reproduce(run_url: str, code: Checkout) -> str:
+    """The commands that make the run again, from its artifacts."""
+    checkout = f"git checkout {code.commit}\n" if code.commit else ""
+    patch = "git apply code.diff\n" if code.diff else ""
+    return (
+        f"# Makes the run in {run_url} again, with the files beside this one.\n"
+        f"{checkout}{patch}make venv\n.venv/bin/rayception run job.yaml\n"
+    )
+
+
+def submission_id() -> str:
+    """Ray's, where this process was submitted, else "": its Jobs API says it in this variable."""
+    try:
+        config = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}"))
+    except ValueError:
+        return ""
+    return str((config.get("metadata") or {}).get("job_submission_id", ""))
