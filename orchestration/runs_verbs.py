@@ -1,0 +1,226 @@
+"""The verbs that look at runs in MLflow: ui, runs, compare."""
+
+import contextlib
+import datetime
+import math
+import os
+import signal
+import time
+import webbrowser
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from orchestration.data_verbs import AsJson, quiet
+from orchestration.errors import JobError
+from orchestration.job_places import LOCAL, is_remote
+from orchestration.moment import clock
+from orchestration.rules import choose, without_secrets
+from orchestration.tables import print_json, say
+
+if TYPE_CHECKING:
+    from orchestration.local import Say
+    from orchestration.stack import Stack
+    from orchestration.tracking.table import Comparison, RunRow
+
+console = Console(highlight=False)
+WIDE = 400  # columns where nobody looks: a line of a file is as long as it is
+MIDDLE = 110  # columns in which the beginning of a run's id stands beside the rest
+ROOMY = 134  # and the whole of it
+SHORT_ID = 8  # letters of that beginning; the verbs take it
+COLOURS = {"FINISHED": "green", "FAILED": "red", "KILLED": "red", "RUNNING": "cyan"}
+
+TrackingUri = Annotated[
+    str | None,
+    typer.Option(
+        help="URL of an MLflow server, or `local`, the embedded one. Left out: "
+        "MLFLOW_TRACKING_URI, else the embedded one."
+    ),
+]
+RUN_HELP = "A run's id, its name, or the URL of its folder in storage."
+
+
+def ui(
+    run: Annotated[str | None, typer.Argument(metavar="[RUN]", help=RUN_HELP)] = None,
+    tracking_uri: TrackingUri = None,
+    open_browser: Annotated[bool, typer.Option("--open/--no-open")] = True,
+) -> None:
+    """Open MLflow's UI, on a run's charts; Ctrl-C ends the embedded one."""
+    with _serving(tracking_uri, say) as (uri, stack):
+        page = ""
+        if run is not None:
+            from orchestration.tracking.table import find
+
+            page = find(uri, run).page
+        link = f"{uri.rstrip('/')}{page}"
+        console.print(link, soft_wrap=True)
+        if open_browser:
+            webbrowser.open(link)
+        if stack is not None and not stack.kept:
+            console.print("Ctrl-C ends it.")
+            signal.pause()
+
+
+def runs(
+    experiment: Annotated[str | None, typer.Option(help="Left out: all of them.")] = None,
+    status: Annotated[
+        list[str] | None,
+        typer.Option(help="RUNNING, SCHEDULED, FINISHED, FAILED or KILLED; may be given again."),
+    ] = None,
+    where: Annotated[
+        str, typer.Option("--filter", help='MLflow\'s words: "metrics.`val/top1` > 90".')
+    ] = "",
+    limit: Annotated[int, typer.Option(min=1, help="The newest so many.")] = 20,
+    tracking_uri: TrackingUri = None,
+    as_json: AsJson = False,
+) -> None:
+    """List the runs of an MLflow server, the newest first."""
+    with _serving(tracking_uri, quiet) as (uri, _):
+        from orchestration.tracking.table import STATUSES, search
+
+        statuses = [one.upper() for one in status or []]
+        for one in statuses:
+            choose("--status", one, STATUSES)
+        rows = search(uri, experiment=experiment, statuses=statuses, where=where, limit=limit)
+    if as_json:
+        print_json([_plain(row) for row in rows])
+    elif not rows:
+        console.print("no run")
+    else:
+        _print_wide(table_of(rows, width=console.width if console.is_terminal else WIDE))
+
+
+def compare(
+    called: Annotated[list[str], typer.Argument(metavar="RUN RUN...", help=RUN_HELP)],
+    tracking_uri: TrackingUri = None,
+    as_json: AsJson = False,
+) -> None:
+    """Lay runs side by side: the parameters that differ, and the last metrics."""
+    if len(called) < 2:
+        raise JobError(f"RUN: got {len(called)}; at least two are compared. Name another one.")
+    with _serving(tracking_uri, quiet) as (uri, _):
+        from orchestration.tracking.table import compare as side_by_side
+
+        found = side_by_side(uri, called)
+    if as_json:
+        print_json(
+            {
+                "runs": [_plain(row) for row in found.runs],
+                "params": found.params,
+                "metrics": {
+                    key: [_finite(value) for value in values]
+                    for key, values in found.metrics.items()
+                },
+            }
+        )
+    else:
+        _print_wide(_beside(found))
+
+
+@contextlib.contextmanager
+def _serving(given: str | None, tell: "Say") -> Iterator[tuple[str, "Stack | None"]]:
+    """(URL of the server that is meant, the stack where it is the embedded one), for the block.
+
+    The embedded one is started where it does not run, and turned off again. Raises JobError,
+    ServiceError.
+    """
+    source = "--tracking-uri" if given is not None else "MLFLOW_TRACKING_URI"
+    uri = given if given is not None else os.environ.get("MLFLOW_TRACKING_URI") or LOCAL
+    if uri != LOCAL:
+        if not is_remote(uri):
+            raise JobError(
+                f"{source}: got {without_secrets(uri)!r}; `local`, or the http(s) URL of an MLflow "
+                "server without credentials in it. Write it so, and set MLFLOW_TRACKING_USERNAME "
+                "and MLFLOW_TRACKING_PASSWORD where it asks for them."
+            )
+        yield uri, None
+        return
+    from orchestration.local import using
+    from orchestration.stack import stack_folder
+
+    with using(stack_folder(), frozenset({"s3", "mlflow"}), num_cpus=1, say=tell) as stack:
+        yield stack.mlflow_url, stack
+
+
+def table_of(rows: "Sequence[RunRow]", *, width: int) -> Table:
+    """width: columns of the terminal; a narrow one leaves out ids, which names stand for."""
+    table = Table(box=None, pad_edge=False)
+    table.add_column("name", overflow="fold")
+    for title in ("status", "started"):
+        table.add_column(title, no_wrap=True)
+    for title in ("duration", "top-1", "epoch (step)", "images/s"):
+        table.add_column(title, justify="right", no_wrap=True)
+    if width >= MIDDLE:
+        table.add_column("attempts", justify="right", no_wrap=True)
+        table.add_column("run id", no_wrap=True)
+    now_s = time.time()
+    for row in rows:
+        name = row.name if row.children is None else f"{row.name} (sweep of {row.children})"
+        cells = [
+            Text(name),
+            Text(row.status, style=COLOURS.get(row.status, "")),
+            ago(now_s - row.started_s),
+            clock(row.duration_s),
+            "-" if row.top1 is None else f"{row.top1:.2f} %",
+            "-" if row.epoch is None else f"{row.epoch:.4g} ({row.step:,})",
+            "-" if row.images_per_second is None else f"{row.images_per_second:,.0f}",
+        ]
+        if width >= MIDDLE:
+            cells.append("-" if row.attempts is None else str(row.attempts))
+            cells.append(row.run_id if width >= ROOMY else row.run_id[:SHORT_ID])
+        table.add_row(*cells)
+    return table
+
+
+def ago(seconds: float) -> str:
+    """`12s ago`, `3h ago`: in the largest unit that has passed twice, so that little is lost."""
+    number, unit = max(0.0, seconds), "s"
+    for larger, factor in (("m", 60), ("h", 60), ("d", 24)):
+        if number < 2 * factor:
+            break
+        number, unit = number / factor, larger
+    return f"{number:.0f}{unit} ago"
+
+
+def _beside(found: "Comparison") -> Table:
+    """One table: what the runs are, what differs, what came out."""
+    table = Table("")
+    for row in found.runs:
+        table.add_column(Text(row.name), overflow="fold")
+    table.add_row("run id", *(row.run_id for row in found.runs))
+    table.add_row("status", *(row.status for row in found.runs))
+    table.add_row("duration", *(clock(row.duration_s) for row in found.runs))
+    table.add_section()
+    for key, texts in found.params.items():
+        table.add_row(Text(key), *(Text("-" if text is None else text) for text in texts))
+    table.add_section()
+    for key, values in found.metrics.items():
+        table.add_row(Text(key), *("-" if value is None else f"{value:.6g}" for value in values))
+    return table
+
+
+def _print_wide(table: Table) -> None:
+    """On a terminal as wide as that; in a file or a pipe, whole."""
+    if console.is_terminal:
+        console.print(table)
+    else:
+        Console(highlight=False, width=WIDE).print(table, crop=False)
+
+
+def _plain(row: "RunRow") -> dict[str, Any]:
+    """For JSON, which has no word for what is not a number."""
+    values = {
+        key: _finite(value) if isinstance(value, float) else value
+        for key, value in asdict(row).items()
+    }
+    at = datetime.datetime.fromtimestamp(row.started_s, datetime.UTC)
+    return {**values, "started": at.isoformat(timespec="seconds")}
+
+
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None
