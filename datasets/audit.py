@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from datasets.augment import center_box
@@ -72,17 +73,11 @@ def inspect(store: Store, manifest: Manifest, *, look_at: int) -> Contents:
     labels: Counter[int] = Counter()
     tiles: list[Image.Image] = []
     for shard, number in manifest.samples_at(chosen).tolist():
-        window = Window(0, ((shard, number, 1),), np.empty((0, 2), dtype=np.int64))
-        sample = fetch_window(store, manifest, window)[shard, number]
-        if "__damage__" in sample:
-            raise sample["__damage__"]
-        where = f"{sample['__url__']}:{sample['__key__']}"
-        image = decode_image(find_image(sample, where), where)
-        labels[manifest.class_of(sample, where)] += 1
+        image, label = read_sample(store, manifest, shard, number)
+        labels[label] += 1
         sizes.append((image.shape[0], image.shape[1]))
         if len(tiles) < 64:
-            top, left, side, _ = center_box(image.shape[0], image.shape[1], 1.0)
-            square = Image.fromarray(image[top : top + side, left : left + side])
+            square = Image.fromarray(center_square(image))
             tiles.append(square.resize((TILE, TILE), Image.Resampling.LANCZOS))
     middle = sorted(sizes, key=lambda size: size[0] * size[1])
     return Contents(
@@ -95,6 +90,25 @@ def inspect(store: Store, manifest: Manifest, *, look_at: int) -> Contents:
         largest_size=middle[-1],
         sheet=_sheet(tiles),
     )
+
+
+def read_sample(
+    store: Store, manifest: Manifest, shard: int, number: int
+) -> tuple[NDArray[np.uint8], int]:
+    """(image (H, W, 3), class number) of one sample. Raises DataError where it is damaged,
+    StoreError."""
+    window = Window(0, ((shard, number, 1),), np.empty((0, 2), dtype=np.int64))
+    sample = fetch_window(store, manifest, window)[shard, number]
+    if "__damage__" in sample:
+        raise sample["__damage__"]
+    where = f"{sample['__url__']}:{sample['__key__']}"
+    return decode_image(find_image(sample, where), where), manifest.class_of(sample, where)
+
+
+def center_square(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """The largest square in the middle."""
+    top, left, side, _ = center_box(image.shape[0], image.shape[1], 1.0)
+    return image[top : top + side, left : left + side]
 
 
 def _shard_damage(store: Store, manifest: Manifest, number: int) -> Iterator[Damage]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -47,8 +48,10 @@ def evaluate(
     batches: Iterable[MicroBatch],
     device: torch.device,
     autocast: Callable[[], AbstractContextManager[object]] = nullcontext,
+    on_batch: Callable[[Any, Tensor], object] = lambda batch, logits: None,
 ) -> Scores:
-    """Scores this rank's batches in evaluation mode; the model's mode is put back after it."""
+    """Scores this rank's batches in evaluation mode; the model's mode is put back after it.
+    on_batch: called with each batch and its logits (N, C)."""
     was_training = model.training
     scores = Scores(device)
     model.eval()
@@ -60,6 +63,7 @@ def evaluate(
                     logits = model(images)
                 weights = torch.ones(len(logits)) if batch.weights is None else batch.weights
                 scores.update(logits, batch.targets.to(device), weights.to(device))
+                on_batch(batch, logits)
     finally:
         model.train(was_training)
     return scores

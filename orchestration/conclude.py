@@ -5,10 +5,13 @@ from datasets.manifest import load_manifest
 from datasets.store import Store
 from inception.layers import normalize
 from inception.network import build_network
+from inception.predictions import assess
 from orchestration.checkpoint import newest_checkpoint
 from orchestration.errors import ServiceError, TrainingError
 from orchestration.job import Job
 from orchestration.plan import build_job_architecture
+from orchestration.said import load_predictions
+from orchestration.scorecard import files_of
 from orchestration.tracking.model import log_model
 from orchestration.tracking.outbox import Outbox
 from orchestration.tracking.runs import MODEL_TAG, RunRef, close_run, log_file, tag_of, tag_run
@@ -62,6 +65,19 @@ def log_final_model(job: Job, store: Store, run: RunRef, run_url: str) -> str:
     uri = log_model(run, model, normalize(images).contiguous())
     tag_run(run, {MODEL_TAG: uri})
     return uri
+
+
+def send_evaluation(job: Job, store: Store, run: RunRef, run_url: str) -> None:
+    """What the network said of the held-out split at the run's end, as tables; what MLflow does not
+    take waits in the outbox. Raises StoreError, TrainingError."""
+    predictions = load_predictions(store, run_url)
+    if predictions is None:
+        return
+    outbox = Outbox(store, run_url)
+    classes = load_manifest(store, job.data.val).classes
+    assessment = assess(predictions, len(classes))
+    for name, text in files_of(assessment, predictions, classes).items():
+        send_file(run, outbox, f"evaluation/{name}", text.encode())
 
 
 def sync_run(job: Job, store: Store, run: RunRef, run_url: str) -> dict[str, int | str]:

@@ -25,7 +25,7 @@ from orchestration.checkpoint import (
     save_checkpoint,
 )
 from orchestration.chronicle import Chronicle
-from orchestration.conclude import FINISHED, end_run, log_final_model
+from orchestration.conclude import FINISHED, end_run, log_final_model, send_evaluation
 from orchestration.errors import JobError, ServiceError
 from orchestration.introduce import datasets_of, params_of, reproduce, tags_of
 from orchestration.job import Job
@@ -286,6 +286,7 @@ def _conclude(
     model's URI."""
     outbox = Outbox(store, run_url)
     chronicle.close()
+    send_evaluation(job, store, run, run_url)
     tags = life_of(chronicle.attempts) | checkpoint_tags(store, run_url)
     try:
         uri = log_final_model(job, store, run, run_url)

@@ -13,11 +13,9 @@ from orchestration.job import Job
 from orchestration.scorecard import (
     class_rows,
     confused_pairs,
-    confusion_csv,
     figures,
+    files_of,
     metrics_of,
-    predictions_csv,
-    to_csv,
     without_blacklisted,
 )
 from orchestration.stack import Stack
@@ -78,18 +76,7 @@ def evaluate_run(
         log_metrics(run, metrics_of(results, crops), step=max(one.step for one in found))
         folder = f"evaluation/{crops}-crop{'s' if crops > 1 else ''}"
         for kind, one in results.items():
-            bins = [(count, f"{p:.6f}", f"{share:.6f}") for count, p, share in one.calibration]
-            for name, text in {
-                "confusion.csv": confusion_csv(one, manifest.classes),
-                "per-class.csv": to_csv(
-                    ["class", "images", "accuracy"], class_rows(one, manifest.classes)
-                ),
-                "pairs.csv": to_csv(
-                    ["truth", "predicted", "images"], confused_pairs(one, manifest.classes)
-                ),
-                "calibration.csv": to_csv(["images", "confidence", "accuracy"], bins),
-                "predictions.csv": predictions_csv(made[kind], manifest.classes),
-            }.items():
+            for name, text in files_of(one, made[kind], manifest.classes).items():
                 log_text(run, text, f"{folder}/{kind}/{name}")
         log_text(run, json.dumps(result, indent=1), f"{folder}/result.json")
         if len(found) > 1:

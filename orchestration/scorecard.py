@@ -14,6 +14,18 @@ from orchestration.trained import AVERAGE, RAW
 PREFIXES = {RAW: "eval", AVERAGE: "eval_ema"}
 
 
+def files_of(one: Assessment, predictions: Predictions, classes: Sequence[str]) -> dict[str, str]:
+    """An evaluation's tables by file name."""
+    bins = [(count, f"{p:.6f}", f"{share:.6f}") for count, p, share in one.calibration]
+    return {
+        "confusion.csv": confusion_csv(one, classes),
+        "per-class.csv": to_csv(["class", "images", "accuracy"], class_rows(one, classes)),
+        "pairs.csv": to_csv(["truth", "predicted", "images"], confused_pairs(one, classes)),
+        "calibration.csv": to_csv(["images", "confidence", "accuracy"], bins),
+        "predictions.csv": predictions_csv(predictions, classes),
+    }
+
+
 def metrics_of(assessments: Mapping[str, Assessment], crops: int) -> dict[str, float]:
     """By MLflow key: `eval/top1`, of the average `eval_ema/top1`; of more crops
     `eval_144_crops/top1`. Shares in percent."""

@@ -33,6 +33,7 @@ from inception.mix import Mix
 from inception.network import build_network
 from inception.optim import build_optimizer
 from inception.precision import autocast_for, to_device_format
+from inception.predictions import Predictions, gather, predict
 from inception.statistics import average_bn_statistics
 from inception.step import StepResult, train_step
 from inception.weights import load_weights, read_weights
@@ -52,6 +53,7 @@ from orchestration.moment import Progress
 from orchestration.not_finite import MAX_SKIPPED, name_samples, named_steps
 from orchestration.plan import Plan, build_job_architecture, learning_rate_at
 from orchestration.progress import Wish
+from orchestration.said import save_predictions
 from orchestration.steplog import StepLog
 from orchestration.tracking.outbox import Outbox
 from orchestration.tracking.runs import RunRef
@@ -277,10 +279,11 @@ class Rank:
         scored_s = 0.0
         said: dict[str, float] = {}
         if self.step in self.plan.epoch_ends:
-            said = self._evaluate("val")
+            is_last = self.step == self.plan.total_steps
+            said = self._evaluate("val", is_kept=is_last and self.average is None)
             if self.average is not None:
                 with self.average.applied(self.model):
-                    said |= self._evaluate("val_ema")
+                    said |= self._evaluate("val_ema", is_kept=is_last)
             self.metrics = said
             scored_s = time.monotonic() - began
             if self.writer is not None:
@@ -302,10 +305,18 @@ class Rank:
                 times["checkpoint/write_seconds"] = self.checkpoints.took_s  # of the one before
             self.writer.log(self.step, times)
 
-    def _evaluate(self, prefix: str) -> dict[str, float]:
-        """Every held-out sample once, all ranks together; percent and mean loss."""
+    def _evaluate(self, prefix: str, *, is_kept: bool) -> dict[str, float]:
+        """Every held-out sample once, all ranks together; percent and mean loss. is_kept: rank 0
+        writes what was said of each image, for the pictures at the run's end."""
+        parts: list[Predictions] = []
+
+        def keep(batch: MicroBatch, logits: torch.Tensor) -> None:
+            p = logits.float().softmax(1)
+            parts.append(predict(p, batch.targets, batch.weights, batch.samples, batch.keys))
+
+        on_batch = {"on_batch": keep} if is_kept else {}
         with self.feed.eval_loader(self.val_manifest) as loader:
-            scores = evaluate(self.model, loader, self.device, self.autocast)
+            scores = evaluate(self.model, loader, self.device, self.autocast, **on_batch)
             skipped = torch.tensor([float(loader.damages.total)], device=self.device)
         scores.all_reduce()
         dist.all_reduce(skipped)
@@ -318,6 +329,11 @@ class Rank:
                 f"damaged samples; the manifest counts {self.plan.val_samples}. Look with "
                 "`rayception verify`."
             )
+        if is_kept:
+            every: list[Any] = [None] * self.world_size
+            dist.all_gather_object(every, gather(parts))  # all ranks take part
+            if self.rank == 0:
+                save_predictions(self.store, self.hand.run_url, gather(every))
         return {
             f"{prefix}/top1": 100 * result["top1"],
             f"{prefix}/top5": 100 * result["top5"],
