@@ -12,7 +12,7 @@ from typing import Any
 import ray
 from ray.train import TrainingFailedError
 
-from datasets.errors import DataError, StoreError
+from datasets.errors import StoreError
 from datasets.store import Store
 from orchestration.job import Job
 from orchestration.supervise import what_died
@@ -20,8 +20,8 @@ from orchestration.timeline import (
     TIMELINE_FILE,
     UNKNOWN,
     Attempt,
-    from_json,
     goodput,
+    load_attempts,
     rank_hours,
     to_json,
 )
@@ -31,6 +31,7 @@ from orchestration.tracking.writer import MetricWriter
 
 logger = logging.getLogger(__name__)
 
+LEFT, DONE = "it left after a checkpoint", "done"
 LOOK_EVERY_S = 10.0
 SAVE_EVERY_S = 30.0
 BOARD_LIMIT_S = 10.0
@@ -43,7 +44,9 @@ class Chronicle:
         """Raises StoreError."""
         self._job, self._store, self._board = job, store, board
         self._url = f"{run_url}/{TIMELINE_FILE}"
-        self.attempts = _load(store, self._url)
+        self.attempts = [
+            replace(one, ended_by=one.ended_by or UNKNOWN) for one in load_attempts(store, run_url)
+        ]
         self._writer = MetricWriter(run, Outbox(store, run_url), "driver")
         self._lock = threading.Lock()
         self._is_alive = False
@@ -65,7 +68,7 @@ class Chronicle:
         done = threading.Event()
         looks = threading.Thread(target=self._look_on, args=(done,), name="chronicle", daemon=True)
         looks.start()
-        ended_by = "it left after a checkpoint"
+        ended_by = LEFT
         try:
             yield
         except BaseException as error:
@@ -101,6 +104,8 @@ class Chronicle:
                     one, from_step=progress["from_step"], to_step=progress["step"],
                     trained_s=progress["trained_s"],
                 )  # fmt: skip
+                if ended_by == LEFT and progress["step"] == progress["total_steps"]:
+                    one = replace(one, ended_by=DONE)
             self.attempts[-1] = one
         hours = rank_hours(self.attempts)
         told = {"run/goodput": goodput(self.attempts), "run/rank_hours": hours}
@@ -124,11 +129,3 @@ def _words(error: BaseException) -> str:
     if isinstance(error, TrainingFailedError):
         return what_died(error)
     return str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
-
-
-def _load(store: Store, url: str) -> list[Attempt]:
-    try:
-        attempts = from_json(store.read(url))
-    except (DataError, ValueError, TypeError):  # a new run; or half a file, which costs a picture
-        return []
-    return [replace(one, ended_by=one.ended_by or UNKNOWN) for one in attempts]

@@ -5,16 +5,24 @@ from datasets.manifest import load_manifest
 from datasets.store import Store
 from inception.layers import normalize
 from inception.network import build_network
-from inception.predictions import assess
 from orchestration.checkpoint import newest_checkpoint
 from orchestration.errors import ServiceError, TrainingError
+from orchestration.gallery import DRAWN, of_evaluation, of_history, of_life
 from orchestration.job import Job
 from orchestration.plan import build_job_architecture
 from orchestration.said import load_predictions
-from orchestration.scorecard import files_of
+from orchestration.timeline import load_attempts
 from orchestration.tracking.model import log_model
 from orchestration.tracking.outbox import Outbox
-from orchestration.tracking.runs import MODEL_TAG, RunRef, close_run, log_file, tag_of, tag_run
+from orchestration.tracking.runs import (
+    MODEL_TAG,
+    RunRef,
+    close_run,
+    histories,
+    log_file,
+    tag_of,
+    tag_run,
+)
 from orchestration.tracking.writer import send_kept
 
 FINISHED = "FINISHED"
@@ -68,16 +76,24 @@ def log_final_model(job: Job, store: Store, run: RunRef, run_url: str) -> str:
 
 
 def send_evaluation(job: Job, store: Store, run: RunRef, run_url: str) -> None:
-    """What the network said of the held-out split at the run's end, as tables; what MLflow does not
-    take waits in the outbox. Raises StoreError, TrainingError."""
+    """What the network said of the held-out split at the run's end, as tables and pictures; what
+    MLflow does not take waits in the outbox. Raises StoreError, TrainingError."""
     predictions = load_predictions(store, run_url)
     if predictions is None:
         return
     outbox = Outbox(store, run_url)
-    classes = load_manifest(store, job.data.val).classes
-    assessment = assess(predictions, len(classes))
-    for name, text in files_of(assessment, predictions, classes).items():
-        send_file(run, outbox, f"evaluation/{name}", text.encode())
+    val = load_manifest(store, job.data.val)
+    for name, content in of_evaluation(store, val, predictions).items():
+        send_file(run, outbox, f"evaluation/{name}", content)
+
+
+def log_pictures(store: Store, run: RunRef, run_url: str) -> None:
+    """The curves of what MLflow has by now, and the run's timeline. Raises ServiceError,
+    StoreError."""
+    found = of_history(histories(run, DRAWN))
+    found |= of_life(load_attempts(store, run_url), run_url.rpartition("/")[2])
+    for name, content in found.items():
+        log_file(run, f"pictures/{name}", content)
 
 
 def sync_run(job: Job, store: Store, run: RunRef, run_url: str) -> dict[str, int | str]:
@@ -95,6 +111,7 @@ def sync_run(job: Job, store: Store, run: RunRef, run_url: str) -> dict[str, int
     end = outbox.end()
     if end is not None:
         status, tags = end
+        log_pictures(store, run, run_url)
         if status == FINISHED:
             log_final_model(job, store, run, run_url)
         close_run(run, status, tags)

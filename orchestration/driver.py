@@ -8,6 +8,7 @@ import contextlib
 import datetime
 import logging
 import secrets
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -25,8 +26,16 @@ from orchestration.checkpoint import (
     save_checkpoint,
 )
 from orchestration.chronicle import Chronicle
-from orchestration.conclude import FINISHED, end_run, log_final_model, send_evaluation
-from orchestration.errors import JobError, ServiceError
+from orchestration.conclude import (
+    FINISHED,
+    end_run,
+    log_final_model,
+    log_pictures,
+    send_evaluation,
+    send_file,
+)
+from orchestration.errors import TOLD_IN_ONE_LINE, JobError, ServiceError
+from orchestration.gallery import of_samples
 from orchestration.introduce import datasets_of, params_of, reproduce, tags_of
 from orchestration.job import Job
 from orchestration.job_places import LOCAL
@@ -62,6 +71,7 @@ from orchestration.tracking.runs import (
 from orchestration.tracking.writer import send_kept
 from orchestration.worker import Assignment
 
+logger = logging.getLogger(__name__)
 Watch = Callable[[Any, Plan], Any]
 
 
@@ -177,6 +187,9 @@ def drive(
     if start_from is not None:
         save_checkpoint(store, run_url, start_from)
     say(f"run {run_name} in MLflow experiment {job.experiment}")
+    if earlier is None:  # beside training; a picture is worth no wait
+        looks = (job, plan, store, train, run, run_url)
+        threading.Thread(target=_send_samples, args=looks, name="samples", daemon=True).start()
     board = make_board()
     chronicle = Chronicle(job, store, run, run_url, board)
     try:
@@ -279,6 +292,16 @@ def _begin(
     return run_name, run_url, run
 
 
+def _send_samples(
+    job: Job, plan: Plan, store: Store, train: Manifest, run: RunRef, run_url: str
+) -> None:
+    try:
+        picture = of_samples(job, plan, store, train)
+        send_file(run, Outbox(store, run_url), "pictures/training-samples.png", picture)
+    except TOLD_IN_ONE_LINE as error:  # training meets it too, and says it
+        logger.warning("no picture of training samples: %s", error)
+
+
 def _conclude(
     job: Job, store: Store, run: RunRef, run_url: str, chronicle: Chronicle, say: Say
 ) -> str | None:
@@ -289,8 +312,9 @@ def _conclude(
     send_evaluation(job, store, run, run_url)
     tags = life_of(chronicle.attempts) | checkpoint_tags(store, run_url)
     try:
-        uri = log_final_model(job, store, run, run_url)
         send_kept(run, outbox)
+        log_pictures(store, run, run_url)
+        uri = log_final_model(job, store, run, run_url)
         close_run(run, FINISHED, tags)
     except ServiceError as error:
         outbox.keep_end(FINISHED, tags)

@@ -7,6 +7,9 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
+from datasets.errors import DataError
+from datasets.store import Store
+
 TIMELINE_FILE = "timeline.json"
 UNKNOWN = "its driver ended"  # what is left when nobody was there to say more
 
@@ -30,6 +33,14 @@ def to_json(attempts: Sequence[Attempt]) -> bytes:
 
 def from_json(content: bytes) -> list[Attempt]:
     return [Attempt(**one) for one in json.loads(content)]
+
+
+def load_attempts(store: Store, run_url: str) -> list[Attempt]:
+    """Those of a run in storage; none of a new one. Raises StoreError."""
+    try:
+        return from_json(store.read(f"{run_url}/{TIMELINE_FILE}"))
+    except (DataError, ValueError, TypeError):  # none yet; or half a file, which costs a picture
+        return []
 
 
 def kept_steps(attempts: Sequence[Attempt]) -> list[int]:

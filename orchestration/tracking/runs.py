@@ -226,6 +226,20 @@ def log_datasets(run: RunRef, datasets: Sequence[Dataset]) -> None:
         raise ServiceError(refusal(run.uri, error)) from error
 
 
+def histories(run: RunRef, keys: Sequence[str]) -> dict[str, list[tuple[int, float]]]:
+    """(step, value) of each key that was logged, by step. Raises ServiceError."""
+    client = MlflowClient(tracking_uri=run.uri)
+    try:
+        found = {key: client.get_metric_history(run.run_id, key) for key in keys}
+    except (MlflowException, OSError) as error:
+        raise ServiceError(refusal(run.uri, error)) from error
+    return {
+        key: sorted((point.step, point.value) for point in points)
+        for key, points in found.items()
+        if points
+    }
+
+
 def log_metrics(run: RunRef, metrics: Mapping[str, float], *, step: int) -> None:
     """Metrics at one step, now. Raises ServiceError."""
     now_ms = int(time.time() * 1000)
