@@ -1,9 +1,12 @@
 """What a run whose training is done leaves in MLflow; by its driver, or later by `sync`."""
 
-from datasets.loader import EvalLoader
-from datasets.manifest import load_manifest
+import io
+
+from PIL import Image
+
+from datasets.audit import read_sample
+from datasets.manifest import Manifest, load_manifest
 from datasets.store import Store
-from inception.layers import normalize
 from inception.network import build_network
 from orchestration.checkpoint import newest_checkpoint
 from orchestration.errors import ServiceError, TrainingError
@@ -12,7 +15,7 @@ from orchestration.job import Job
 from orchestration.plan import build_job_architecture
 from orchestration.said import load_predictions
 from orchestration.timeline import load_attempts
-from orchestration.tracking.model import log_model
+from orchestration.tracking.model import log_classifier, register_model
 from orchestration.tracking.outbox import Outbox
 from orchestration.tracking.runs import (
     MODEL_TAG,
@@ -51,8 +54,9 @@ def end_run(run: RunRef, outbox: Outbox, status: str, tags: dict[str, str]) -> b
 
 
 def log_final_model(job: Job, store: Store, run: RunRef, run_url: str) -> str:
-    """Logs the averaged weights where an average is kept, else the last ones, once; -> models:/
-    URI. Raises TrainingError where no checkpoint is left, ServiceError, StoreError."""
+    """Logs the averaged weights where an average is kept, else the last ones, and registers them
+    where the job says so, once; -> models:/ URI. Raises TrainingError where no checkpoint is left,
+    ServiceError, StoreError."""
     logged = tag_of(run, MODEL_TAG)
     if logged is not None:
         return logged
@@ -63,16 +67,30 @@ def log_final_model(job: Job, store: Store, run: RunRef, run_url: str) -> str:
             "became of the run's folder."
         )
     state = found[1]
-    model = build_network(build_job_architecture(job), seed=job.seed)
-    model.load_state_dict(state.averaged or state.model)
+    network = build_network(build_job_architecture(job), seed=job.seed)
+    network.load_state_dict(state.averaged or state.model)
     val = load_manifest(store, job.data.val)
-    with EvalLoader(
-        store, val, rank=0, world_size=1, batch_size=2, input_size=job.model.input_size, threads=1
-    ) as loader:
-        images = next(iter(loader)).images
-    uri = log_model(run, model, normalize(images).contiguous())
+    uri = log_classifier(
+        run,
+        network.eval(),
+        classes=val.classes,
+        input_size=job.model.input_size,
+        crop=job.data.eval_crop,
+        example=_example(store, val),
+        step=state.step,
+    )
+    if job.tracking.register is not None:
+        register_model(run, uri, name=job.tracking.register, top1=state.top1 or 0.0)
     tag_run(run, {MODEL_TAG: uri})
     return uri
+
+
+def _example(store: Store, val: Manifest) -> bytes:
+    """The first held-out image, as PNG."""
+    image, _ = read_sample(store, val, 0, 0)
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, format="PNG")
+    return buffer.getvalue()
 
 
 def send_evaluation(job: Job, store: Store, run: RunRef, run_url: str) -> None:

@@ -40,7 +40,9 @@ def write(trained: Trained, kind: str, to: Path) -> None:
             state = {name: tensor.contiguous() for name, tensor in network.state_dict().items()}
             save_file(state, part, metadata={METADATA: said})
         elif to.suffix == ".pt2":
-            torch.export.save(_graph(network), part, extra_files={f"{METADATA}.json": said})
+            torch.export.save(
+                evaluation_graph(network), part, extra_files={f"{METADATA}.json": said}
+            )
         else:
             _write_onnx(network, part, said)
         part.chmod(0o644)
@@ -49,7 +51,7 @@ def write(trained: Trained, kind: str, to: Path) -> None:
         part.unlink(missing_ok=True)
 
 
-def _graph(network: InceptionNet) -> torch.export.ExportedProgram:
+def evaluation_graph(network: InceptionNet) -> torch.export.ExportedProgram:
     """The evaluation graph for any number of images."""
     size = network.architecture.input_size
     example = torch.zeros(2, 3, size, size)
@@ -64,7 +66,7 @@ def _write_onnx(network: InceptionNet, to: Path, said: str) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         program = torch.onnx.export(
-            _graph(network), dynamo=True, input_names=["images"], output_names=["logits"],
+            evaluation_graph(network), dynamo=True, input_names=["images"], output_names=["logits"],
             verbose=False,
         )  # fmt: skip
     assert program is not None

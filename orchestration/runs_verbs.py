@@ -161,7 +161,7 @@ def table_of(rows: "Sequence[RunRow]", *, width: int) -> Table:
     now_s = time.time()
     for row in rows:
         name = row.name if row.children is None else f"{row.name} (sweep of {row.children})"
-        cells = [
+        cells: list[Text | str] = [
             Text(name),
             Text(row.status, style=COLOURS.get(row.status, "")),
             ago(now_s - row.started_s),

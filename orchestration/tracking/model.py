@@ -1,40 +1,186 @@
-"""The trained model in MLflow."""
+"""The trained model in MLflow: logged to its run, and registered under a name."""
 
-from typing import TYPE_CHECKING
+import importlib.metadata
+import json
+import logging
+import shutil
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import mlflow
 from mlflow.exceptions import MlflowException
+from mlflow.tracking import MlflowClient
 
 from orchestration.errors import ServiceError
-from orchestration.tracking.runs import RunRef, refusal
+from orchestration.tracking.runs import MODEL_TAG, RunRef, refusal
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from inception.network import InceptionNet
+
+SERVED = Path(__file__).with_name("served.py")  # the model's code: stored with it
+REQUIREMENTS = ("mlflow", "numpy", "pandas", "pillow", "torch")  # what that file imports
+CHAMPION = "champion"  # alias of a registered model's best version
+TOP1_TAG = "rayception.top1"  # percent
+RUN_TAG = "rayception.run"
+STEP_TAG = "rayception.step"
+
+logging.getLogger("mlflow").setLevel(logging.WARNING)  # it narrates each of its steps
 
 
-def log_model(run: RunRef, model: "nn.Module", example: "Tensor") -> str:
-    """The model in torch.export's format with signature and input example; -> its models:/ URI.
+def log_classifier(
+    run: RunRef,
+    network: "InceptionNet",
+    *,
+    classes: Sequence[str],
+    input_size: int,
+    crop: float,
+    example: bytes,
+    step: int,
+) -> str:
+    """The network as a pyfunc model named `model`, which takes images' bytes and answers with class
+    names (served.py); -> its models:/ URI.
 
-    example: float32 (N, 3, H, W) with N >= 2, the network's own input (-1..1). No pickle is
-    written, and loading needs no rayception checkout. Raises ServiceError.
+    network: in evaluation mode, on the CPU. classes: its C names in order. crop: share of the
+    shorter side. example: a JPEG, PNG or WebP. step: of its weights; the model gets the run's
+    metrics of that step. Nothing is pickled, and what requirements.txt names is all that loading
+    needs. Raises ServiceError.
     """
-    import torch
-    from mlflow.models import infer_signature
-
-    model.eval()
-    with torch.inference_mode():
-        logits = model(example).numpy()
-    inputs = example.numpy()
     mlflow.set_tracking_uri(run.uri)
-    try:
-        with mlflow.start_run(run_id=run.run_id):
-            info = mlflow.pytorch.log_model(
-                model,
+    client = MlflowClient(tracking_uri=run.uri)
+    with tempfile.TemporaryDirectory() as here:
+        artifacts = _write_artifacts(
+            Path(here), network, classes=classes, input_size=input_size, crop=crop, step=step
+        )
+        try:
+            # Made here, not by log(): that would want the run started again, and end it.
+            made = client.create_logged_model(
+                run.experiment_id,
                 name="model",
-                signature=infer_signature(inputs, logits),
-                input_example=inputs,
-                pip_requirements=[f"torch=={torch.__version__.split('+')[0]}"],
+                source_run_id=run.run_id,
+                tags={STEP_TAG: str(step)},
+                params=client.get_run(run.run_id).data.params,
             )
+            info = mlflow.models.Model.log(
+                None,
+                mlflow.pyfunc,
+                name="model",
+                run_id=run.run_id,
+                model_id=made.model_id,
+                step=step,
+                # A copy, because MLmodel keeps the path; its base name is all that loading reads.
+                python_model=shutil.copy(SERVED, here),
+                artifacts=artifacts,
+                signature=_signature(),
+                input_example=_example(example),
+                pip_requirements=_requirements(),
+            )
+        except (MlflowException, OSError) as error:
+            raise ServiceError(refusal(run.uri, error)) from error
+    return str(info.model_uri)
+
+
+def _write_artifacts(
+    folder: Path,
+    network: "InceptionNet",
+    *,
+    classes: Sequence[str],
+    input_size: int,
+    crop: float,
+    step: int,
+) -> dict[str, str]:
+    """The two files that served.py reads, by the names that it calls them."""
+    import torch
+
+    from orchestration.export import evaluation_graph
+
+    program = evaluation_graph(network)
+    program.example_inputs = None  # the only part of the file that would be a pickle
+    torch.export.save(program, folder / "network.pt2")
+    said = {
+        "classes": list(classes),
+        "input_size": input_size,
+        "crop": crop,
+        "step": step,
+        "preprocessing": (
+            f"turned as EXIF says; RGB; the central square, {crop:g} of the shorter side; resized "
+            f"to {input_size} x {input_size}, bilinear and antialiased; scaled from 0..255 to -1..1"
+        ),
+    }
+    (folder / "model.json").write_text(json.dumps(said, ensure_ascii=False, indent=1))
+    return {"network": str(folder / "network.pt2"), "model": str(folder / "model.json")}
+
+
+def _signature() -> Any:
+    from mlflow.models import ModelSignature
+    from mlflow.types import ColSpec, Schema
+    from mlflow.types.schema import Array, DataType
+
+    return ModelSignature(
+        inputs=Schema([ColSpec(DataType.binary, "image")]),
+        outputs=Schema(
+            [
+                ColSpec(DataType.string, "class"),
+                ColSpec(DataType.double, "probability"),
+                ColSpec(Array(DataType.string), "classes"),
+                ColSpec(Array(DataType.double), "probabilities"),
+            ]
+        ),
+    )
+
+
+def _example(image: bytes) -> Any:
+    import pandas as pd
+
+    return pd.DataFrame({"image": [image]})
+
+
+def _requirements() -> list[str]:
+    """The versions at hand; a build's own suffix, such as +cpu, is no index's."""
+    versions = {name: importlib.metadata.version(name) for name in REQUIREMENTS}
+    return [f"{name}=={version.split('+')[0]}" for name, version in versions.items()]
+
+
+def register_model(run: RunRef, model_uri: str, *, name: str, top1: float) -> tuple[int, bool]:
+    """Registers the run's model under `name`; -> (its version, whether that is the champion now).
+
+    top1: percent. The alias `champion` moves to the version where no other has it, or one with a
+    lower top-1; one that a person gave to a version without our tag stays there. The same model_uri
+    again is the same version. MLflow cannot compare and set: of two runs that register at the same
+    moment the last one moves it. Raises ServiceError.
+    """
+    client = MlflowClient(tracking_uri=run.uri, registry_uri=run.uri)
+    try:
+        version = _version_of(client, run, model_uri, name, top1)
+        champion = client.get_registered_model(name).aliases.get(CHAMPION)
+        if champion is not None and int(champion) != version:
+            tags = client.get_model_version(name, str(champion)).tags
+            if TOP1_TAG not in tags or not top1 > float(tags[TOP1_TAG]):
+                return version, False
+        client.set_registered_model_alias(name, CHAMPION, str(version))
     except (MlflowException, OSError) as error:
         raise ServiceError(refusal(run.uri, error)) from error
-    return str(info.model_uri)
+    return version, True
+
+
+def _version_of(client: MlflowClient, run: RunRef, model_uri: str, name: str, top1: float) -> int:
+    """The version that this model has under `name`, made where it has none."""
+    try:
+        client.create_registered_model(name)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+    # By the run, not by the name: a name's quotes would have to be escaped.
+    for found in client.search_model_versions(f"run_id = '{run.run_id}'"):
+        if found.name == name and found.tags.get(MODEL_TAG) == model_uri:
+            return int(found.version)
+    model_id = model_uri.removeprefix("models:/")
+    tags = {TOP1_TAG: str(top1), RUN_TAG: run.run_id, MODEL_TAG: model_uri}
+    step = client.get_logged_model(model_id).tags.get(STEP_TAG)
+    if step is not None:
+        tags[STEP_TAG] = step
+    made = client.create_model_version(
+        name, source=model_uri, run_id=run.run_id, tags=tags, model_id=model_id
+    )
+    return int(made.version)

@@ -24,7 +24,8 @@ from tests.waiting import wait_for
 JOB = "jobs/quickstart.yaml"
 SIZE = [
     "cluster.accelerators=CPU:1", "cluster.num_nodes=2", "checkpoint.every_steps=20",
-    "cluster.max_failures=6", "schedule.epochs=60", "checkpoint.keep=200", "tracking.log_every_steps=2", "model.width=0.2",
+    "cluster.max_failures=6", "schedule.epochs=60", "checkpoint.keep=200", "model.width=0.2",
+    "tracking.log_every_steps=2",
 ]  # fmt: skip
 LIMIT_S = 90  # of a recovery
 

@@ -74,23 +74,56 @@ def test_checkpoint_is_whole_and_safe_to_load(finished: Finished, store: Store) 
 
 
 def test_model_loads_without_rayception(mlflow_run: Any, finished: Finished) -> None:
-    """The logged model is torch's own export: it predicts in a process that has no checkout."""
+    """The logged model answers images' bytes with names, in a process that has no checkout."""
     import subprocess
     import sys
 
     code = (
-        "import sys; sys.path = [p for p in sys.path if not p.endswith('main')]\n"
-        "import mlflow, torch\n"
+        "import io, sys; sys.path = [p for p in sys.path if not p.endswith('main')]\n"
+        "import mlflow, pandas, PIL.Image\n"
         f"mlflow.set_tracking_uri('http://127.0.0.1:{finished.home.state['ports']['mlflow']}')\n"
-        f"model = mlflow.pytorch.load_model('{finished.outcome['model_uri']}')\n"
-        "print(tuple(model(torch.zeros(2, 3, 75, 75)).shape))\n"
+        f"model = mlflow.pyfunc.load_model('{finished.outcome['model_uri']}')\n"
+        "png = io.BytesIO(); PIL.Image.new('RGB', (8, 8)).save(png, format='PNG')\n"
+        "said = model.predict(pandas.DataFrame({'image': [png.getvalue()]}))\n"
+        "print(said['class'][0], len(said['classes'][0]))\n"
         "assert 'inception.network' not in sys.modules"
     )
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, cwd="/"
     )
     assert done.returncode == 0, done.stderr
-    assert "(2, 10)" in done.stdout
+    assert done.stdout.split()[0] in "0123456789"
+    assert done.stdout.split()[1] == "5"
+
+
+def test_what_people_look_at_is_there(mlflow_run: Any, tmp_path: Path) -> None:
+    client, run = mlflow_run
+    for folder, names in {
+        "pictures": {
+            "learning-curves.png", "rate-and-norm.png", "time.png", "timeline.html",
+            "training-samples.png",
+        },
+        "evaluation": {
+            "confusion.png", "confusion.html", "classes.html", "mistakes.png", "per-class.csv",
+            "pairs.csv", "calibration.csv", "confusion.csv", "predictions.csv",
+        },
+    }.items():  # fmt: skip
+        found = client.list_artifacts(run.info.run_id, folder)
+        assert {one.path.rpartition("/")[2] for one in found} == names
+        assert all(one.file_size > 50 for one in found)
+    tags, metrics = run.data.tags, run.data.metrics
+    assert tags["rayception.attempts"] == "1"
+    assert tags["rayception.checkpoint.last"].endswith("step-000000360")
+    assert len(tags["mlflow.source.git.commit"]) == 40
+    assert 0 < metrics["run/goodput"] < 1
+    assert metrics["run/rank_hours"] > 0
+    parts = [f"train/{part}_fraction" for part in ("data_wait", "compute", "all_reduce")]
+    assert 0.3 < sum(metrics[part] for part in parts) <= 1.05
+    assert any(key.startswith("system/") for key in metrics)
+    assert {one.dataset.digest for one in run.inputs.dataset_inputs} == {
+        tags["rayception.train_fingerprint"][:36],
+        *(one.dataset.digest for one in run.inputs.dataset_inputs if "val" in one.dataset.name),
+    }
 
 
 def test_second_run_finds_the_data_and_walks_the_same_losses(
