@@ -57,9 +57,6 @@ def log_final_model(job: Job, store: Store, run: RunRef, run_url: str) -> str:
     """Logs the averaged weights where an average is kept, else the last ones, and registers them
     where the job says so, once; -> models:/ URI. Raises TrainingError where no checkpoint is left,
     ServiceError, StoreError."""
-    logged = tag_of(run, MODEL_TAG)
-    if logged is not None:
-        return logged
     found = newest_checkpoint(store, run_url)
     if found is None:
         raise TrainingError(
@@ -67,21 +64,23 @@ def log_final_model(job: Job, store: Store, run: RunRef, run_url: str) -> str:
             "became of the run's folder."
         )
     state = found[1]
-    network = build_network(build_job_architecture(job), seed=job.seed)
-    network.load_state_dict(state.averaged or state.model)
-    val = load_manifest(store, job.data.val)
-    uri = log_classifier(
-        run,
-        network.eval(),
-        classes=val.classes,
-        input_size=job.model.input_size,
-        crop=job.data.eval_crop,
-        example=_example(store, val),
-        step=state.step,
-    )
-    if job.tracking.register is not None:
-        register_model(run, uri, name=job.tracking.register, top1=state.top1 or 0.0)
-    tag_run(run, {MODEL_TAG: uri})
+    uri = tag_of(run, MODEL_TAG)
+    if uri is None:
+        network = build_network(build_job_architecture(job), seed=job.seed)
+        network.load_state_dict(state.averaged or state.model)
+        val = load_manifest(store, job.data.val)
+        uri = log_classifier(
+            run,
+            network.eval(),
+            classes=val.classes,
+            input_size=job.model.input_size,
+            crop=job.data.eval_crop,
+            example=_example(store, val),
+            step=state.step,
+        )
+        tag_run(run, {MODEL_TAG: uri})
+    if job.tracking.register is not None and state.top1 is not None:
+        register_model(run, uri, name=job.tracking.register, top1=state.top1)
     return uri
 
 

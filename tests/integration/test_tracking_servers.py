@@ -120,7 +120,7 @@ def start_mlflow(made: Server, port: int, folder: Path) -> "subprocess.Popen[byt
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
-    wait_for(lambda: mlflow_is_ready(port) or process.poll() is not None, 90, made.log.read_text)
+    wait_for(lambda: mlflow_is_ready(port) or process.poll() is not None, 180, made.log.read_text)
     assert process.poll() is None, made.log.read_text()
     check = [here(word) for word in service["healthcheck"]["test"]]
     assert check[:2] == ["CMD", "python"]
