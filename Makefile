@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help venv quickstart test lint ladder bench-data bench-model bench-overhead clean
+.PHONY: help venv quickstart test lint ladder bench-data bench-model bench-overhead bench-tracking clean
 
 help: ## say what can be made
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -45,6 +45,9 @@ bench-model: venv ## a training step of inception_v3, ours beside torchvision's
 
 bench-overhead: venv ## a whole run beside a bare torch DDP loop on the same batches
 	@$(BIN)/python -m tests.bench.bench_overhead
+
+bench-tracking: venv ## what metrics of every step cost a step
+	@$(BIN)/python -m tests.bench.bench_tracking
 
 clean: ## remove .venv and caches; the stack's data in .rayception stay
 	@rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

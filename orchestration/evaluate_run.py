@@ -9,18 +9,18 @@ from datasets.store import Store
 from inception.predictions import assess
 from orchestration.driver import run_of, tracking_uri
 from orchestration.evaluation import build_request, check_members, kinds_of, score
+from orchestration.gallery import of_evaluation
 from orchestration.job import Job
 from orchestration.scorecard import (
     class_rows,
     confused_pairs,
     figures,
-    files_of,
     metrics_of,
     without_blacklisted,
 )
 from orchestration.stack import Stack
 from orchestration.storage import build_store_config
-from orchestration.tracking.runs import RunRef, close_run, log_metrics, log_text, open_run
+from orchestration.tracking.runs import RunRef, close_run, log_file, log_metrics, log_text, open_run
 from orchestration.trained import Trained
 
 TOLD = 5  # classes and pairs that a result names
@@ -75,9 +75,9 @@ def evaluate_run(
     if run is not None:
         log_metrics(run, metrics_of(results, crops), step=max(one.step for one in found))
         folder = f"evaluation/{crops}-crop{'s' if crops > 1 else ''}"
-        for kind, one in results.items():
-            for name, text in files_of(one, made[kind], manifest.classes).items():
-                log_text(run, text, f"{folder}/{kind}/{name}")
+        for kind in results:
+            for name, content in of_evaluation(store, manifest, made[kind]).items():
+                log_file(run, f"{folder}/{kind}/{name}", content)
         log_text(run, json.dumps(result, indent=1), f"{folder}/result.json")
         if len(found) > 1:
             close_run(run, "FINISHED")

@@ -115,3 +115,23 @@ def test_what_a_dead_writer_kept_is_sent_once_by_the_next_or_by_sync(
     box.keep_points("rank-0", [("train/loss", 3.5, now, 3), ("train/loss", 4.0, now, 4)])
     assert send_kept(run, box) == 2  # step 3 is there: what was worked again is not sent
     assert history(client, run, "train/loss") == [(s, float(s)) for s in range(1, 5)]
+
+
+def test_two_runs_at_once_through_an_outage(shared_home: Home, tmp_path: Path) -> None:
+    """Each run gets its own points, each once."""
+    client, first = begin(shared_home)
+    _, second = begin(shared_home)
+    writers = [
+        MetricWriter(run, Outbox(Store(), (tmp_path / run.run_id).as_uri()), "rank-0")
+        for run in (first, second)
+    ]
+    for step in range(1, 5001):
+        for sign, writer in zip((1, -1), writers, strict=True):
+            writer.log(step, {"train/loss": sign * step})
+        if step == 2500:
+            kill_mlflow(shared_home)
+    assert shared_home.call("stack", "up").returncode == 0
+    for sign, run, writer in zip((1, -1), (first, second), writers, strict=True):
+        writer.close()
+        assert send_kept(run, Outbox(Store(), (tmp_path / run.run_id).as_uri())) >= 0
+        assert history(client, run, "train/loss") == [(s, float(sign * s)) for s in range(1, 5001)]
