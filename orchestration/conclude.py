@@ -1,6 +1,7 @@
 """What a run whose training is done leaves in MLflow; by its driver, or later by `sync`."""
 
 import io
+from collections.abc import Sequence
 
 from PIL import Image
 
@@ -8,13 +9,14 @@ from datasets.audit import read_sample
 from datasets.manifest import Manifest, load_manifest
 from datasets.store import Store
 from inception.network import build_network
-from orchestration.checkpoint import newest_checkpoint
+from orchestration.checkpoint import checkpoint_tags, newest_checkpoint
 from orchestration.errors import ServiceError, TrainingError
 from orchestration.gallery import DRAWN, of_evaluation, of_history, of_life
 from orchestration.job import Job
+from orchestration.local import Say
 from orchestration.plan import build_job_architecture
 from orchestration.said import load_predictions
-from orchestration.timeline import load_attempts
+from orchestration.timeline import Attempt, load_attempts, tags_of
 from orchestration.tracking.model import log_classifier, register_model
 from orchestration.tracking.outbox import Outbox
 from orchestration.tracking.runs import (
@@ -42,15 +44,40 @@ def send_file(run: RunRef, outbox: Outbox, path: str, content: bytes) -> bool:
     return True
 
 
-def end_run(run: RunRef, outbox: Outbox, status: str, tags: dict[str, str]) -> bool:
-    """Sets the final status; where MLflow is away, the outbox remembers it (False). Raises
-    StoreError."""
+def conclude_run(
+    job: Job, store: Store, run: RunRef, run_url: str, attempts: Sequence[Attempt], say: Say
+) -> str | None:
+    """Logs what a complete run has to show and its model, and ends it in MLflow; what MLflow does
+    not take is kept for `sync`. -> the model's URI, None where MLflow was away. Raises StoreError,
+    TrainingError."""
+    outbox = Outbox(store, run_url)
+    send_evaluation(job, store, run, run_url)
+    tags = tags_of(attempts) | checkpoint_tags(store, run_url)
     try:
+        send_kept(run, outbox)
+        log_pictures(store, run, run_url)
+        uri = log_final_model(job, store, run, run_url)
+        close_run(run, FINISHED, tags)
+    except ServiceError as error:
+        outbox.keep_end(FINISHED, tags)
+        say(f"note: {error}")
+        say(f"training is complete; `rayception sync {run_url}` sends MLflow what is left")
+        return None
+    return uri
+
+
+def end_run(
+    store: Store, run: RunRef, run_url: str, status: str, attempts: Sequence[Attempt]
+) -> None:
+    """Ends a run that is not complete, FAILED or KILLED, with the pictures of what it did; where
+    MLflow is away, the outbox remembers it. Raises StoreError."""
+    tags = tags_of(attempts) | checkpoint_tags(store, run_url)
+    try:
+        if attempts:
+            log_pictures(store, run, run_url)
         close_run(run, status, tags)
     except ServiceError:
-        outbox.keep_end(status, tags)
-        return False
-    return True
+        Outbox(store, run_url).keep_end(status, tags)
 
 
 def log_final_model(job: Job, store: Store, run: RunRef, run_url: str) -> str:

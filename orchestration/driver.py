@@ -22,21 +22,16 @@ from datasets.store import Store, StoreConfig
 from orchestration.checkout import read_checkout
 from orchestration.checkpoint import (
     TrainState,
-    checkpoint_tags,
     save_checkpoint,
 )
 from orchestration.chronicle import Chronicle
 from orchestration.conclude import (
     FINISHED,
+    conclude_run,
     end_run,
-    log_final_model,
-    log_pictures,
-    send_evaluation,
-    send_file,
 )
-from orchestration.errors import TOLD_IN_ONE_LINE, JobError, ServiceError
-from orchestration.gallery import of_samples
-from orchestration.introduce import datasets_of, params_of, reproduce, tags_of
+from orchestration.errors import JobError, ServiceError
+from orchestration.introduce import datasets_of, params_of, reproduce, send_samples, tags_of
 from orchestration.job import Job
 from orchestration.job_places import LOCAL
 from orchestration.load import to_dict, to_yaml
@@ -56,19 +51,16 @@ from orchestration.rounds import train_run
 from orchestration.run_record import RUN_FILE, Earlier, RunRecord, find_earlier, save_record
 from orchestration.stack import Stack
 from orchestration.storage import build_store_config, shard_shape
-from orchestration.timeline import tags_of as life_of
 from orchestration.tracking.outbox import Outbox
 from orchestration.tracking.runs import (
     RunRef,
     child_tags,
-    close_run,
     log_datasets,
     log_text,
     open_run,
     reopen_run,
     run_status,
 )
-from orchestration.tracking.writer import send_kept
 from orchestration.worker import Assignment
 
 logger = logging.getLogger(__name__)
@@ -180,7 +172,7 @@ def drive(
     if name is not None and store.exists(f"{_url_of(job, name)}/{RUN_FILE}"):
         earlier = find_earlier(store, _url_of(job, name), given)
     if earlier is None:
-        run_name, run_url, run = _begin(given, store, stack, plan, train, val, parent, name)
+        run_name, run_url, run = _begin(given, job, store, stack, plan, train, val, parent, name)
     else:
         run_name, run_url = earlier.record.name, earlier.url
         run = _go_on(job, stack, store, earlier, say)
@@ -189,7 +181,7 @@ def drive(
     say(f"run {run_name} in MLflow experiment {job.experiment}")
     if earlier is None:  # beside training; a picture is worth no wait
         looks = (job, plan, store, train, run, run_url)
-        threading.Thread(target=_send_samples, args=looks, name="samples", daemon=True).start()
+        threading.Thread(target=send_samples, args=looks, name="samples", daemon=True).start()
     board = make_board()
     chronicle = Chronicle(job, store, run, run_url, board)
     try:
@@ -200,13 +192,14 @@ def drive(
         with watch(board, plan):
             checkpoint_url, state = train_run(job, hand, store, chronicle, say)
         say("training done; logging the model")
-        model_uri = _conclude(job, store, run, run_url, chronicle, say)
+        chronicle.close()
+        model_uri = conclude_run(job, store, run, run_url, chronicle.attempts, say)
         attempts = int(ray.get(board.count_attempts.remote(), timeout=30))
     except BaseException as error:
         status = "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED"
         with contextlib.suppress(StoreError):  # what went wrong first is what is told
             chronicle.close()
-            end_run(run, Outbox(store, run_url), status, life_of(chronicle.attempts))
+            end_run(store, run, run_url, status, chronicle.attempts)
         raise
     return Outcome(
         run=run,
@@ -254,6 +247,7 @@ def _url_of(job: Job, run_name: str) -> str:
 
 def _begin(
     job: Job,
+    on: Job,
     store: Store,
     stack: Stack | None,
     plan: Plan,
@@ -262,7 +256,8 @@ def _begin(
     parent: tuple[RunRef, str] | None,
     name: str | None,
 ) -> tuple[str, str, RunRef]:
-    """A new run: (its name, its folder in storage, its place in MLflow)."""
+    """A new run: (its name, its folder in storage, its place in MLflow). on: the job with the
+    accelerator that it got."""
     stamp = datetime.datetime.now(datetime.UTC).strftime("%Y%m%d-%H%M%S")
     run_name = name or f"{job.name}-{stamp}-{secrets.token_hex(2)}"
     run_url = _url_of(job, run_name)
@@ -273,7 +268,7 @@ def _begin(
         experiment=job.experiment,
         name=run_name,
         params=params_of(job, plan),
-        tags=tags_of(job, plan, train, run_url, code)
+        tags=tags_of(on, plan, train, run_url, code)
         | (child_tags(*parent) if parent is not None else {}),
     )
     record = RunRecord(
@@ -290,35 +285,3 @@ def _begin(
     if code.diff:
         log_text(run, code.diff, "code.diff")
     return run_name, run_url, run
-
-
-def _send_samples(
-    job: Job, plan: Plan, store: Store, train: Manifest, run: RunRef, run_url: str
-) -> None:
-    try:
-        picture = of_samples(job, plan, store, train)
-        send_file(run, Outbox(store, run_url), "pictures/training-samples.png", picture)
-    except TOLD_IN_ONE_LINE as error:  # training meets it too, and says it
-        logger.warning("no picture of training samples: %s", error)
-
-
-def _conclude(
-    job: Job, store: Store, run: RunRef, run_url: str, chronicle: Chronicle, say: Say
-) -> str | None:
-    """Logs the model and ends the run in MLflow, or keeps for `sync` what it does not take; -> the
-    model's URI."""
-    outbox = Outbox(store, run_url)
-    chronicle.close()
-    send_evaluation(job, store, run, run_url)
-    tags = life_of(chronicle.attempts) | checkpoint_tags(store, run_url)
-    try:
-        send_kept(run, outbox)
-        log_pictures(store, run, run_url)
-        uri = log_final_model(job, store, run, run_url)
-        close_run(run, FINISHED, tags)
-    except ServiceError as error:
-        outbox.keep_end(FINISHED, tags)
-        say(f"note: {error}")
-        say(f"training is complete; `rayception sync {run_url}` sends MLflow what is left")
-        return None
-    return uri

@@ -1,16 +1,24 @@
 """What a run says of itself in MLflow when it begins: params, tags, a description, its data."""
 
 import json
+import logging
 import os
 import shlex
 from typing import Any
 
 from datasets.manifest import Manifest
+from datasets.store import Store
 from orchestration.checkout import Checkout
+from orchestration.conclude import send_file
+from orchestration.errors import TOLD_IN_ONE_LINE
+from orchestration.gallery import of_samples
 from orchestration.job import Job
 from orchestration.load import flatten, to_dict
 from orchestration.plan import Plan
-from orchestration.tracking.runs import STORAGE_TAG, Dataset
+from orchestration.tracking.outbox import Outbox
+from orchestration.tracking.runs import STORAGE_TAG, Dataset, RunRef
+
+logger = logging.getLogger(__name__)
 
 PLANNED = (
     "world_size",
@@ -99,6 +107,17 @@ def reproduce(run_url: str, code: Checkout) -> str:
         f"# Makes the run in {run_url} again, with the files beside this one.\n"
         f"{checkout}{patch}make venv\n.venv/bin/rayception run job.yaml\n"
     )
+
+
+def send_samples(
+    job: Job, plan: Plan, store: Store, train: Manifest, run: RunRef, run_url: str
+) -> None:
+    """A picture of the first training samples, drawn beside training; nothing waits for it."""
+    try:
+        picture = of_samples(job, plan, store, train)
+        send_file(run, Outbox(store, run_url), "pictures/training-samples.png", picture)
+    except TOLD_IN_ONE_LINE as error:  # training meets it too, and says it
+        logger.warning("no picture of training samples: %s", error)
 
 
 def submission_id() -> str:
