@@ -1,31 +1,40 @@
-"""Pictures and pages: they open, show what they are given, and break at nothing."""
+"""Pictures: they open, show what they are given, say so, and break at nothing."""
 
 import io
-import json
 import math
-import re
 from collections.abc import Callable
 
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 
-from orchestration.pages import class_page, confusion_page, timeline_page
 from orchestration.pictures import (
+    EMPTY,
+    TILE,
     confusion_picture,
     image_grid,
     learning_curves,
     rate_and_norm,
     time_split,
 )
-from orchestration.timeline import Attempt
+
+DOLLARS = r"$x^$ \frac"  # what a plotting library would take for a broken formula
 
 
 def opened(content: bytes) -> Image.Image:
     image = Image.open(io.BytesIO(content))
     image.load()
     return image
+
+
+def pixels(content: bytes) -> NDArray[np.uint8]:
+    return np.asarray(opened(content).convert("RGB"))
+
+
+def title(content: bytes) -> str:
+    return str(opened(content).info["Title"])
 
 
 def epoch(step: int) -> float:
@@ -41,72 +50,79 @@ POINTS = {
     "train/data_wait_fraction": [(1, 0.1), (2, 0.0)],
     "train/images_per_second": [(1, 100.0), (2, 90.0)],
 }
+CURVES = pytest.mark.parametrize("draw", [learning_curves, rate_and_norm, time_split])
 
 
-@pytest.mark.parametrize("draw", [learning_curves, rate_and_norm, time_split])
+@CURVES
 def test_curves_show_the_points_and_stand_any(draw: Callable[..., bytes]) -> None:
-    full = draw(POINTS, epoch)
+    full, empty = draw(POINTS, epoch), draw({}, epoch)
+    holes = draw({key: [(1, math.nan), (2, math.inf), (3, -1e308)] for key in POINTS}, epoch)
     assert opened(full).size[0] > 800
-    empty = draw({}, epoch)
-    holes = draw({key: [(1, math.nan), (2, math.inf)] for key in POINTS}, epoch)
     assert opened(empty).size == opened(full).size
-    assert np.array_equal(np.asarray(opened(empty)), np.asarray(opened(holes)))
-    assert not np.array_equal(np.asarray(opened(empty)), np.asarray(opened(full)))
+    assert empty == holes
+    assert EMPTY in title(empty)
+    assert EMPTY not in title(full)
+    assert not np.array_equal(pixels(empty), pixels(full))
+    assert draw(POINTS, epoch) == full
+
+
+@CURVES
+@pytest.mark.parametrize("key", POINTS)
+def test_any_key_may_be_missing_and_one_point_is_enough(
+    draw: Callable[..., bytes], key: str
+) -> None:
+    opened(draw({name: some for name, some in POINTS.items() if name != key}, epoch))
+    opened(draw({key: POINTS[key][:1]}, epoch))
+    opened(draw({key: [(0, 0.0)]}, epoch))
+
+
+def test_titles_say_what_is_seen() -> None:
+    assert "90.00 % right at epoch 2" in title(learning_curves(POINTS, epoch))
+    averaged = POINTS | {"val_ema/top1": [(20, 91.0)]}
+    assert "91.00 % right with averaged" in title(learning_curves(averaged, epoch))
+    assert "up to 0.1" in title(rate_and_norm(POINTS, epoch))
+    split = title(time_split(POINTS, epoch))
+    assert "35 % computing, 35 % all-reduce, 5 % waiting for data, 25 % the rest" in split
+    alone = {key: some for key, some in POINTS.items() if "reduce" not in key}
+    assert "35 % computing, 5 % waiting for data, 60 % the rest" in title(time_split(alone, epoch))
+
+
+def test_a_single_point_of_time_fills_its_panel() -> None:
+    one = pixels(time_split({"train/compute_fraction": [(5, 0.9)]}, epoch))
+    blue = (one == (0x25, 0x63, 0xA8)).all(2)
+    assert blue[:, : one.shape[1] // 2].mean() > 0.3
 
 
 def test_a_confusion_of_few_and_of_many_classes() -> None:
-    few = opened(confusion_picture(torch.tensor([[5, 1], [0, 4]]), ["cat", "dog"]))
-    many = torch.randint(0, 3, (300, 300))
-    large = opened(confusion_picture(many, [f"class {i}" for i in range(300)]))
-    assert large.size[0] > few.size[0]
-    assert large.size[0] < 3000  # not a cell for each of 300
+    few = confusion_picture(torch.tensor([[5, 1], [0, 4]]), ["cat", DOLLARS])
+    assert "90.0 % right" in title(few)
+    assert few != confusion_picture(torch.tensor([[5, 0], [1, 4]]), ["cat", DOLLARS])
+    many = torch.diag(torch.full((300,), 9))
+    many[7, 200] = 5
+    large = confusion_picture(many, [f"class {i}" for i in range(300)])
+    assert opened(few).size[0] < opened(large).size[0] < 3000  # not a cell for each of 300
+    assert "the 30 of 300 classes" in title(large)
+
+
+@pytest.mark.parametrize("classes", [0, 1, 2])
+def test_a_confusion_of_nothing(classes: int) -> None:
+    nothing = confusion_picture(torch.zeros((classes, classes), dtype=torch.int64), ["a"] * classes)
+    assert EMPTY in title(nothing)
 
 
 def test_a_grid_of_images_of_any_size() -> None:
     images = [np.full((h, w, 3), 200, dtype=np.uint8) for h, w in ((8, 8), (300, 200), (75, 75))]
-    opened(image_grid(images, ["one", "two", "three"], "Some"))
-    opened(image_grid([], [], "None"))
+    sheet = image_grid(images, ["one", DOLLARS, "three\nlines, the last of which is long"], "Some")
+    assert title(sheet) == "Some"
+    assert EMPTY in title(image_grid([], [], "None"))
+    tall = opened(image_grid(images, ["", "", ""], "Some", columns=1)).size
+    assert tall[1] > 3 * TILE
 
 
-HOSTILE = '</script><b onclick="x()">&'
-
-
-def data_of(page: str) -> dict[str, list[object]]:
-    found = re.search(r"const data=(.*?);\s", page, re.DOTALL)
-    assert found is not None
-    data: dict[str, list[object]] = json.loads(found[1])
-    return data
-
-
-def test_a_confusion_page_has_the_worst_pair_first_and_no_name_breaks_it() -> None:
-    page = confusion_page(torch.tensor([[5, 1, 0], [3, 4, 0], [0, 0, 2]]), ["cat", HOSTILE, "cow"])
-    assert page.count("</script>") == 1
-    assert "<b onclick" not in page
-    data = data_of(page)
-    assert data["classes"] == ["cat", HOSTILE, "cow"]
-    assert data["cells"] == [[1, 0, 3], [0, 1, 1]]
-    assert "4 of 15 images" in page
-
-
-def test_a_thousand_classes_stay_small() -> None:
-    torch.manual_seed(0)
-    confusion = torch.diag(torch.full((1000,), 38))
-    for truth in range(1000):
-        confusion[truth, torch.randint(0, 1000, (12,))] += 1
-    assert len(confusion_page(confusion, [f"class {i}" for i in range(1000)])) < 2_000_000
-
-
-def test_a_class_page_and_a_timeline() -> None:
-    page = class_page([(HOSTILE, 3, 33.3)])
-    assert page.count("</script>") == 1
-    assert data_of(page)["rows"] == [[HOSTILE, 3, 33.3]]
-    life = [
-        Attempt(began=0, ended=60, ranks=4, from_step=0, to_step=50, trained_s=50,
-                ended_by="<rank> 1 died"),
-        Attempt(began=80, ended=100, ranks=2, from_step=40, to_step=70, trained_s=15, ended_by=""),
-    ]  # fmt: skip
-    page = timeline_page(life, "a-run")
-    assert "2 attempts in 100 s; 55 % of it" in page
-    assert "&lt;rank&gt; 1 died" in page
-    assert page.count("title=") == 2
-    assert "It has not begun" in timeline_page([], "a-run")
+def test_a_small_image_is_enlarged_without_blur() -> None:
+    board = np.indices((8, 8)).sum(0) % 2 * np.uint8(255)
+    image = np.stack([board, board * 0, 255 - board], axis=2).astype(np.uint8)  # red beside blue
+    sheet = pixels(image_grid([image], [""], "Chequered")).astype(np.int64)
+    red, blue = ((sheet == colour).all(2) for colour in ((255, 0, 0), (0, 0, 255)))
+    side = TILE // 8
+    assert red.sum() == blue.sum() == 32 * side * side
