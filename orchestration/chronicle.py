@@ -49,7 +49,6 @@ class Chronicle:
         ]
         self._writer = MetricWriter(run, Outbox(store, run_url), "driver")
         self._lock = threading.Lock()
-        self._is_alive = False
         self._saved_at = 0.0
 
     @contextlib.contextmanager

@@ -9,7 +9,8 @@ from datasets.audit import read_sample
 from datasets.manifest import Manifest, load_manifest
 from datasets.store import Store
 from inception.network import build_network
-from orchestration.checkpoint import checkpoint_tags, newest_checkpoint
+from inception.predictions import assess
+from orchestration.checkpoint import TrainState, checkpoint_tags, newest_checkpoint
 from orchestration.errors import ServiceError, TrainingError
 from orchestration.gallery import DRAWN, of_evaluation, of_history, of_life
 from orchestration.job import Job
@@ -33,19 +34,22 @@ from orchestration.tracking.writer import send_kept
 FINISHED = "FINISHED"
 
 
-def send_file(run: RunRef, outbox: Outbox, path: str, content: bytes) -> bool:
-    """An artifact under `path`; where MLflow is away, into the outbox (False). Raises
-    StoreError."""
+def send_file(run: RunRef, outbox: Outbox, path: str, content: bytes) -> None:
+    """An artifact under `path`; where MLflow is away, into the outbox. Raises StoreError."""
     try:
         log_file(run, path, content)
     except ServiceError:
         outbox.keep_file(path, content)
-        return False
-    return True
 
 
 def conclude_run(
-    job: Job, store: Store, run: RunRef, run_url: str, attempts: Sequence[Attempt], say: Say
+    job: Job,
+    store: Store,
+    run: RunRef,
+    run_url: str,
+    state: TrainState,
+    attempts: Sequence[Attempt],
+    say: Say,
 ) -> str | None:
     """Logs what a complete run has to show and its model, and ends it in MLflow; what MLflow does
     not take is kept for `sync`. -> the model's URI, None where MLflow was away. Raises StoreError,
@@ -56,7 +60,7 @@ def conclude_run(
     try:
         send_kept(run, outbox)
         log_pictures(store, run, run_url)
-        uri = log_final_model(job, store, run, run_url)
+        uri = log_final_model(job, store, run, state)
         close_run(run, FINISHED, tags)
     except ServiceError as error:
         outbox.keep_end(FINISHED, tags)
@@ -80,17 +84,9 @@ def end_run(
         Outbox(store, run_url).keep_end(status, tags)
 
 
-def log_final_model(job: Job, store: Store, run: RunRef, run_url: str) -> str:
+def log_final_model(job: Job, store: Store, run: RunRef, state: TrainState) -> str:
     """Logs the averaged weights where an average is kept, else the last ones, and registers them
-    where the job says so, once; -> models:/ URI. Raises TrainingError where no checkpoint is left,
-    ServiceError, StoreError."""
-    found = newest_checkpoint(store, run_url)
-    if found is None:
-        raise TrainingError(
-            f"{run_url}: got no whole checkpoint; the model is made of the last one. Look what "
-            "became of the run's folder."
-        )
-    state = found[1]
+    where the job says so, once; -> models:/ URI. Raises ServiceError, StoreError."""
     uri = tag_of(run, MODEL_TAG)
     if uri is None:
         network = build_network(build_job_architecture(job), seed=job.seed)
@@ -127,7 +123,8 @@ def send_evaluation(job: Job, store: Store, run: RunRef, run_url: str) -> None:
         return
     outbox = Outbox(store, run_url)
     val = load_manifest(store, job.data.val)
-    for name, content in of_evaluation(store, val, predictions).items():
+    assessment = assess(predictions, len(val.classes))
+    for name, content in of_evaluation(store, val, predictions, assessment).items():
         send_file(run, outbox, f"evaluation/{name}", content)
 
 
@@ -144,7 +141,8 @@ def sync_run(job: Job, store: Store, run: RunRef, run_url: str) -> dict[str, int
     """Sends all that the run's outbox holds: points, files, and, of a run that has ended, its model
     and its end; -> how many of each. Called again it goes on where it ended.
 
-    Raises ServiceError where MLflow does not answer, StoreError.
+    Raises ServiceError where MLflow does not answer, TrainingError where a complete run has no
+    checkpoint left, StoreError.
     """
     outbox = Outbox(store, run_url)
     points = send_kept(run, outbox)
@@ -157,7 +155,13 @@ def sync_run(job: Job, store: Store, run: RunRef, run_url: str) -> dict[str, int
         status, tags = end
         log_pictures(store, run, run_url)
         if status == FINISHED:
-            log_final_model(job, store, run, run_url)
+            found = newest_checkpoint(store, run_url)
+            if found is None:
+                raise TrainingError(
+                    f"{run_url}: got no whole checkpoint; the model is made of the last one. Look "
+                    "what became of the run's folder."
+                )
+            log_final_model(job, store, run, found[1])
         close_run(run, status, tags)
         outbox.forget_end()
     return {"points": points, "files": len(files), "ended": "" if end is None else end[0]}

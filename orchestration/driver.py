@@ -20,16 +20,9 @@ from datasets.errors import StoreError
 from datasets.manifest import Manifest
 from datasets.store import Store, StoreConfig
 from orchestration.checkout import read_checkout
-from orchestration.checkpoint import (
-    TrainState,
-    save_checkpoint,
-)
+from orchestration.checkpoint import TrainState, save_checkpoint
 from orchestration.chronicle import Chronicle
-from orchestration.conclude import (
-    FINISHED,
-    conclude_run,
-    end_run,
-)
+from orchestration.conclude import FINISHED, conclude_run, end_run
 from orchestration.errors import JobError, ServiceError
 from orchestration.introduce import datasets_of, params_of, reproduce, send_samples, tags_of
 from orchestration.job import Job
@@ -63,7 +56,6 @@ from orchestration.tracking.runs import (
 )
 from orchestration.worker import Assignment
 
-logger = logging.getLogger(__name__)
 Watch = Callable[[Any, Plan], Any]
 
 
@@ -193,7 +185,7 @@ def drive(
             checkpoint_url, state = train_run(job, hand, store, chronicle, say)
         say("training done; logging the model")
         chronicle.close()
-        model_uri = conclude_run(job, store, run, run_url, chronicle.attempts, say)
+        model_uri = conclude_run(job, store, run, run_url, state, chronicle.attempts, say)
         attempts = int(ray.get(board.count_attempts.remote(), timeout=30))
     except BaseException as error:
         status = "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED"

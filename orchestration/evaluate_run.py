@@ -75,8 +75,8 @@ def evaluate_run(
     if run is not None:
         log_metrics(run, metrics_of(results, crops), step=max(one.step for one in found))
         folder = f"evaluation/{crops}-crop{'s' if crops > 1 else ''}"
-        for kind in results:
-            for name, content in of_evaluation(store, manifest, made[kind]).items():
+        for kind, one in results.items():
+            for name, content in of_evaluation(store, manifest, made[kind], one).items():
                 log_file(run, f"{folder}/{kind}/{name}", content)
         log_text(run, json.dumps(result, indent=1), f"{folder}/result.json")
         if len(found) > 1:

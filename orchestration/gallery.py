@@ -14,7 +14,7 @@ from datasets.manifest import Manifest
 from datasets.store import Store
 from inception.layers import normalize
 from inception.mix import Mix, mix
-from inception.predictions import Predictions, assess
+from inception.predictions import Assessment, Predictions
 from inception.step import micro_batch_key
 from orchestration.feed import Feed
 from orchestration.job import Job
@@ -40,10 +40,11 @@ DRAWN = (
 )  # fmt: skip
 
 
-def of_evaluation(store: Store, manifest: Manifest, predictions: Predictions) -> dict[str, bytes]:
-    """Tables and pictures of what was said of a split. Raises StoreError."""
+def of_evaluation(
+    store: Store, manifest: Manifest, predictions: Predictions, one: Assessment
+) -> dict[str, bytes]:
+    """Tables and pictures of what was said of a split, and what it came to. Raises StoreError."""
     classes = manifest.classes
-    one = assess(predictions, len(classes))
     found = {name: text.encode() for name, text in files_of(one, predictions, classes).items()}
     return found | {
         "confusion.png": confusion_picture(one.confusion, classes),

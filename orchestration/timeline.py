@@ -11,6 +11,7 @@ from datasets.errors import DataError
 from datasets.store import Store
 
 TIMELINE_FILE = "timeline.json"
+ATTEMPTS_TAG = "rayception.attempts"
 UNKNOWN = "its driver ended"  # what is left when nobody was there to say more
 
 
@@ -86,7 +87,7 @@ def tags_of(attempts: Sequence[Attempt]) -> dict[str, str]:
     """A run's life in MLflow tags."""
     found = costs(attempts)
     return {
-        "rayception.attempts": str(len(attempts)),
+        ATTEMPTS_TAG: str(len(attempts)),
         "rayception.world_sizes": " ".join(str(one.ranks) for one in attempts),
         "rayception.goodput": f"{goodput(attempts):.3f}",
         "rayception.faults": "; ".join(

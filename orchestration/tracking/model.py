@@ -13,8 +13,7 @@ import mlflow
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
-from orchestration.errors import ServiceError
-from orchestration.tracking.runs import MODEL_TAG, RunRef, refusal
+from orchestration.tracking.runs import MODEL_TAG, RunRef, answering
 
 if TYPE_CHECKING:
     from inception.network import InceptionNet
@@ -53,7 +52,7 @@ def log_classifier(
         artifacts = _write_artifacts(
             Path(here), network, classes=classes, input_size=input_size, crop=crop, step=step
         )
-        try:
+        with answering(run.uri):
             # Made here, not by log(): that would want the run started again, and end it.
             made = client.create_logged_model(
                 run.experiment_id,
@@ -76,8 +75,6 @@ def log_classifier(
                 input_example=_example(example),
                 pip_requirements=_requirements(),
             )
-        except (MlflowException, OSError) as error:
-            raise ServiceError(refusal(run.uri, error)) from error
     return str(info.model_uri)
 
 
@@ -151,7 +148,7 @@ def register_model(run: RunRef, model_uri: str, *, name: str, top1: float) -> tu
     moment the last one moves it. Raises ServiceError.
     """
     client = MlflowClient(tracking_uri=run.uri, registry_uri=run.uri)
-    try:
+    with answering(run.uri):
         version = _version_of(client, run, model_uri, name, top1)
         champion = client.get_registered_model(name).aliases.get(CHAMPION)
         if champion is not None and int(champion) != version:
@@ -159,8 +156,6 @@ def register_model(run: RunRef, model_uri: str, *, name: str, top1: float) -> tu
             if TOP1_TAG not in tags or not top1 > float(tags[TOP1_TAG]):
                 return version, False
         client.set_registered_model_alias(name, CHAMPION, str(version))
-    except (MlflowException, OSError) as error:
-        raise ServiceError(refusal(run.uri, error)) from error
     return version, True
 
 

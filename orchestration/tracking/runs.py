@@ -4,11 +4,12 @@ The driver owns the run: it opens it, sets its final status and logs what it has
 metrics (writer.py) and touches nothing else of the run.
 """
 
+import contextlib
 import json
 import os
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,6 @@ MAX_BATCH_PARAMS = 100  # the server's limit for one log_batch
 SWEEP_TAG = "rayception.sweep"
 TRIAL_TAG = "rayception.trial"
 MODEL_TAG = "rayception.model"  # models:/ URI of the final one
-ATTEMPTS_TAG = "rayception.attempts"  # how many a run took
 STORAGE_TAG = "rayception.storage"
 # MLflow's words for HTTP's numbers.
 DENIED = {"UNAUTHENTICATED": 401, "CUSTOMER_UNAUTHORIZED": 401, "PERMISSION_DENIED": 403}
@@ -47,6 +47,15 @@ class RunRef:
         return f"{path}?workflowType=machine_learning"
 
 
+@contextlib.contextmanager
+def answering(uri: str) -> Iterator[None]:
+    """Turns what goes wrong between us and the server, in the block, into ServiceError."""
+    try:
+        yield
+    except (MlflowException, OSError) as error:
+        raise ServiceError(refusal(uri, error)) from error
+
+
 def open_run(
     uri: str, *, experiment: str, name: str, params: Mapping[str, Any], tags: Mapping[str, str]
 ) -> RunRef:
@@ -55,14 +64,12 @@ def open_run(
     Raises ServiceError where the server cannot be reached or refuses.
     """
     client = MlflowClient(tracking_uri=uri)
-    try:
+    with answering(uri):
         experiment_id = _experiment_id(client, experiment)
         run = client.create_run(experiment_id, run_name=name, tags=dict(tags))
         entries = [Param(key, str(value)) for key, value in params.items()]
         for i in range(0, len(entries), MAX_BATCH_PARAMS):
             client.log_batch(run.info.run_id, params=entries[i : i + MAX_BATCH_PARAMS])
-    except (MlflowException, OSError) as error:
-        raise ServiceError(refusal(uri, error)) from error
     return RunRef(uri=uri, experiment_id=str(experiment_id), run_id=run.info.run_id)
 
 
@@ -80,7 +87,7 @@ def open_parent(uri: str, *, experiment: str, name: str, digest: str) -> RunRef:
     Raises ServiceError.
     """
     client = MlflowClient(tracking_uri=uri)
-    try:
+    with answering(uri):
         experiment_id = _experiment_id(client, experiment)
         found = client.search_runs(
             [experiment_id], f"tags.`{SWEEP_TAG}` = '{digest}'", max_results=1
@@ -90,8 +97,6 @@ def open_parent(uri: str, *, experiment: str, name: str, digest: str) -> RunRef:
             if found
             else client.create_run(experiment_id, run_name=name, tags={SWEEP_TAG: digest})
         )
-    except (MlflowException, OSError) as error:
-        raise ServiceError(refusal(uri, error)) from error
     return RunRef(uri=uri, experiment_id=experiment_id, run_id=run.info.run_id)
 
 
@@ -105,7 +110,7 @@ def finished_children(parent: RunRef) -> dict[str, float]:
     client = MlflowClient(tracking_uri=parent.uri)
     children: dict[str, float] = {}
     token = None
-    try:
+    with answering(parent.uri):
         while True:
             page = client.search_runs(
                 [parent.experiment_id],
@@ -119,46 +124,35 @@ def finished_children(parent: RunRef) -> dict[str, float]:
             token = page.token
             if not token:
                 return children
-    except (MlflowException, OSError) as error:
-        raise ServiceError(refusal(parent.uri, error)) from error
 
 
 def reopen_run(run: RunRef, tags: Mapping[str, str]) -> None:
     """The run is running again, with these tags. Raises ServiceError, also where it is gone."""
     client = MlflowClient(tracking_uri=run.uri)
-    try:
+    with answering(run.uri):
         client.update_run(run.run_id, status="RUNNING")
         if tags:
-            client.log_batch(run.run_id, tags=[RunTag(k, v) for k, v in tags.items()])
-    except (MlflowException, OSError) as error:
-        raise ServiceError(refusal(run.uri, error)) from error
+            tag_run(run, tags)
 
 
 def run_status(run: RunRef) -> str:
     """RUNNING, FINISHED, FAILED or KILLED. Raises ServiceError."""
-    try:
+    with answering(run.uri):
         return str(MlflowClient(tracking_uri=run.uri).get_run(run.run_id).info.status)
-    except (MlflowException, OSError) as error:
-        raise ServiceError(refusal(run.uri, error)) from error
 
 
 def close_run(run: RunRef, status: str, tags: Mapping[str, str] | None = None) -> None:
     """Sets the final status: FINISHED, FAILED or KILLED. Raises ServiceError."""
     client = MlflowClient(tracking_uri=run.uri)
-    try:
+    with answering(run.uri):
         if tags:
-            client.log_batch(run.run_id, tags=[RunTag(k, v) for k, v in tags.items()])
+            tag_run(run, tags)
         client.set_terminated(run.run_id, status=status)
-    except (MlflowException, OSError) as error:
-        raise ServiceError(refusal(run.uri, error)) from error
 
 
 def log_text(run: RunRef, text: str, path: str) -> None:
     """An artifact of text under `path` of the run. Raises ServiceError."""
-    try:
-        MlflowClient(tracking_uri=run.uri).log_text(run.run_id, text, path)
-    except (MlflowException, OSError) as error:
-        raise ServiceError(refusal(run.uri, error)) from error
+    log_file(run, path, text.encode())
 
 
 def log_file(run: RunRef, path: str, content: bytes) -> None:
@@ -167,28 +161,22 @@ def log_file(run: RunRef, path: str, content: bytes) -> None:
     with tempfile.TemporaryDirectory() as here:
         file = Path(here) / name
         file.write_bytes(content)
-        try:
+        with answering(run.uri):
             MlflowClient(tracking_uri=run.uri).log_artifact(run.run_id, str(file), folder or None)
-        except (MlflowException, OSError) as error:
-            raise ServiceError(refusal(run.uri, error)) from error
 
 
 def tag_run(run: RunRef, tags: Mapping[str, str]) -> None:
     """Sets tags. Raises ServiceError."""
-    try:
+    with answering(run.uri):
         MlflowClient(tracking_uri=run.uri).log_batch(
             run.run_id, tags=[RunTag(k, v) for k, v in tags.items()]
         )
-    except (MlflowException, OSError) as error:
-        raise ServiceError(refusal(run.uri, error)) from error
 
 
 def tag_of(run: RunRef, name: str) -> str | None:
     """The value of a run's tag. Raises ServiceError."""
-    try:
+    with answering(run.uri):
         tags = MlflowClient(tracking_uri=run.uri).get_run(run.run_id).data.tags
-    except (MlflowException, OSError) as error:
-        raise ServiceError(refusal(run.uri, error)) from error
     found: str | None = tags.get(name)
     return found
 
@@ -220,19 +208,15 @@ def log_datasets(run: RunRef, datasets: Sequence[Dataset]) -> None:
         )
         for one in datasets
     ]
-    try:
+    with answering(run.uri):
         MlflowClient(tracking_uri=run.uri).log_inputs(run.run_id, datasets=inputs)
-    except (MlflowException, OSError) as error:
-        raise ServiceError(refusal(run.uri, error)) from error
 
 
 def histories(run: RunRef, keys: Sequence[str]) -> dict[str, list[tuple[int, float]]]:
     """(step, value) of each key that was logged, by step. Raises ServiceError."""
     client = MlflowClient(tracking_uri=run.uri)
-    try:
+    with answering(run.uri):
         found = {key: client.get_metric_history(run.run_id, key) for key in keys}
-    except (MlflowException, OSError) as error:
-        raise ServiceError(refusal(run.uri, error)) from error
     return {
         key: sorted((point.step, point.value) for point in points)
         for key, points in found.items()
@@ -244,10 +228,8 @@ def log_metrics(run: RunRef, metrics: Mapping[str, float], *, step: int) -> None
     """Metrics at one step, now. Raises ServiceError."""
     now_ms = int(time.time() * 1000)
     points = [Metric(key, float(value), now_ms, step) for key, value in metrics.items()]
-    try:
+    with answering(run.uri):
         MlflowClient(tracking_uri=run.uri).log_batch(run.run_id, metrics=points)
-    except (MlflowException, OSError) as error:
-        raise ServiceError(refusal(run.uri, error)) from error
 
 
 def refusal(uri: str, error: Exception) -> str:

@@ -1,9 +1,8 @@
 """The runs of a server, read for a person: searched, found by their names, side by side."""
 
-import contextlib
 import re
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any
@@ -11,10 +10,11 @@ from typing import Any
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
-from orchestration.errors import JobError, ServiceError
+from orchestration.errors import JobError
 from orchestration.metrics import top1_of
 from orchestration.rules import without_secrets
-from orchestration.tracking.runs import ATTEMPTS_TAG, STORAGE_TAG, SWEEP_TAG, RunRef, refusal
+from orchestration.timeline import ATTEMPTS_TAG
+from orchestration.tracking.runs import STORAGE_TAG, SWEEP_TAG, RunRef, answering
 
 STATUSES = ("RUNNING", "SCHEDULED", "FINISHED", "FAILED", "KILLED")
 PAGE = 1000  # runs or experiments a request
@@ -71,7 +71,7 @@ def search(
     Raises JobError: no such experiment, a filter that MLflow does not understand; ServiceError.
     """
     client = MlflowClient(tracking_uri=uri)
-    with _asked(uri):
+    with answering(uri):
         names = _experiments(client)
         if experiment is not None and experiment not in names.values():
             known = ", ".join(sorted(names.values())) or "none"
@@ -99,7 +99,7 @@ def find(uri: str, called: str) -> RunRef:
     Raises JobError where there is none, or more than one; ServiceError.
     """
     client = MlflowClient(tracking_uri=uri)
-    with _asked(uri):
+    with answering(uri):
         run = _find(client, _experiments(client), called)
     return RunRef(uri=uri, experiment_id=str(run.info.experiment_id), run_id=run.info.run_id)
 
@@ -107,7 +107,7 @@ def find(uri: str, called: str) -> RunRef:
 def compare(uri: str, called: Sequence[str]) -> Comparison:
     """Raises JobError where a run is not found, or is called by more than one; ServiceError."""
     client = MlflowClient(tracking_uri=uri)
-    with _asked(uri):
+    with answering(uri):
         names = _experiments(client)
         runs = [_find(client, names, one) for one in called]
         params = {
@@ -124,15 +124,6 @@ def compare(uri: str, called: Sequence[str]) -> Comparison:
         return Comparison(
             runs=[_row(client, run, names) for run in runs], params=params, metrics=with_best
         )
-
-
-@contextlib.contextmanager
-def _asked(uri: str) -> Iterator[None]:
-    """Raises ServiceError for what a server refuses within the block."""
-    try:
-        yield
-    except (MlflowException, OSError) as error:
-        raise ServiceError(refusal(uri, error)) from error
 
 
 def _experiments(client: MlflowClient) -> dict[str, str]:

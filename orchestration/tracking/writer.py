@@ -11,9 +11,8 @@ from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
 from datasets.errors import StoreError
-from orchestration.errors import ServiceError
 from orchestration.tracking.outbox import Outbox, Point
-from orchestration.tracking.runs import RunRef, refusal
+from orchestration.tracking.runs import RunRef, answering
 
 logger = logging.getLogger(__name__)
 
@@ -149,7 +148,7 @@ def send_kept(run: RunRef, outbox: Outbox) -> int:
     Raises ServiceError where the server does not answer, StoreError.
     """
     client, count = MlflowClient(tracking_uri=run.uri), 0
-    try:
+    with answering(run.uri):
         for who in outbox.writers():
             logged: dict[str, int] = {}
             for url, points in outbox.points(who).items():
@@ -157,8 +156,6 @@ def send_kept(run: RunRef, outbox: Outbox) -> int:
                     send_points(client, run, points[i : i + MAX_BATCH_METRICS], logged)
                 outbox.drop([url])
                 count += len(points)
-    except (MlflowException, OSError) as error:
-        raise ServiceError(refusal(run.uri, error)) from error
     return count
 
 

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from mlflow.tracking import MlflowClient
 
+from orchestration.timeline import ATTEMPTS_TAG
 from orchestration.tracking.runs import (
-    ATTEMPTS_TAG,
     STORAGE_TAG,
     RunRef,
     child_tags,
