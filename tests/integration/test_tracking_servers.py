@@ -167,12 +167,16 @@ def begin(server: Server, name: str) -> RunRef:
     return open_run(server.uri, experiment="team", name=name, params={"a.b": 1}, tags={"k": "v"})
 
 
+def begin_writing(server: Server, name: str, folder: Path) -> tuple[RunRef, MetricWriter]:
+    run = begin(server, name)
+    return run, MetricWriter(run, Outbox(Store(), (folder / "run").as_uri()), "rank-0")
+
+
 def test_what_is_written_with_a_password_comes_back(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     act_as(monkeypatch, TRAINER, server.password)
-    run = begin(server, "whole")
-    writer = MetricWriter(run, Outbox(Store(), (tmp_path / "run").as_uri()), "rank-0")
+    run, writer = begin_writing(server, "whole", tmp_path)
     for step in range(1, 11):
         writer.log(step, {"train/loss": 1.0 / step})
     assert writer.close() == 0
@@ -254,8 +258,7 @@ def test_a_hundred_thousand_points_arrive_once_each(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     act_as(monkeypatch, TRAINER, server.password)
-    run = begin(server, "many")
-    writer = MetricWriter(run, Outbox(Store(), (tmp_path / "run").as_uri()), "rank-0")
+    run, writer = begin_writing(server, "many", tmp_path)
     steps = POINTS // len(KEYS)
     began = time.monotonic()
     for step in range(1, steps + 1):
