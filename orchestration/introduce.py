@@ -16,10 +16,12 @@ from orchestration.job import Job
 from orchestration.load import flatten, to_dict
 from orchestration.plan import Plan
 from orchestration.tracking.outbox import Outbox
-from orchestration.tracking.runs import STORAGE_TAG, Dataset, RunRef
+from orchestration.tracking.runs import NOTE_TAG, STORAGE_TAG, Dataset, RunRef
+from orchestration.versions import DASHBOARD
 
 logger = logging.getLogger(__name__)
 
+SUBMISSION_TAG, PAGE_TAG = "rayception.submission", "rayception.submission_page"
 PLANNED = (
     "world_size",
     "num_nodes",
@@ -43,7 +45,6 @@ def params_of(job: Job, plan: Plan) -> dict[str, Any]:
 
 def tags_of(job: Job, plan: Plan, train: Manifest, run_url: str, code: Checkout) -> dict[str, str]:
     """What finds and explains a run in MLflow's table."""
-    submission = submission_id()
     tags = {
         STORAGE_TAG: run_url,
         "rayception.world_size": str(plan.world_size),
@@ -51,17 +52,16 @@ def tags_of(job: Job, plan: Plan, train: Manifest, run_url: str, code: Checkout)
         "rayception.train_fingerprint": train.fingerprint,
         "rayception.parameters": str(plan.parameters),
         "rayception.image": job.cluster.environment.image or "",
-        "rayception.submission": submission,
         "mlflow.source.type": "JOB",
         "mlflow.source.name": f"rayception run {job.name}",
         "mlflow.source.git.commit": code.commit,
         "rayception.dirty": "yes" if code.diff else "no",
-        "mlflow.note.content": note_of(job, plan, run_url, submission),
+        NOTE_TAG: note_of(job, plan, run_url),
     }
-    return {key: value for key, value in tags.items() if value}
+    return {key: value for key, value in tags.items() if value} | submission_tags()
 
 
-def note_of(job: Job, plan: Plan, run_url: str, submission: str) -> str:
+def note_of(job: Job, plan: Plan, run_url: str) -> str:
     """The run's description, in Markdown."""
     model = job.model
     lines = [
@@ -73,8 +73,9 @@ def note_of(job: Job, plan: Plan, run_url: str, submission: str) -> str:
         f"Checkpoints: `{run_url}`",
         f"Go on with it: `rayception resume {shlex.quote(run_url)}`",
     ]
+    submission = submission_tags()
     if submission:
-        lines.append(f"Submission: `{submission}`")
+        lines.append(f"Submission [{submission[SUBMISSION_TAG]}]({submission[PAGE_TAG]})")
     return "\n\n".join(lines)
 
 
@@ -120,10 +121,15 @@ def send_samples(
         logger.warning("no picture of training samples: %s", error)
 
 
-def submission_id() -> str:
-    """Ray's, where this process was submitted, else "": its Jobs API says it in this variable."""
+def submission_tags() -> dict[str, str]:
+    """Ray's id of the submission that this process is, and its page in Ray's dashboard; nothing
+    where it was not submitted. Ray's Jobs API says the id in a variable of its own."""
     try:
         config = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}"))
     except ValueError:
-        return ""
-    return str((config.get("metadata") or {}).get("job_submission_id", ""))
+        return {}
+    submission = (config.get("metadata") or {}).get("job_submission_id")
+    if submission is None or DASHBOARD not in os.environ:
+        return {}
+    page = f"{os.environ[DASHBOARD].rstrip('/')}/#/jobs/{submission}"
+    return {SUBMISSION_TAG: submission, PAGE_TAG: page}

@@ -20,18 +20,18 @@ from orchestration.job import Job
 from orchestration.job_places import Environment
 from orchestration.load import to_yaml
 from orchestration.stack import ROOT
-from orchestration.versions import VERSIONS, versions
+from orchestration.versions import DASHBOARD, VERSIONS, versions
 
 JOB_FILE = "submitted-job.yaml"
 MAX_UPLOAD_BYTES = 50 * 2**20  # the checkout is under one; what is above is not meant
 
 
-def runtime_env(environment: Environment) -> dict[str, Any]:
+def runtime_env(environment: Environment, address: str) -> dict[str, Any]:
     """What Ray is to give the job's processes besides the checkout. The versions of this laptop's
-    Python, Ray and torch go along, for preflight to compare."""
-    given: dict[str, Any] = {
-        "env_vars": {**environment.variables, VERSIONS: json.dumps(versions())}
-    }
+    Python, Ray and torch go along, for preflight to compare, and the URL under which it reaches
+    the dashboard, for links: a submission that sends others hands on the one that it was given."""
+    said = {VERSIONS: json.dumps(versions()), DASHBOARD: os.environ.get(DASHBOARD, address)}
+    given: dict[str, Any] = {"env_vars": {**environment.variables, **said}}
     if environment.pip:
         given["pip"] = list(environment.pip)
     return given

@@ -176,7 +176,13 @@ def _sweep(
     """Runs what has not run yet; -> (top-1 by trial, where the parent is seen)."""
     from orchestration.driver import drive, tracking_uri
     from orchestration.render import show_progress
-    from orchestration.tracking.runs import close_run, finished_children, log_text, open_parent
+    from orchestration.tracking.runs import (
+        NOTE_TAG,
+        close_run,
+        finished_children,
+        log_text,
+        open_parent,
+    )
 
     job = trials[0].job
     names = list(dict.fromkeys(trial.job.name for trial in trials))
@@ -210,9 +216,11 @@ def _sweep(
             continue
         top1[trial.key] = outcome.top1
         tell(f"top-1 {outcome.top1:.2f} % in {outcome.wall_s:.0f} s")
-    log_text(parent, to_markdown(summarize(trials, top1)), "sweep.md")
-    close_run(parent, "FINISHED" if len(top1) == len(trials) else "FAILED")
-    return top1, f"{parent.uri}{parent.page}"
+    table = to_markdown(summarize(trials, top1))
+    log_text(parent, table, "sweep.md")
+    status = "FINISHED" if len(top1) == len(trials) else "FAILED"
+    close_run(parent, status, {NOTE_TAG: table})
+    return top1, f"{parent.uri}{parent.overview}"
 
 
 @contextlib.contextmanager

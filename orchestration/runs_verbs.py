@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 console = Console(highlight=False)
 WIDE = 400  # columns where nobody looks: a line of a file is as long as it is
+SILENT_S = 300.0  # a run that lives says something every ten seconds
 MIDDLE = 110  # columns in which the beginning of a run's id stands beside the rest
 ROOMY = 134  # and the whole of it
 SHORT_ID = 8  # letters of that beginning; the verbs take it
@@ -47,16 +48,26 @@ RUN_HELP = "A run's id, its name, or the URL of its folder in storage."
 
 def ui(
     run: Annotated[str | None, typer.Argument(metavar="[RUN]", help=RUN_HELP)] = None,
+    experiment: Annotated[
+        str | None, typer.Option(help="Open its table of runs instead, in rayception's columns.")
+    ] = None,
     tracking_uri: TrackingUri = None,
     open_browser: Annotated[bool, typer.Option("--open/--no-open")] = True,
 ) -> None:
     """Open MLflow's UI, on a run's charts; Ctrl-C ends the embedded one."""
+    if run is not None and experiment is not None:
+        raise JobError(
+            f"--experiment: got {experiment!r} beside RUN; one page is opened. Leave one out."
+        )
     with _serving(tracking_uri, say) as (uri, stack):
+        from orchestration.tracking.table import find, find_experiment
+        from orchestration.tracking.table_view import table_page
+
         page = ""
         if run is not None:
-            from orchestration.tracking.table import find
-
             page = find(uri, run).page
+        elif experiment is not None:
+            page = table_page(find_experiment(uri, experiment))
         link = f"{uri.rstrip('/')}{page}"
         console.print(link, soft_wrap=True)
         if open_browser:
@@ -163,7 +174,7 @@ def table_of(rows: "Sequence[RunRow]", *, width: int) -> Table:
         name = row.name if row.children is None else f"{row.name} (sweep of {row.children})"
         cells: list[Text | str] = [
             Text(name),
-            Text(row.status, style=COLOURS.get(row.status, "")),
+            _status(row),
             ago(now_s - row.started_s),
             clock(row.duration_s),
             "-" if row.top1 is None else f"{row.top1:.2f} %",
@@ -177,14 +188,27 @@ def table_of(rows: "Sequence[RunRow]", *, width: int) -> Table:
     return table
 
 
+def _status(row: "RunRow") -> Text:
+    """A driver that was killed cannot say that its run has ended, but it says nothing more."""
+    is_silent = (row.silent_s or 0.0) > SILENT_S and row.children is None
+    if is_silent:
+        return Text(f"silent {span(row.silent_s or 0.0)}", style="red")
+    return Text(row.status, style=COLOURS.get(row.status, ""))
+
+
 def ago(seconds: float) -> str:
-    """`12s ago`, `3h ago`: in the largest unit that has passed twice, so that little is lost."""
+    """`12s ago`, `3h ago`."""
+    return f"{span(seconds)} ago"
+
+
+def span(seconds: float) -> str:
+    """`12s`, `3h`: in the largest unit that has passed twice, so that little is lost."""
     number, unit = max(0.0, seconds), "s"
     for larger, factor in (("m", 60), ("h", 60), ("d", 24)):
         if number < 2 * factor:
             break
         number, unit = number / factor, larger
-    return f"{number:.0f}{unit} ago"
+    return f"{number:.0f}{unit}"
 
 
 def _beside(found: "Comparison") -> Table:
@@ -193,7 +217,7 @@ def _beside(found: "Comparison") -> Table:
     for row in found.runs:
         table.add_column(Text(row.name), overflow="fold")
     table.add_row("run id", *(row.run_id for row in found.runs))
-    table.add_row("status", *(row.status for row in found.runs))
+    table.add_row("status", *(_status(row) for row in found.runs))
     table.add_row("duration", *(clock(row.duration_s) for row in found.runs))
     table.add_section()
     for key, texts in found.params.items():

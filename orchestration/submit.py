@@ -94,7 +94,7 @@ class Cluster:
                     submission_id=submission,
                     runtime_env={
                         "working_dir": parcel,
-                        **runtime_env(environment or Environment()),
+                        **runtime_env(environment or Environment(), self.address),
                     },
                     metadata={"rayception.name": name},
                 )

@@ -6,6 +6,7 @@ from importlib.metadata import version
 
 ON_CLUSTER = "cluster.address=auto"  # how a job that was sent names the cluster that it is on
 VERSIONS = "RAYCEPTION_VERSIONS"  # environment variable: those of the laptop that sent a job
+DASHBOARD = "RAYCEPTION_DASHBOARD"  # and the URL under which it reaches the cluster
 
 
 def versions() -> dict[str, str]:

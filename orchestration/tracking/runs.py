@@ -21,12 +21,23 @@ from mlflow.tracking import MlflowClient
 
 from orchestration.errors import ServiceError
 from orchestration.metrics import top1_of
+from orchestration.tracking.table_view import VIEW_TAG, saved_view
 
+AS_TRAINING = "?workflowType=machine_learning"  # shows that menu, not the generative one
 MAX_BATCH_PARAMS = 100  # the server's limit for one log_batch
 SWEEP_TAG = "rayception.sweep"
 TRIAL_TAG = "rayception.trial"
 MODEL_TAG = "rayception.model"  # models:/ URI of the final one
 STORAGE_TAG = "rayception.storage"
+NOTE_TAG = "mlflow.note.content"  # the description, in Markdown
+# Without the first, the UI opens an experiment as a generative-AI project, without charts.
+EXPERIMENT_TAGS = {
+    "mlflow.experimentKind": "custom_model_development",
+    VIEW_TAG: saved_view(),
+}
+# MLflow's name of where data lie and of the field that says it, by the URL's scheme.
+SOURCES = {"s3": ("s3", "uri"), "file": ("local", "uri")}
+HTTP_SOURCE = ("http", "url")
 # MLflow's words for HTTP's numbers.
 DENIED = {"UNAUTHENTICATED": 401, "CUSTOMER_UNAUTHORIZED": 401, "PERMISSION_DENIED": 403}
 
@@ -41,10 +52,17 @@ class RunRef:
 
     @property
     def page(self) -> str:
-        """The path of the run's charts in the UI, to append to the server's URL. The query shows
-        the menu of model training instead of the generative one."""
-        path = f"/#/experiments/{self.experiment_id}/runs/{self.run_id}/model-metrics"
-        return f"{path}?workflowType=machine_learning"
+        """The path of the run's charts in the UI, to append to the server's URL."""
+        return f"{self._path}/model-metrics{AS_TRAINING}"
+
+    @property
+    def overview(self) -> str:
+        """That of its description, params and tags."""
+        return f"{self._path}{AS_TRAINING}"
+
+    @property
+    def _path(self) -> str:
+        return f"/#/experiments/{self.experiment_id}/runs/{self.run_id}"
 
 
 @contextlib.contextmanager
@@ -76,9 +94,12 @@ def open_run(
 def _experiment_id(client: MlflowClient, name: str) -> str:
     """The experiment of this name, made where there is none."""
     found = client.get_experiment_by_name(name)
-    # Without this tag the UI opens the experiment as a generative-AI project, without charts.
-    kind = {"mlflow.experimentKind": "custom_model_development"}
-    return str(found.experiment_id if found else client.create_experiment(name, tags=kind))
+    if found is None:
+        return str(client.create_experiment(name, tags=EXPERIMENT_TAGS))
+    for key, value in EXPERIMENT_TAGS.items():  # of an experiment that others made
+        if key not in found.tags:
+            client.set_experiment_tag(found.experiment_id, key, value)
+    return str(found.experiment_id)
 
 
 def open_parent(uri: str, *, experiment: str, name: str, digest: str) -> RunRef:
@@ -195,19 +216,17 @@ class Dataset:
 
 def log_datasets(run: RunRef, datasets: Sequence[Dataset]) -> None:
     """Says what the run reads. Raises ServiceError."""
-    inputs = [
-        DatasetInput(
-            InputDataset(
-                name=one.name,
-                digest=one.digest,
-                source_type="s3" if one.source.startswith("s3://") else "http",
-                source=json.dumps({"uri": one.source}),
-                profile=json.dumps(dict(one.profile)),
-            ),
-            tags=[InputTag("mlflow.data.context", one.context)],
+    inputs = []
+    for one in datasets:
+        kind, field = SOURCES.get(one.source.partition("://")[0], HTTP_SOURCE)
+        dataset = InputDataset(
+            name=one.name,
+            digest=one.digest,
+            source_type=kind,
+            source=json.dumps({field: one.source}),
+            profile=json.dumps(dict(one.profile)),
         )
-        for one in datasets
-    ]
+        inputs.append(DatasetInput(dataset, tags=[InputTag("mlflow.data.context", one.context)]))
     with answering(run.uri):
         MlflowClient(tracking_uri=run.uri).log_inputs(run.run_id, datasets=inputs)
 

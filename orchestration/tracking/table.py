@@ -30,6 +30,7 @@ class RunRow:
 
     started_s: Unix time. duration_s: up to now where it has not ended. top1: percent, the last.
     attempts: None where the run does not say. children: of a sweep's parent, None for other runs.
+    silent_s: how long a running one has said nothing, None for one that has ended.
     """
 
     name: str
@@ -44,6 +45,7 @@ class RunRow:
     images_per_second: float | None
     attempts: int | None
     children: int | None
+    silent_s: float | None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -73,13 +75,7 @@ def search(
     client = MlflowClient(tracking_uri=uri)
     with answering(uri):
         names = _experiments(client)
-        if experiment is not None and experiment not in names.values():
-            known = ", ".join(sorted(names.values())) or "none"
-            raise JobError(
-                f"--experiment: got {experiment!r}; the server has {known}. Name one of them, or "
-                "leave it out for all."
-            )
-        chosen = [key for key, name in names.items() if experiment in (None, name)]
+        chosen = list(names) if experiment is None else [_experiment_id(names, experiment)]
         # MLflow knows no "one of" for a status, and no "or": none of the others is the same.
         others = [one for one in STATUSES if one not in statuses] if statuses else []
         clauses = [f"attributes.status != '{other}'" for other in others]
@@ -90,6 +86,13 @@ def search(
                 raise JobError(_misread(where, error)) from error
             raise
         return [_row(client, run, names) for run in found]
+
+
+def find_experiment(uri: str, name: str) -> str:
+    """An experiment's id. Raises JobError where there is none of that name; ServiceError."""
+    client = MlflowClient(tracking_uri=uri)
+    with answering(uri):
+        return _experiment_id(_experiments(client), name)
 
 
 def find(uri: str, called: str) -> RunRef:
@@ -159,6 +162,16 @@ def _search(
     return found
 
 
+def _experiment_id(names: dict[str, str], name: str) -> str:
+    for key, known in names.items():
+        if known == name:
+            return key
+    raise JobError(
+        f"--experiment: got {name!r}; the server has {', '.join(sorted(names.values())) or 'none'}."
+        " Name one of them, or leave it out."
+    )
+
+
 def _find(client: MlflowClient, names: dict[str, str], called: str) -> Any:
     """The one run of this id, name or URL."""
     ids = list(names)
@@ -207,9 +220,11 @@ def _misread(where: str, error: MlflowException) -> str:
 def _row(client: MlflowClient, run: Any, names: dict[str, str]) -> RunRow:
     metrics, tags = run.data.metrics, run.data.tags
     experiment_id = str(run.info.experiment_id)
-    # The entity keeps the steps of its last values to itself; its message has them.
-    steps = [one.step for one in run.data.to_proto().metrics if one.key.startswith("train/")]
+    # The entity keeps the steps and times of its last values to itself; its message has them.
+    last = run.data.to_proto().metrics
+    steps = [one.step for one in last if one.key.startswith("train/")]
     started_s = (run.info.start_time or 0) / 1000
+    heard_s = max((one.timestamp / 1000 for one in last), default=started_s)
     ended_s = run.info.end_time / 1000 if run.info.end_time else time.time()
     attempts = tags.get(ATTEMPTS_TAG, "")
     children = None
@@ -229,6 +244,7 @@ def _row(client: MlflowClient, run: Any, names: dict[str, str]) -> RunRow:
         images_per_second=metrics.get("train/images_per_second"),
         attempts=int(attempts) if attempts.isdigit() else None,
         children=children,
+        silent_s=None if run.info.end_time else max(0.0, time.time() - heard_s),
     )
 
 

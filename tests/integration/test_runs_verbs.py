@@ -20,6 +20,7 @@ from orchestration.tracking.runs import (
     open_parent,
     open_run,
 )
+from orchestration.tracking.table_view import table_page
 from tests.integration.conftest import Home
 from tests.waiting import wait_for
 
@@ -91,6 +92,8 @@ def test_runs_are_listed_the_newest_first(logged: Logged) -> None:
     assert (first["status"], first["top1"], first["attempts"]) == ("FINISHED", 90.0, 3)
     assert (first["epoch"], first["step"], first["images_per_second"]) == (3, 135, 100)
     assert rows[0]["top1"] is None
+    assert first["silent_s"] is None  # it has ended
+    assert 0 <= rows[0]["silent_s"] < 300
     assert {row["name"]: row["children"] for row in rows if row["children"] is not None} == {
         "a-sweep": 2
     }
@@ -155,6 +158,10 @@ def test_ui_opens_a_run_by_id_name_or_url(logged: Logged) -> None:
         done = logged.home.call("ui", called, "--no-open")  # the stack is kept: it ends
         assert done.stdout.strip() == f"{logged.uri}{run.page}", done.stderr
     assert logged.home.call("ui", "--no-open").stdout.strip() == logged.uri
+    table = logged.home.call("ui", "--experiment", "other", "--no-open").stdout.strip()
+    assert table == f"{logged.uri}{table_page(logged.runs['elsewhere'].experiment_id)}"
+    assert "digits" in logged.refused("ui", "--experiment", "digit", "--no-open")
+    logged.refused("ui", "digits-1", "--experiment", "digits", "--no-open")
     logged.home.environment["MLFLOW_TRACKING_URI"] = logged.uri
     try:
         done = logged.home.call("ui", "digits-1", "--no-open")

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Page, expect, sync_playwright
 
+from orchestration.tracking.table_view import table_page
 from tests.integration.quickstart.conftest import Finished
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -63,6 +64,11 @@ def test_an_experiment_its_run_and_its_charts(
     close_assistant(page)
     expect(page.get_by_text(finished.outcome["run_name"][:20]).first).to_be_visible()
     keep(page, "experiment", tmp_path)
+    page.goto(finished.outcome["run"]["uri"] + table_page(finished.outcome["run"]["experiment_id"]))
+    for column in ("val_ema/top1", "run/goodput"):  # of rayception's own view
+        expect(page.get_by_role("columnheader", name=column)).to_be_visible()
+    expect(page.get_by_text(finished.outcome["run_name"]).first).to_be_visible()  # whole
+    keep(page, "table", tmp_path)
     run_id = finished.outcome["run"]["run_id"]
     look(page, finished, f"/runs/{run_id}")
     expect(page.get_by_text("parameters at 75 px").first).to_be_visible()  # its description
