@@ -24,7 +24,14 @@ from orchestration.checkpoint import TrainState, save_checkpoint
 from orchestration.chronicle import Chronicle
 from orchestration.conclude import FINISHED, conclude_run, end_run
 from orchestration.errors import JobError, ServiceError
-from orchestration.introduce import datasets_of, params_of, reproduce, send_samples, tags_of
+from orchestration.introduce import (
+    datasets_of,
+    params_of,
+    reproduce,
+    send_samples,
+    submission_tags,
+    tags_of,
+)
 from orchestration.job import Job
 from orchestration.job_places import LOCAL
 from orchestration.load import to_dict, to_yaml
@@ -132,7 +139,7 @@ def _go_on(job: Job, stack: Stack | None, store: Store, earlier: Earlier, say: S
                 "`rayception fork` it, with more epochs or another recipe."
             )
         outbox.forget_end()
-        reopen_run(run, tags=earlier.changed)
+        reopen_run(run, tags=earlier.changed | submission_tags())
     except ServiceError as error:
         say(f"note: {error}")
         say("going on; what MLflow is to have is kept in storage until it answers")
@@ -160,9 +167,11 @@ def drive(
     """
     began = time.monotonic()
     given = job  # with every accelerator that the run may get; `job` has the one that it got
-    job, store, config, plan, train, val = _prepare(job, stack, say)
+    config = build_store_config(job, stack)
+    store = Store(config)
     if name is not None and store.exists(f"{_url_of(job, name)}/{RUN_FILE}"):
-        earlier = find_earlier(store, _url_of(job, name), given)
+        earlier = find_earlier(store, _url_of(job, name), job)
+    job, plan, train, val = _prepare(job, stack, store, config, earlier is not None, say)
     if earlier is None:
         run_name, run_url, run = _begin(given, job, store, stack, plan, train, val, parent, name)
     else:
@@ -206,18 +215,16 @@ def drive(
 
 
 def _prepare(
-    job: Job, stack: Stack | None, say: Say
-) -> tuple[Job, Store, StoreConfig, Plan, Manifest, Manifest]:
+    job: Job, stack: Stack | None, store: Store, config: StoreConfig, has_begun: bool, say: Say
+) -> tuple[Job, Plan, Manifest, Manifest]:
     """What must hold before anything is written: data, plan and cluster; the job on the
-    accelerator that it gets."""
+    accelerator that it gets. has_begun: the run is in MLflow, which may be away now."""
     check_imports()
     choose(job, look())  # what there can never be is said first
-    config = build_store_config(job, stack)
-    store = Store(config)
     if job.cluster.address != LOCAL:  # one machine has just asked itself
         checks, notes = look_before(job, store, config, tracking_uri(job, stack))
         for check in checks:
-            if check.problem is not None:
+            if check.problem is not None and not (has_begun and check.name == "tracking"):
                 raise check.problem
         for note in notes:
             say(f"note: {note}")
@@ -230,7 +237,7 @@ def _prepare(
         val_samples=val.num_samples,
         shape=shard_shape(train),
     )
-    return job, store, config, plan, train, val
+    return job, plan, train, val
 
 
 def _url_of(job: Job, run_name: str) -> str:

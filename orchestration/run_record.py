@@ -69,6 +69,7 @@ FREE = (
     "storage.",
     "loss.not_finite",
     "tracking.log_every_steps",
+    "tracking.register",
     "checkpoint.every_steps",
     "checkpoint.keep",
     "data.loader_workers",
