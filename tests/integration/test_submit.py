@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from tests.integration.conftest import Home
@@ -65,6 +66,9 @@ def test_submitted_followed_and_found_in_mlflow(cluster: Home, laptop: Home) -> 
 
     run = MlflowClient(tracking_uri=url(cluster, "mlflow")).get_run(run_id[1])
     assert run.info.status == "FINISHED"
+    page = f"{url(cluster, 'dashboard')}/#/jobs/{submission[1]}"  # as the laptop reaches it
+    assert run.data.tags["rayception.submission_page"] == page
+    assert f"[{submission[1]}]({page})" in run.data.tags["mlflow.note.content"]
     found = json.loads(called(laptop, "status", submission[1], "--json").stdout)
     assert found["status"] == "SUCCEEDED"
     listed = json.loads(called(laptop, "list", "--json").stdout)
@@ -77,8 +81,11 @@ def test_submitted_followed_and_found_in_mlflow(cluster: Home, laptop: Home) -> 
 
 
 @pytest.mark.timeout(600)
-def test_a_submission_is_stopped(cluster: Home, laptop: Home) -> None:
-    sent = called(laptop, "submit", JOB, *places(cluster), "--json")
+def test_a_submission_is_stopped_and_goes_on_while_mlflow_is_away(
+    cluster: Home, laptop: Home
+) -> None:
+    short = ["schedule.epochs=2", "schedule.warmup_epochs=0"]
+    sent = called(laptop, "submit", JOB, *places(cluster), *short, "--json")
     submission = json.loads(sent.stdout)["submission"]
     wait_for(
         lambda: "run quickstart-" in laptop.call("logs", submission).stdout, 120, "a run's start"
@@ -93,6 +100,31 @@ def test_a_submission_is_stopped(cluster: Home, laptop: Home) -> None:
     experiment = client.get_experiment_by_name("quickstart")
     newest = client.search_runs([experiment.experiment_id], max_results=1)[0]
     assert newest.info.status == "KILLED"  # the driver was interrupted, and said so
+
+    server = psutil.Process(cluster.state["processes"]["mlflow"][0])
+    for one in [*server.children(recursive=True), server]:
+        one.kill()
+    run_url = newest.data.tags["rayception.storage"]
+    s3 = url(cluster, "s3")
+    to_cluster = ["--address", url(cluster, "dashboard"), "--endpoint-url", s3, "--json"]
+    sent = called(laptop, "resume", run_url, *to_cluster)
+    again = json.loads(sent.stdout)["submission"]
+
+    def status() -> str:
+        said: str = json.loads(called(laptop, "status", again, "--json").stdout)["status"]
+        return said
+
+    wait_for(lambda: status() in ("SUCCEEDED", "FAILED"), 240, "the run's end")
+    log = called(laptop, "logs", again).stdout
+    assert status() == "SUCCEEDED", log
+    assert f"`rayception sync {run_url}`" in " ".join(log.split())
+    port = str(cluster.state["ports"]["mlflow"])
+    called(cluster, "stack", "up", "--mlflow-port", port)
+    called(cluster, "sync", run_url, "--endpoint-url", "local")
+    ended = client.get_run(newest.info.run_id)
+    assert ended.info.status == "FINISHED"
+    steps = [point.step for point in client.get_metric_history(ended.info.run_id, "train/loss")]
+    assert steps == list(range(1, 91))
 
 
 @pytest.mark.parametrize(

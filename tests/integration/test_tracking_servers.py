@@ -289,6 +289,7 @@ def test_a_run_with_the_password_in_its_environment_alone(
     done = terminal.call(
         *("run", "jobs/quickstart.yaml", "--json", f"tracking.uri={server.uri}"),
         *("schedule.epochs=1", "schedule.warmup_epochs=0"),
+        *("cluster.dollars_per_hour={CPU: 3.6}", "tracking.register=digits"),
         timeout_s=500,
     )
     assert done.returncode == 0, done.stderr
@@ -301,6 +302,11 @@ def test_a_run_with_the_password_in_its_environment_alone(
     assert run.info.status == "FINISHED"
     steps = [point.step for point in client.get_metric_history(run_id, "train/loss")]
     assert steps == list(range(1, 46))
+    hours = run.data.metrics["run/rank_hours"]
+    assert 2 * 5 / 3600 < hours < 2 * 500 / 3600  # two ranks, for seconds
+    assert run.data.metrics["run/dollars"] == pytest.approx(3.6 * hours)
+    champion = client.get_model_version_by_alias("digits", "champion")
+    assert f"models:/{champion.model_id}" == outcome["model_uri"]
 
     listed = terminal.call("runs", "--tracking-uri", server.uri, "--status", "finished", "--json")
     assert listed.returncode == 0, listed.stderr
