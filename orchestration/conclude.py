@@ -1,7 +1,6 @@
 """What a run whose training is done leaves in MLflow; by its driver, or later by `sync`."""
 
 import io
-from collections.abc import Sequence
 
 from PIL import Image
 
@@ -17,7 +16,7 @@ from orchestration.job import Job
 from orchestration.local import Say
 from orchestration.plan import build_job_architecture
 from orchestration.said import load_predictions
-from orchestration.timeline import Attempt, load_attempts, tags_of
+from orchestration.timeline import load_attempts
 from orchestration.tracking.model import log_classifier, register_model
 from orchestration.tracking.outbox import Outbox
 from orchestration.tracking.runs import (
@@ -48,15 +47,15 @@ def conclude_run(
     run: RunRef,
     run_url: str,
     state: TrainState,
-    attempts: Sequence[Attempt],
+    tags: dict[str, str],
     say: Say,
 ) -> str | None:
-    """Logs what a complete run has to show and its model, and ends it in MLflow; what MLflow does
-    not take is kept for `sync`. -> the model's URI, None where MLflow was away. Raises StoreError,
-    TrainingError."""
+    """Logs what a complete run has to show and its model, and ends it in MLflow with these tags and
+    those of its checkpoints; what MLflow does not take is kept for `sync`. -> the model's URI, None
+    where MLflow was away. Raises StoreError, TrainingError."""
     outbox = Outbox(store, run_url)
     send_evaluation(job, store, run, run_url)
-    tags = tags_of(attempts) | checkpoint_tags(store, run_url)
+    tags = tags | checkpoint_tags(store, run_url)
     try:
         send_kept(run, outbox)
         log_pictures(store, run, run_url)
@@ -70,15 +69,12 @@ def conclude_run(
     return uri
 
 
-def end_run(
-    store: Store, run: RunRef, run_url: str, status: str, attempts: Sequence[Attempt]
-) -> None:
+def end_run(store: Store, run: RunRef, run_url: str, status: str, tags: dict[str, str]) -> None:
     """Ends a run that is not complete, FAILED or KILLED, with the pictures of what it did; where
     MLflow is away, the outbox remembers it. Raises StoreError."""
-    tags = tags_of(attempts) | checkpoint_tags(store, run_url)
+    tags = tags | checkpoint_tags(store, run_url)
     try:
-        if attempts:
-            log_pictures(store, run, run_url)
+        log_pictures(store, run, run_url)
         close_run(run, status, tags)
     except ServiceError:
         Outbox(store, run_url).keep_end(status, tags)
@@ -129,10 +125,12 @@ def send_evaluation(job: Job, store: Store, run: RunRef, run_url: str) -> None:
 
 
 def log_pictures(store: Store, run: RunRef, run_url: str) -> None:
-    """The curves of what MLflow has by now, and the run's timeline. Raises ServiceError,
-    StoreError."""
-    found = of_history(histories(run, DRAWN))
-    found |= of_life(load_attempts(store, run_url), run_url.rpartition("/")[2])
+    """The curves of what MLflow has by now, and the run's timeline; nothing of a run that never
+    began to train. Raises ServiceError, StoreError."""
+    attempts = load_attempts(store, run_url)
+    if not attempts:
+        return
+    found = of_history(histories(run, DRAWN)) | of_life(attempts, run_url.rpartition("/")[2])
     for name, content in found.items():
         log_file(run, f"pictures/{name}", content)
 

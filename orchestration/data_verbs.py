@@ -5,7 +5,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -16,6 +16,10 @@ from orchestration.errors import JobError
 from orchestration.job_places import LOCAL
 from orchestration.rules import without_secrets
 from orchestration.tables import print_json, print_panel
+
+if TYPE_CHECKING:
+    from orchestration.local import Say
+    from orchestration.stack import Stack
 
 console = Console(highlight=False)
 
@@ -126,18 +130,26 @@ def open_store(endpoint_url: str | None) -> Store:
 @contextlib.contextmanager
 def using_store(endpoint_url: str | None) -> Iterator[Store]:
     """The store of an --endpoint-url; the embedded one runs for the block."""
-    if endpoint_url != LOCAL:
-        yield open_store(endpoint_url)
-        return
-    from orchestration.local import using
-    from orchestration.stack import stack_folder
-
-    with using(stack_folder(), frozenset({"s3"}), num_cpus=1, say=quiet):
+    with embedded(frozenset({"s3"} if endpoint_url == LOCAL else ())):
         yield open_store(endpoint_url)
 
 
 def quiet(line: str) -> None:
     """Where the stack's start is not what was asked for."""
+
+
+@contextlib.contextmanager
+def embedded(parts: frozenset[str], tell: "Say" = quiet) -> Iterator["Stack | None"]:
+    """The embedded stack with these services (Ray is not among them) for the block: started where
+    it does not run, and turned off again; None where none is asked for. Raises ServiceError."""
+    if not parts:
+        yield None
+        return
+    from orchestration.local import using
+    from orchestration.stack import stack_folder
+
+    with using(stack_folder(), parts, num_cpus=1, say=tell) as stack:
+        yield stack
 
 
 def checked_url(url: str) -> str:

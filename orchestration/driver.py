@@ -51,6 +51,7 @@ from orchestration.rounds import train_run
 from orchestration.run_record import RUN_FILE, Earlier, RunRecord, find_earlier, save_record
 from orchestration.stack import Stack
 from orchestration.storage import build_store_config, shard_shape
+from orchestration.timeline import tags_of as tags_of_life
 from orchestration.tracking.outbox import Outbox
 from orchestration.tracking.runs import (
     RunRef,
@@ -125,7 +126,14 @@ def run_of(record: RunRecord, job: Job, stack: Stack | None) -> RunRef:
     return RunRef(uri=uri, experiment_id=record.experiment_id, run_id=record.run_id)
 
 
-def _go_on(job: Job, stack: Stack | None, store: Store, earlier: Earlier, say: Say) -> RunRef:
+def _go_on(
+    job: Job,
+    stack: Stack | None,
+    store: Store,
+    earlier: Earlier,
+    tags: dict[str, str],
+    say: Say,
+) -> RunRef:
     """Opens an earlier run again, also without MLflow's help where it is away. Raises JobError
     where the run is complete; StoreError."""
     run = run_of(earlier.record, job, stack)
@@ -139,7 +147,7 @@ def _go_on(job: Job, stack: Stack | None, store: Store, earlier: Earlier, say: S
                 "`rayception fork` it, with more epochs or another recipe."
             )
         outbox.forget_end()
-        reopen_run(run, tags=earlier.changed | submission_tags())
+        reopen_run(run, tags=tags)
     except ServiceError as error:
         say(f"note: {error}")
         say("going on; what MLflow is to have is kept in storage until it answers")
@@ -172,11 +180,13 @@ def drive(
     if name is not None and store.exists(f"{_url_of(job, name)}/{RUN_FILE}"):
         earlier = find_earlier(store, _url_of(job, name), job)
     job, plan, train, val = _prepare(job, stack, store, config, earlier is not None, say)
+    # What a run that goes on has to add; said at once, and again at its end: MLflow may be away.
+    told = {} if earlier is None else earlier.changed | submission_tags()
     if earlier is None:
         run_name, run_url, run = _begin(given, job, store, stack, plan, train, val, parent, name)
     else:
         run_name, run_url = earlier.record.name, earlier.url
-        run = _go_on(job, stack, store, earlier, say)
+        run = _go_on(job, stack, store, earlier, told, say)
     if start_from is not None:
         save_checkpoint(store, run_url, start_from)
     say(f"run {run_name} in MLflow experiment {job.experiment}")
@@ -194,13 +204,14 @@ def drive(
             checkpoint_url, state = train_run(job, hand, store, chronicle, say)
         say("training done; logging the model")
         chronicle.close()
-        model_uri = conclude_run(job, store, run, run_url, state, chronicle.attempts, say)
+        tags = told | tags_of_life(chronicle.attempts)
+        model_uri = conclude_run(job, store, run, run_url, state, tags, say)
         attempts = int(ray.get(board.count_attempts.remote(), timeout=30))
     except BaseException as error:
         status = "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED"
         with contextlib.suppress(StoreError):  # what went wrong first is what is told
             chronicle.close()
-            end_run(store, run, run_url, status, chronicle.attempts)
+            end_run(store, run, run_url, status, told | tags_of_life(chronicle.attempts))
         raise
     return Outcome(
         run=run,

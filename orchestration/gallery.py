@@ -91,7 +91,7 @@ def of_history(points: Mapping[str, Sequence[tuple[int, float]]]) -> dict[str, b
 
 def of_life(attempts: Sequence[Attempt], name: str) -> dict[str, bytes]:
     """A run's timeline."""
-    return {"timeline.html": timeline_page(attempts, name).encode()} if attempts else {}
+    return {"timeline.html": timeline_page(attempts, name).encode()}
 
 
 def of_samples(job: Job, plan: Plan, store: Store, train: Manifest) -> bytes:

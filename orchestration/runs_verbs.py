@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from orchestration.data_verbs import AsJson, quiet
+from orchestration.data_verbs import AsJson, embedded, quiet
 from orchestration.errors import JobError
 from orchestration.job_places import LOCAL, is_remote
 from orchestration.moment import clock
@@ -151,10 +151,8 @@ def _serving(given: str | None, tell: "Say") -> Iterator[tuple[str, "Stack | Non
             )
         yield uri, None
         return
-    from orchestration.local import using
-    from orchestration.stack import stack_folder
-
-    with using(stack_folder(), frozenset({"s3", "mlflow"}), num_cpus=1, say=tell) as stack:
+    with embedded(frozenset({"s3", "mlflow"}), tell) as stack:
+        assert stack is not None
         yield stack.mlflow_url, stack
 
 

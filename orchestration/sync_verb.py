@@ -1,18 +1,12 @@
 """The verb that brings MLflow what it missed: sync."""
 
-import contextlib
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-from orchestration.data_verbs import AsJson, Endpoint, quiet, using_store
-from orchestration.job import Job
+from orchestration.data_verbs import AsJson, Endpoint, embedded, using_store
 from orchestration.load import from_dict
 from orchestration.tables import kept_for_json, print_json, say
-
-if TYPE_CHECKING:
-    from orchestration.stack import Stack
 
 
 def sync(
@@ -30,24 +24,10 @@ def sync(
 
         record = load_record(store, url)
         job = from_dict(record.job)
-        with _services_of(job) as stack:
+        with embedded(job.uses() - {"ray"}) as stack:
             sent = sync_run(job, store, run_of(record, job, stack), url)
     if as_json:
         print_json(sent)
         return
     ended = f", and that it has {str(sent['ended']).lower()}" if sent["ended"] else ""
     say(f"sent {sent['points']:,} points and {sent['files']} files of {record.name}{ended}")
-
-
-@contextlib.contextmanager
-def _services_of(job: Job) -> Iterator["Stack | None"]:
-    """The embedded store and MLflow, where the job calls them local, for the block."""
-    from orchestration.local import using
-    from orchestration.stack import stack_folder
-
-    parts = job.uses() - {"ray"}
-    if not parts:
-        yield None
-        return
-    with using(stack_folder(), parts, num_cpus=1, say=quiet) as stack:
-        yield stack

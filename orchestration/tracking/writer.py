@@ -12,7 +12,7 @@ from mlflow.tracking import MlflowClient
 
 from datasets.errors import StoreError
 from orchestration.tracking.outbox import Outbox, Point
-from orchestration.tracking.runs import RunRef, answering
+from orchestration.tracking.runs import RunRef, answering, refusal
 
 logger = logging.getLogger(__name__)
 
@@ -95,6 +95,7 @@ class MetricWriter:
     def _send_all(self) -> None:
         kept_at = time.monotonic()
         deadline: float | None = None
+        said = ""  # why metrics wait: told once, not each second
         while True:
             self._wake.wait(FLUSH_EVERY_S)
             self._wake.clear()
@@ -104,8 +105,14 @@ class MetricWriter:
                 with self._sending:
                     self._send()
                 kept_at = time.monotonic()
+                if said:
+                    logger.warning("MLflow takes metrics again")
+                    said = ""
             except (MlflowException, OSError) as error:
-                logger.warning("MLflow is away (%s); metrics wait", type(error).__name__)
+                why = refusal(self._run.uri, error)
+                if why != said:
+                    logger.warning("metrics wait until MLflow takes them: %s", why)
+                    said = why
                 if time.monotonic() - kept_at > KEEP_EVERY_S:
                     self._try_to_keep()
                     kept_at = time.monotonic()

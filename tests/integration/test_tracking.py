@@ -3,6 +3,7 @@
 import time
 from pathlib import Path
 
+import mlflow
 import psutil
 import pytest
 from mlflow.tracking import MlflowClient
@@ -10,7 +11,7 @@ from mlflow.tracking import MlflowClient
 from datasets.store import Store
 from orchestration.errors import ServiceError
 from orchestration.tracking.outbox import Outbox
-from orchestration.tracking.runs import RunRef, close_run, log_text, open_run
+from orchestration.tracking.runs import Dataset, RunRef, close_run, log_datasets, log_text, open_run
 from orchestration.tracking.writer import MetricWriter, send_kept
 from tests.integration.conftest import Home
 from tests.waiting import wait_for
@@ -37,6 +38,22 @@ def test_run_opens_as_model_training_and_closes(shared_home: Home) -> None:
     tags = client.get_experiment(run.experiment_id).tags
     assert tags["mlflow.experimentKind"] == "custom_model_development"
     assert f"/runs/{run.run_id}/model-metrics" in run.page
+
+
+def test_data_are_told_by_digest_and_found_where_they_lie(shared_home: Home) -> None:
+    client, run = begin(shared_home)
+    urls = ["s3://data/digits/train", "file:///data/val", "https://host.example/val-{0..3}.tar"]
+    log_datasets(
+        run,
+        [
+            Dataset(name=url[:4], digest=f"d{i}", source=url, context="training", profile={"n": i})
+            for i, url in enumerate(urls)
+        ],
+    )
+    inputs = {one.dataset.digest: one for one in client.get_run(run.run_id).inputs.dataset_inputs}
+    sources = [mlflow.data.get_source(inputs[f"d{i}"].dataset) for i in range(len(urls))]
+    assert [str(getattr(one, "uri", None) or one.url) for one in sources] == urls
+    assert inputs["d1"].tags[0].value == "training"
 
 
 def kill_mlflow(home: Home) -> None:

@@ -6,7 +6,6 @@ import signal
 import time
 from typing import Any
 
-import psutil
 import pytest
 
 from datasets.store import Store, StoreConfig
@@ -128,48 +127,4 @@ def test_storage_that_is_killed_for_a_while_ends_nothing(
     assert client(home).get_run(run_id).info.status == "FINISHED"
     assert steps_of(home, run_id) == list(range(1, 181))
     assert len(checkpoint_names(store, url)) <= 4  # the newest three, and the best
-    assert home.call("stack", "down", "--force").returncode == 0
-
-
-@pytest.mark.timeout(600)
-def test_mlflow_away_until_the_end_and_the_driver_killed_in_between(
-    home: Home, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """MLflow is killed and stays away while the driver is killed, the run goes on and finishes;
-    later `sync` tells it everything, each step once."""
-    assert home.call("stack", "up").returncode == 0
-    store = store_of(home, monkeypatch)
-    uri = f"http://127.0.0.1:{home.state['ports']['mlflow']}"
-    process = home.start("run", *SHORT, f"tracking.uri={uri}")
-    url = wait_for_step(home, store, process, 45)
-    server = psutil.Process(home.state["processes"]["mlflow"][0])
-    for one in [*server.children(recursive=True), server]:
-        one.kill()
-    wait_for_step(home, store, process, 90)
-    process.send_signal(signal.SIGKILL)
-    process.wait(30)
-    done = home.call("resume", url, "--endpoint-url", "local", timeout_s=400)
-    assert done.returncode == 0, done.stderr
-    assert f"`rayception sync {url}` sends MLflow what is left" in " ".join(done.stdout.split())
-    refused = home.call("sync", url, "--endpoint-url", "local")
-    assert refused.returncode == 3
-    assert refused.stderr.count("\n") == 1
-    again = home.call("resume", url, "--endpoint-url", "local")
-    assert again.returncode == 2  # complete, though MLflow does not know
-    port = uri.rpartition(":")[2]
-    up = home.call("stack", "up", "--mlflow-port", port)
-    assert up.returncode == 0, up.stderr
-    run_id = json.loads(store.read(f"{url}/run.json"))["run_id"]
-    assert client(home).get_run(run_id).info.status == "RUNNING"
-    synced = home.call("sync", url, "--endpoint-url", "local", "--json")
-    assert synced.returncode == 0, synced.stderr
-    assert json.loads(synced.stdout)["ended"] == "FINISHED"
-    run = client(home).get_run(run_id)
-    assert run.info.status == "FINISHED"
-    assert run.data.tags["rayception.model"].startswith("models:/")
-    assert steps_of(home, run_id) == list(range(1, 181))
-    assert run.data.metrics["val_ema/top1"] > 80
-    assert json.loads(home.call("sync", url, "--endpoint-url", "local", "--json").stdout) == {
-        "points": 0, "files": 0, "ended": "",
-    }  # fmt: skip
     assert home.call("stack", "down", "--force").returncode == 0

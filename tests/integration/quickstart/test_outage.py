@@ -1,0 +1,119 @@
+"""MLflow goes away in the middle of a run, for a while or until after its end."""
+
+import json
+import os
+import signal
+import time
+from typing import Any
+
+import psutil
+import pytest
+
+from tests.integration.conftest import Home
+from tests.integration.quickstart.conftest import JOB, Finished
+from tests.integration.quickstart.test_resume import (
+    SHORT,
+    client,
+    steps_of,
+    store_of,
+    wait_for_step,
+)
+
+AWAY_S = 60.0
+
+
+def kill_mlflow(home: Home) -> None:
+    server = psutil.Process(home.state["processes"]["mlflow"][0])
+    for one in [*server.children(recursive=True), server]:
+        one.kill()
+
+
+def points_of(home: Home, run_id: str) -> dict[str, list[tuple[int, float]]]:
+    """(step, value) of every metric that follows from the job alone, in the order of MLflow."""
+    found: Any = client(home)
+    keys = [
+        key
+        for key in found.get_run(run_id).data.metrics
+        if key in ("train/loss", "train/lr", "train/grad_norm", "train/epoch")
+        or (key.startswith(("val/", "val_ema/")) and key != "val/seconds")
+    ]
+    return {
+        key: sorted((p.step, p.value) for p in found.get_metric_history(run_id, key))
+        for key in keys
+    }
+
+
+@pytest.mark.timeout(600)
+def test_mlflow_killed_for_a_minute_leaves_no_trace_in_the_metrics(
+    finished: Finished, home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The quickstart once more, on one core so that it lasts: its server is killed with -9 and
+    started again after a minute. Every point is there once, with the value that it has in the run
+    to which nothing happened."""
+    cores = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(cores)})  # what is started from here inherits it
+    try:
+        assert home.call("stack", "up").returncode == 0
+        store = store_of(home, monkeypatch)
+        process = home.start("run", JOB)
+    finally:
+        os.sched_setaffinity(0, cores)
+    url = wait_for_step(home, store, process, 45)
+    kill_mlflow(home)
+    time.sleep(AWAY_S)
+    assert process.poll() is None, "the run ended before its server came back"
+    up = home.call("stack", "up", "--mlflow-port", str(home.state["ports"]["mlflow"]))
+    assert up.returncode == 0, up.stderr
+    assert process.wait(300) == 0, (home.folder / "stderr").read_text()
+    run_id = json.loads(store.read(f"{url}/run.json"))["run_id"]
+    run = client(home).get_run(run_id)
+    assert run.info.status == "FINISHED"
+    assert run.data.tags["rayception.attempts"] == "1"
+    found = points_of(home, run_id)
+    assert len(found) == 10
+    assert [step for step, _ in found["train/loss"]] == list(range(1, 361))
+    assert found == points_of(finished.home, finished.outcome["run"]["run_id"])
+    assert not list(store.list(f"{url}/outbox/"))
+    assert home.call("stack", "down", "--force").returncode == 0
+
+
+@pytest.mark.timeout(600)
+def test_mlflow_away_until_the_end_and_the_driver_killed_in_between(
+    home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """MLflow is killed and stays away while the driver is killed, the run goes on and finishes;
+    later `sync` tells it everything, each step once."""
+    assert home.call("stack", "up").returncode == 0
+    store = store_of(home, monkeypatch)
+    uri = f"http://127.0.0.1:{home.state['ports']['mlflow']}"
+    process = home.start("run", *SHORT, f"tracking.uri={uri}")
+    url = wait_for_step(home, store, process, 45)
+    kill_mlflow(home)
+    wait_for_step(home, store, process, 90)
+    process.send_signal(signal.SIGKILL)
+    process.wait(30)
+    done = home.call("resume", url, "--endpoint-url", "local", timeout_s=400)
+    assert done.returncode == 0, done.stderr
+    assert f"`rayception sync {url}` sends MLflow what is left" in " ".join(done.stdout.split())
+    refused = home.call("sync", url, "--endpoint-url", "local")
+    assert refused.returncode == 3
+    assert refused.stderr.count("\n") == 1
+    again = home.call("resume", url, "--endpoint-url", "local")
+    assert again.returncode == 2  # complete, though MLflow does not know
+    port = uri.rpartition(":")[2]
+    up = home.call("stack", "up", "--mlflow-port", port)
+    assert up.returncode == 0, up.stderr
+    run_id = json.loads(store.read(f"{url}/run.json"))["run_id"]
+    assert client(home).get_run(run_id).info.status == "RUNNING"
+    synced = home.call("sync", url, "--endpoint-url", "local", "--json")
+    assert synced.returncode == 0, synced.stderr
+    assert json.loads(synced.stdout)["ended"] == "FINISHED"
+    run = client(home).get_run(run_id)
+    assert run.info.status == "FINISHED"
+    assert run.data.tags["rayception.model"].startswith("models:/")
+    assert steps_of(home, run_id) == list(range(1, 181))
+    assert run.data.metrics["val_ema/top1"] > 80
+    assert json.loads(home.call("sync", url, "--endpoint-url", "local", "--json").stdout) == {
+        "points": 0, "files": 0, "ended": "",
+    }  # fmt: skip
+    assert home.call("stack", "down", "--force").returncode == 0
