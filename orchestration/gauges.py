@@ -1,11 +1,13 @@
 """What a node is busy with: its processors, memory, network, disk and GPUs. One rank a node reads
 them, in a thread, beside training."""
 
+import contextlib
 import threading
 import time
 from collections.abc import Callable
 
 import psutil
+import pynvml
 
 EVERY_S = 10.0
 GIB = 2**30
@@ -50,21 +52,22 @@ def _counters() -> Counters:
 
 
 def _gpus() -> dict[str, float]:
-    """Of every GPU of the node, where nvidia-ml-py is installed; else nothing."""
+    """Of every GPU of the node; nothing where there is no NVIDIA driver. What a GPU does not say is
+    left out: a slice of one (MIG) knows no utilization, some cards no power."""
     try:
-        import pynvml
-
         pynvml.nvmlInit()
-    except Exception:  # no such package, no driver: its errors are many and mean the same
+        gpus = [pynvml.nvmlDeviceGetHandleByIndex(i) for i in range(pynvml.nvmlDeviceGetCount())]
+    except pynvml.NVMLError:
         return {}
     found: dict[str, float] = {}
-    for number in range(pynvml.nvmlDeviceGetCount()):
-        gpu = pynvml.nvmlDeviceGetHandleByIndex(number)
-        memory = pynvml.nvmlDeviceGetMemoryInfo(gpu)
-        rates = pynvml.nvmlDeviceGetUtilizationRates(gpu)
-        found |= {
-            f"gpu_{number}_utilization_percentage": float(rates.gpu),
-            f"gpu_{number}_memory_usage_percentage": 100 * memory.used / memory.total,
-            f"gpu_{number}_power_usage_watts": pynvml.nvmlDeviceGetPowerUsage(gpu) / 1000,
-        }
+    for number, gpu in enumerate(gpus):
+        with contextlib.suppress(pynvml.NVMLError):
+            busy = pynvml.nvmlDeviceGetUtilizationRates(gpu).gpu
+            found[f"gpu_{number}_utilization_percentage"] = float(busy)
+        with contextlib.suppress(pynvml.NVMLError):
+            memory = pynvml.nvmlDeviceGetMemoryInfo(gpu)
+            found[f"gpu_{number}_memory_usage_percentage"] = 100 * memory.used / memory.total
+        with contextlib.suppress(pynvml.NVMLError):
+            milliwatts = pynvml.nvmlDeviceGetPowerUsage(gpu)
+            found[f"gpu_{number}_power_usage_watts"] = milliwatts / 1000
     return found

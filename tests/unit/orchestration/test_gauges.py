@@ -1,0 +1,75 @@
+"""What a node says that it is busy with."""
+
+import threading
+import time
+from types import SimpleNamespace
+from typing import Any
+
+import pynvml
+import pytest
+
+from orchestration import gauges
+
+GIB = 2**30
+
+
+def test_a_node_without_a_gpu_says_the_rest(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The real numbers of this machine, twice, a moment apart."""
+    monkeypatch.setattr(gauges, "EVERY_S", 0.2)
+    told: list[dict[str, float]] = []
+    enough = threading.Event()
+
+    def tell(values: dict[str, float]) -> None:
+        told.append(values)
+        if len(told) == 2:
+            enough.set()
+
+    done = gauges.watch(tell)
+    assert enough.wait(20)
+    done.set()
+    for values in told[:2]:
+        assert 0 <= values["cpu_utilization_percentage"] <= 100
+        assert 0 < values["system_memory_usage_percentage"] <= 100
+        assert values["network_receive_mb_per_second"] >= 0
+    time.sleep(0.5)
+    said = len(told)
+    time.sleep(0.5)
+    assert len(told) == said  # it has ended
+
+
+@pytest.fixture
+def two_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The driver's answers on a node whose second GPU is cut in slices, which know no utilization.
+    (The library is the real one; there is no GPU to ask.)"""
+
+    def no_slice(answer: Any) -> Any:
+        def ask(gpu: int) -> Any:
+            if gpu == 1:
+                raise pynvml.NVMLError(pynvml.NVML_ERROR_NOT_SUPPORTED)
+            return answer
+
+        return ask
+
+    answers = {
+        "nvmlInit": lambda: None,
+        "nvmlDeviceGetCount": lambda: 2,
+        "nvmlDeviceGetHandleByIndex": lambda number: number,
+        "nvmlDeviceGetUtilizationRates": no_slice(SimpleNamespace(gpu=97, memory=40)),
+        "nvmlDeviceGetMemoryInfo": lambda gpu: SimpleNamespace(used=20 * GIB, total=80 * GIB),
+        "nvmlDeviceGetPowerUsage": no_slice(650_500),
+    }
+    for name, answer in answers.items():
+        assert hasattr(pynvml, name)
+        monkeypatch.setattr(pynvml, name, answer)
+
+
+def test_a_gpu_that_does_not_say_all_silences_nothing(two_gpus: None) -> None:
+    moment = (time.monotonic(), {"network_receive": 0, "network_transmit": 0})
+    found = gauges.read(moment, moment)
+    assert {name: value for name, value in found.items() if name.startswith("gpu_")} == {
+        "gpu_0_utilization_percentage": 97.0,
+        "gpu_0_memory_usage_percentage": 25.0,
+        "gpu_0_power_usage_watts": 650.5,
+        "gpu_1_memory_usage_percentage": 25.0,
+    }
+    assert "cpu_utilization_percentage" in found
