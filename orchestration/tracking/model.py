@@ -13,7 +13,7 @@ import mlflow
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
-from orchestration.tracking.runs import MODEL_TAG, RunRef, answering
+from orchestration.tracking.runs import MODEL_TAG, NOTE_TAG, RunRef, answering
 
 if TYPE_CHECKING:
     from inception.network import InceptionNet
@@ -58,7 +58,7 @@ def log_classifier(
                 run.experiment_id,
                 name="model",
                 source_run_id=run.run_id,
-                tags={STEP_TAG: str(step)},
+                tags={STEP_TAG: str(step), NOTE_TAG: _note(classes, input_size, step)},
                 params=client.get_run(run.run_id).data.params,
             )
             info = mlflow.models.Model.log(
@@ -76,6 +76,20 @@ def log_classifier(
                 pip_requirements=_requirements(),
             )
     return str(info.model_uri)
+
+
+def _note(classes: Sequence[str], input_size: int, step: int) -> str:
+    """The model's description, in Markdown."""
+    return (
+        f"Takes a column `image` of JPEG, PNG or WebP bytes, and answers with the likeliest of "
+        f"{len(classes):,} classes, its probability, and the best five. Weights of step {step:,}; "
+        f"it looks at {input_size} x {input_size} pixels and does its own preprocessing. "
+        "Loading needs what its requirements.txt names, and no checkout:\n\n"
+        "```python\n"
+        'model = mlflow.pyfunc.load_model("models:/<the id of this model>")\n'
+        'model.predict(pandas.DataFrame({"image": [open("cat.jpg", "rb").read()]}))\n'
+        "```"
+    )
 
 
 def _write_artifacts(

@@ -66,7 +66,7 @@ def test_an_experiment_its_run_and_its_charts(
     keep(page, "experiment", tmp_path)
     page.goto(finished.outcome["run"]["uri"] + table_page(finished.outcome["run"]["experiment_id"]))
     for column in ("val_ema/top1", "run/goodput"):  # of rayception's own view
-        expect(page.get_by_role("columnheader", name=column)).to_be_visible()
+        expect(page.get_by_role("columnheader", name=column).first).to_be_visible()
     expect(page.get_by_text(finished.outcome["run_name"]).first).to_be_visible()  # whole
     keep(page, "table", tmp_path)
     run_id = finished.outcome["run"]["run_id"]
@@ -96,4 +96,5 @@ def test_its_confusion_matrix_and_its_model(page: Page, finished: Finished, tmp_
     look(page, finished, f"/models/{model}")
     expect(page.get_by_text("Ready", exact=True).first).to_be_visible()
     expect(page.get_by_test_id("logged-model-details-metrics-table")).to_be_visible()
+    expect(page.get_by_text("does its own preprocessing").first).to_be_visible()
     keep(page, "model", tmp_path)
