@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import mlflow
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
+from mlflow.utils.mlflow_tags import MLFLOW_MODEL_VERSIONS
 
 from orchestration.tracking.runs import MODEL_TAG, NOTE_TAG, RunRef, answering
 
@@ -180,16 +181,29 @@ def _version_of(client: MlflowClient, run: RunRef, model_uri: str, name: str, to
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
+    model_id = model_uri.removeprefix("models:/")
+    said = client.get_logged_model(model_id).tags
     # By the run, not by the name: a name's quotes would have to be escaped.
     for found in client.search_model_versions(f"run_id = '{run.run_id}'"):
         if found.name == name and found.tags.get(MODEL_TAG) == model_uri:
-            return int(found.version)
-    model_id = model_uri.removeprefix("models:/")
-    tags = {TOP1_TAG: str(top1), RUN_TAG: run.run_id, MODEL_TAG: model_uri}
-    step = client.get_logged_model(model_id).tags.get(STEP_TAG)
-    if step is not None:
-        tags[STEP_TAG] = step
-    made = client.create_model_version(
-        name, source=model_uri, run_id=run.run_id, tags=tags, model_id=model_id
-    )
-    return int(made.version)
+            version = int(found.version)
+            break
+    else:
+        tags = {TOP1_TAG: str(top1), RUN_TAG: run.run_id, MODEL_TAG: model_uri}
+        if STEP_TAG in said:
+            tags[STEP_TAG] = said[STEP_TAG]
+        made = client.create_model_version(
+            name,
+            source=model_uri,
+            run_id=run.run_id,
+            tags=tags,
+            model_id=model_id,
+            description=said.get(NOTE_TAG),
+        )
+        version = int(made.version)
+    # By this tag the UI shows the version on the pages of the run and of the model.
+    versions = json.loads(said.get(MLFLOW_MODEL_VERSIONS, "[]"))
+    if (entry := {"name": name, "version": str(version)}) not in versions:
+        listed = json.dumps([*versions, entry])
+        client.set_logged_model_tags(model_id, {MLFLOW_MODEL_VERSIONS: listed})
+    return version

@@ -245,6 +245,9 @@ def test_only_a_better_one_becomes_champion(served: Served, photographs: dict[st
             assert register_model(run, uri, name=name, top1=top1) == (number, is_champion)
         assert client.get_model_version_by_alias(name, "champion").version == champion
     assert register_model(runs[0], uris[0], name=name, top1=90.0) == (1, False)
+    shown = client.get_logged_model(uris[0].removeprefix("models:/")).tags["mlflow.modelVersions"]
+    assert json.loads(shown) == [{"name": name, "version": "1"}]  # once, for the UI
+    assert "its own preprocessing" in client.get_model_version(name, "2").description
     tags = client.get_model_version(name, "2").tags
     assert tags["rayception.top1"] == "80.0"
     assert tags["rayception.run"] == runs[1].run_id

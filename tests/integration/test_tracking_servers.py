@@ -306,7 +306,7 @@ def test_a_run_with_the_password_in_its_environment_alone(
     assert 2 * 5 / 3600 < hours < 2 * 500 / 3600  # two ranks, for seconds
     assert run.data.metrics["run/dollars"] == pytest.approx(3.6 * hours)
     champion = client.get_model_version_by_alias("digits", "champion")
-    assert f"models:/{champion.model_id}" == outcome["model_uri"]
+    assert champion.tags["rayception.model"] == outcome["model_uri"]
 
     listed = terminal.call("runs", "--tracking-uri", server.uri, "--status", "finished", "--json")
     assert listed.returncode == 0, listed.stderr

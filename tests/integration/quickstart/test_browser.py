@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Page, expect, sync_playwright
 
+from orchestration.tracking.model import register_model
+from orchestration.tracking.runs import RunRef
 from orchestration.tracking.table_view import table_page
 from tests.integration.quickstart.conftest import Finished
 
@@ -92,9 +94,17 @@ def test_its_confusion_matrix_and_its_model(page: Page, finished: Finished, tmp_
     inside.locator("#rows a").first.click()
     expect(inside.get_by_role("heading", name="was taken for", exact=True)).to_be_visible()
     keep(page, "confusion", tmp_path)
+    run = finished.outcome["run"]
+    top1 = finished.outcome["metrics"]["val_ema/top1"]
+    register_model(RunRef(**run), finished.outcome["model_uri"], name="digits", top1=top1)
     model = finished.outcome["model_uri"].removeprefix("models:/")
     look(page, finished, f"/models/{model}")
+    registered = page.locator('a[href="#/models/digits/versions/1"]').first
+    expect(registered).to_be_visible()
     expect(page.get_by_text("Ready", exact=True).first).to_be_visible()
     expect(page.get_by_test_id("logged-model-details-metrics-table")).to_be_visible()
     expect(page.get_by_text("does its own preprocessing").first).to_be_visible()
     keep(page, "model", tmp_path)
+    registered.click()
+    expect(page.get_by_text("champion").first).to_be_visible()
+    keep(page, "registered", tmp_path)
