@@ -48,25 +48,27 @@ class Chronicle:
             replace(one, ended_by=one.ended_by or UNKNOWN) for one in load_attempts(store, run_url)
         ]
         self._writer = MetricWriter(run, Outbox(store, run_url), "driver")
-        self._lock = threading.Lock()
+        self._lock = threading.Lock()  # of a whole look
+        self._is_live = False  # whether there is a worker group now
         self._saved_at = 0.0
+        self._done = threading.Event()
+        self._looks = threading.Thread(target=self._look_on, name="chronicle", daemon=True)
+        self._looks.start()
 
     @contextlib.contextmanager
     def attempt(self, ranks: int) -> Iterator[None]:
         """Keeps the record of one worker group for the block; how it ended is what it raised, or
         that it did not."""
         now = time.time()
-        last = self.attempts[-1].to_step if self.attempts else 0
         with self._lock:
+            last = self.attempts[-1].to_step if self.attempts else 0
             self.attempts.append(
                 Attempt(
                     began=now, ended=now, ranks=ranks, from_step=last, to_step=last, trained_s=0.0,
                     ended_by="",
                 )
             )  # fmt: skip
-        done = threading.Event()
-        looks = threading.Thread(target=self._look_on, args=(done,), name="chronicle", daemon=True)
-        looks.start()
+            self._is_live = True
         ended_by = LEFT
         try:
             yield
@@ -74,18 +76,25 @@ class Chronicle:
             ended_by = _words(error)
             raise
         finally:
-            done.set()
-            looks.join(2 * BOARD_LIMIT_S)
-            self._look(ended_by)
+            with self._lock:
+                self._look(ended_by)
+                self._is_live = False
             self._save()
 
     def close(self) -> None:
         """Sends what is left. Raises StoreError where it can be neither sent nor kept."""
+        self._done.set()
+        self._looks.join(2 * BOARD_LIMIT_S)
         self._writer.close()
 
-    def _look_on(self, done: threading.Event) -> None:
-        while not done.wait(LOOK_EVERY_S):
-            self._look("")
+    def _look_on(self) -> None:
+        """Also between worker groups, so that a run that waits is told from one that is dead."""
+        while not self._done.wait(LOOK_EVERY_S):
+            with self._lock:
+                if self._is_live:
+                    self._look("")
+                else:
+                    self._tell()
             if time.monotonic() - self._saved_at > SAVE_EVERY_S:
                 self._save()
 
@@ -96,25 +105,33 @@ class Chronicle:
             gauges = ray.get(self._board.take_gauges.remote(), timeout=BOARD_LIMIT_S)
         except ray.exceptions.RayError:  # the cluster is going down
             progress, gauges = None, []
-        with self._lock:
-            one = replace(self.attempts[-1], ended=time.time(), ended_by=ended_by)
-            if progress is not None:
-                one = replace(
-                    one, from_step=progress["from_step"], to_step=progress["step"],
-                    trained_s=progress["trained_s"],
-                )  # fmt: skip
-                if ended_by == LEFT and progress["step"] == progress["total_steps"]:
-                    one = replace(one, ended_by=DONE)
-            self.attempts[-1] = one
+        one = replace(self.attempts[-1], ended=time.time(), ended_by=ended_by)
+        if progress is not None:
+            one = replace(
+                one, from_step=progress["from_step"], to_step=progress["step"],
+                trained_s=progress["trained_s"],
+            )  # fmt: skip
+            if ended_by == LEFT and progress["step"] == progress["total_steps"]:
+                one = replace(one, ended_by=DONE)
+        self.attempts[-1] = one
+        self._tell()
+        for node, at, values in gauges:
+            told = {f"system/{node}/{name}": value for name, value in values.items()}
+            self._writer.log(self._second(at), told)
+
+    def _tell(self) -> None:
+        if not self.attempts:
+            return
         hours = rank_hours(self.attempts)
         told = {"run/goodput": goodput(self.attempts), "run/rank_hours": hours}
         price = self._job.cluster.price_of(self._job.cluster.accelerator)
         if price is not None:
             told["run/dollars"] = hours * price
-        self._writer.log(one.to_step, told)
-        for node, at, values in gauges:  # their steps are seconds of the run
-            second = int(at - self.attempts[0].began)
-            self._writer.log(second, {f"system/{node}/{name}": v for name, v in values.items()})
+        self._writer.log(self._second(time.time()), told)
+
+    def _second(self, at: float) -> int:
+        """The step of what is no step's: seconds since the run's first attempt began."""
+        return int(at - self.attempts[0].began)
 
     def _save(self) -> None:
         try:

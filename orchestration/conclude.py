@@ -1,19 +1,22 @@
 """What a run whose training is done leaves in MLflow; by its driver, or later by `sync`."""
 
+import contextlib
 import io
 
 from PIL import Image
 
 from datasets.audit import read_sample
+from datasets.errors import StoreError
 from datasets.manifest import Manifest, load_manifest
 from datasets.store import Store
 from inception.network import build_network
 from inception.predictions import assess
 from orchestration.checkpoint import TrainState, checkpoint_tags, newest_checkpoint
 from orchestration.errors import ServiceError, TrainingError
-from orchestration.gallery import DRAWN, of_evaluation, of_history, of_life
+from orchestration.gallery import DRAWN, of_evaluation, of_history
 from orchestration.job import Job
 from orchestration.local import Say
+from orchestration.pages import timeline_page
 from orchestration.plan import build_job_architecture
 from orchestration.said import load_predictions
 from orchestration.timeline import load_attempts
@@ -31,6 +34,11 @@ from orchestration.tracking.runs import (
 from orchestration.tracking.writer import send_kept
 
 FINISHED = "FINISHED"
+
+
+def status_of(error: BaseException) -> str:
+    """What a run has become that this ended."""
+    return "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED"
 
 
 def send_file(run: RunRef, outbox: Outbox, path: str, content: bytes) -> None:
@@ -58,6 +66,7 @@ def conclude_run(
     tags = tags | checkpoint_tags(store, run_url)
     try:
         send_kept(run, outbox)
+        send_kept_files(run, outbox)
         log_pictures(store, run, run_url)
         uri = log_final_model(job, store, run, state)
         close_run(run, FINISHED, tags)
@@ -70,14 +79,28 @@ def conclude_run(
 
 
 def end_run(store: Store, run: RunRef, run_url: str, status: str, tags: dict[str, str]) -> None:
-    """Ends a run that is not complete, FAILED or KILLED, with the pictures of what it did; where
-    MLflow is away, the outbox remembers it. Raises StoreError."""
-    tags = tags | checkpoint_tags(store, run_url)
+    """Ends a run that is not complete, FAILED or KILLED, and leaves the pictures of what it did;
+    where MLflow is away, the outbox remembers it. Whatever else is refused, the status is set:
+    storage that is away may be what ended it. Raises StoreError where MLflow is away too."""
+    with contextlib.suppress(StoreError):
+        tags = tags | checkpoint_tags(store, run_url)
     try:
-        log_pictures(store, run, run_url)
         close_run(run, status, tags)
     except ServiceError:
         Outbox(store, run_url).keep_end(status, tags)
+        return
+    with contextlib.suppress(ServiceError, StoreError):
+        log_pictures(store, run, run_url)
+
+
+def send_kept_files(run: RunRef, outbox: Outbox) -> int:
+    """Sends the files of the outbox; -> how many there were. Raises ServiceError, StoreError."""
+    count = 0
+    for path, url, content in outbox.files():
+        log_file(run, path, content)
+        outbox.drop([url])
+        count += 1
+    return count
 
 
 def log_final_model(job: Job, store: Store, run: RunRef, state: TrainState) -> str:
@@ -130,7 +153,8 @@ def log_pictures(store: Store, run: RunRef, run_url: str) -> None:
     attempts = load_attempts(store, run_url)
     if not attempts:
         return
-    found = of_history(histories(run, DRAWN)) | of_life(attempts, run_url.rpartition("/")[2])
+    found = of_history(histories(run, DRAWN))
+    found["timeline.html"] = timeline_page(attempts, run_url.rpartition("/")[2]).encode()
     for name, content in found.items():
         log_file(run, f"pictures/{name}", content)
 
@@ -144,13 +168,12 @@ def sync_run(job: Job, store: Store, run: RunRef, run_url: str) -> dict[str, int
     """
     outbox = Outbox(store, run_url)
     points = send_kept(run, outbox)
-    files = outbox.files()
-    for path, url in files.items():
-        log_file(run, path, store.read(url))
-        outbox.drop([url])
+    files = send_kept_files(run, outbox)
     end = outbox.end()
     if end is not None:
         status, tags = end
+        if status != FINISHED:
+            close_run(run, status, tags)
         log_pictures(store, run, run_url)
         if status == FINISHED:
             found = newest_checkpoint(store, run_url)
@@ -160,6 +183,6 @@ def sync_run(job: Job, store: Store, run: RunRef, run_url: str) -> dict[str, int
                     "what became of the run's folder."
                 )
             log_final_model(job, store, run, found[1])
-        close_run(run, status, tags)
+            close_run(run, status, tags)
         outbox.forget_end()
-    return {"points": points, "files": len(files), "ended": "" if end is None else end[0]}
+    return {"points": points, "files": files, "ended": "" if end is None else end[0]}

@@ -5,9 +5,7 @@ metrics. It runs where it was started: for `rayception run` on this machine.
 """
 
 import contextlib
-import datetime
 import logging
-import secrets
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -19,49 +17,36 @@ import ray
 from datasets.errors import StoreError
 from datasets.manifest import Manifest
 from datasets.store import Store, StoreConfig
-from orchestration.checkout import read_checkout
-from orchestration.checkpoint import TrainState, save_checkpoint
+from orchestration.checkpoint import TrainState
 from orchestration.chronicle import Chronicle
-from orchestration.conclude import FINISHED, conclude_run, end_run
-from orchestration.errors import JobError, ServiceError
+from orchestration.conclude import conclude_run, end_run, status_of
+from orchestration.errors import ServiceError
 from orchestration.introduce import (
-    datasets_of,
-    params_of,
-    reproduce,
+    Start,
+    begin_run,
+    fresh_name,
+    go_on,
+    run_of,
     send_samples,
     submission_tags,
     tags_of,
+    tracking_uri,
 )
 from orchestration.job import Job
 from orchestration.job_places import LOCAL
-from orchestration.load import to_dict, to_yaml
+from orchestration.load import to_dict
 from orchestration.local import Say
 from orchestration.metrics import top1_of
 from orchestration.plan import Plan, make_plan
-from orchestration.preflight import (
-    check_imports,
-    check_init,
-    check_storage,
-    look_before,
-    prepare_data,
-)
+from orchestration.preflight import check_imports, check_init, look_before, prepare_data
 from orchestration.progress import make_board
 from orchestration.room import choose, look, settle
 from orchestration.rounds import train_run
-from orchestration.run_record import RUN_FILE, Earlier, RunRecord, find_earlier, save_record
+from orchestration.run_record import RUN_FILE, Earlier, find_earlier
 from orchestration.stack import Stack
 from orchestration.storage import build_store_config, shard_shape
-from orchestration.timeline import tags_of as tags_of_life
-from orchestration.tracking.outbox import Outbox
-from orchestration.tracking.runs import (
-    RunRef,
-    child_tags,
-    log_datasets,
-    log_text,
-    open_run,
-    reopen_run,
-    run_status,
-)
+from orchestration.timeline import life_tags
+from orchestration.tracking.runs import RunRef, child_tags
 from orchestration.worker import Assignment
 
 Watch = Callable[[Any, Plan], Any]
@@ -115,45 +100,6 @@ def joined(address: str) -> Iterator[None]:
         ray.shutdown()
 
 
-def tracking_uri(job: Job, stack: Stack | None) -> str:
-    """Where the job's MLflow server answers."""
-    return stack.mlflow_url if job.tracking.uri == LOCAL and stack else job.tracking.uri
-
-
-def run_of(record: RunRecord, job: Job, stack: Stack | None) -> RunRef:
-    """A recorded run's place in MLflow."""
-    uri = tracking_uri(job, stack)
-    return RunRef(uri=uri, experiment_id=record.experiment_id, run_id=record.run_id)
-
-
-def _go_on(
-    job: Job,
-    stack: Stack | None,
-    store: Store,
-    earlier: Earlier,
-    tags: dict[str, str],
-    say: Say,
-) -> RunRef:
-    """Opens an earlier run again, also without MLflow's help where it is away. Raises JobError
-    where the run is complete; StoreError."""
-    run = run_of(earlier.record, job, stack)
-    outbox = Outbox(store, earlier.url)
-    end = outbox.end()  # that MLflow has not heard of
-    try:
-        status = run_status(run) if end is None else end[0]
-        if status == FINISHED:
-            raise JobError(
-                f"{earlier.url}: got a run that is complete; there is nothing to go on with. "
-                "`rayception fork` it, with more epochs or another recipe."
-            )
-        outbox.forget_end()
-        reopen_run(run, tags=tags)
-    except ServiceError as error:
-        say(f"note: {error}")
-        say("going on; what MLflow is to have is kept in storage until it answers")
-    return run
-
-
 def drive(
     job: Job,
     *,
@@ -177,25 +123,29 @@ def drive(
     given = job  # with every accelerator that the run may get; `job` has the one that it got
     config = build_store_config(job, stack)
     store = Store(config)
-    if name is not None and store.exists(f"{_url_of(job, name)}/{RUN_FILE}"):
-        earlier = find_earlier(store, _url_of(job, name), job)
+    run_name = name or fresh_name(job)
+    run_url = f"{job.checkpoint.storage.rstrip('/')}/{run_name}"
+    if earlier is None and name is not None and store.exists(f"{run_url}/{RUN_FILE}"):
+        earlier = find_earlier(store, run_url, job)
     job, plan, train, val = _prepare(job, stack, store, config, earlier is not None, say)
     # What a run that goes on has to add; said at once, and again at its end: MLflow may be away.
     told = {} if earlier is None else earlier.changed | submission_tags()
     if earlier is None:
-        run_name, run_url, run = _begin(given, job, store, stack, plan, train, val, parent, name)
+        tags = tags_of(job, plan, train, run_url) | (child_tags(*parent) if parent else {})
+        start = Start(name=run_name, url=run_url, tags=tags, state=start_from)
+        run = begin_run(given, start, tracking_uri(job, stack), store, plan, train, val)
     else:
         run_name, run_url = earlier.record.name, earlier.url
-        run = _go_on(job, stack, store, earlier, told, say)
-    if start_from is not None:
-        save_checkpoint(store, run_url, start_from)
+        run = run_of(earlier.record, job, stack)
+        go_on(run, store, earlier, told, say)
     say(f"run {run_name} in MLflow experiment {job.experiment}")
     if earlier is None:  # beside training; a picture is worth no wait
         looks = (job, plan, store, train, run, run_url)
         threading.Thread(target=send_samples, args=looks, name="samples", daemon=True).start()
-    board = make_board()
-    chronicle = Chronicle(job, store, run, run_url, board)
+    chronicle: Chronicle | None = None
     try:
+        board = make_board()
+        chronicle = Chronicle(job, store, run, run_url, board)
         hand = Assignment(
             job=to_dict(job), plan=plan, run=run, run_url=run_url, store=config, board=board,
             attempt=0,
@@ -204,21 +154,23 @@ def drive(
             checkpoint_url, state = train_run(job, hand, store, chronicle, say)
         say("training done; logging the model")
         chronicle.close()
-        tags = told | tags_of_life(chronicle.attempts)
-        model_uri = conclude_run(job, store, run, run_url, state, tags, say)
-        attempts = int(ray.get(board.count_attempts.remote(), timeout=30))
+        told |= life_tags(chronicle.attempts)
+        model_uri = conclude_run(job, store, run, run_url, state, told, say)
     except BaseException as error:
-        status = "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED"
-        with contextlib.suppress(StoreError):  # what went wrong first is what is told
-            chronicle.close()
-            end_run(store, run, run_url, status, told | tags_of_life(chronicle.attempts))
+        # What went wrong first is what is told.
+        if chronicle is not None:
+            with contextlib.suppress(StoreError):
+                chronicle.close()
+            told |= life_tags(chronicle.attempts)
+        with contextlib.suppress(StoreError):
+            end_run(store, run, run_url, status_of(error), told)
         raise
     return Outcome(
         run=run,
         run_name=run_name,
         metrics={key: value for key, value in state.metrics.items() if "/" in key},
         images_per_second=state.metrics["images_per_second"],
-        attempts=attempts,
+        attempts=len(chronicle.attempts),
         checkpoint_url=checkpoint_url,
         model_uri=model_uri,
         wall_s=time.monotonic() - began,
@@ -235,8 +187,10 @@ def _prepare(
     if job.cluster.address != LOCAL:  # one machine has just asked itself
         checks, notes = look_before(job, store, config, tracking_uri(job, stack))
         for check in checks:
-            if check.problem is not None and not (has_begun and check.name == "tracking"):
-                raise check.problem
+            if check.problem is not None:
+                if not (has_begun and check.name == "tracking"):
+                    raise check.problem
+                notes.append(str(check.problem))
         for note in notes:
             say(f"note: {note}")
     job, _ = settle(job, look, say=say, limit_s=job.cluster.wait_s)
@@ -249,49 +203,3 @@ def _prepare(
         shape=shard_shape(train),
     )
     return job, plan, train, val
-
-
-def _url_of(job: Job, run_name: str) -> str:
-    return f"{job.checkpoint.storage.rstrip('/')}/{run_name}"
-
-
-def _begin(
-    job: Job,
-    on: Job,
-    store: Store,
-    stack: Stack | None,
-    plan: Plan,
-    train: Manifest,
-    val: Manifest,
-    parent: tuple[RunRef, str] | None,
-    name: str | None,
-) -> tuple[str, str, RunRef]:
-    """A new run: (its name, its folder in storage, its place in MLflow). on: the job with the
-    accelerator that it got."""
-    stamp = datetime.datetime.now(datetime.UTC).strftime("%Y%m%d-%H%M%S")
-    run_name = name or f"{job.name}-{stamp}-{secrets.token_hex(2)}"
-    run_url = _url_of(job, run_name)
-    check_storage(store, run_url)
-    code = read_checkout()
-    run = open_run(
-        tracking_uri(job, stack),
-        experiment=job.experiment,
-        name=run_name,
-        params=params_of(job, plan),
-        tags=tags_of(on, plan, train, run_url, code)
-        | (child_tags(*parent) if parent is not None else {}),
-    )
-    record = RunRecord(
-        name=run_name,
-        job=to_dict(job),
-        classes=list(train.classes),
-        experiment_id=run.experiment_id,
-        run_id=run.run_id,
-    )
-    save_record(store, run_url, record)
-    log_datasets(run, datasets_of(job, train, val))
-    log_text(run, to_yaml(job), "job.yaml")
-    log_text(run, reproduce(run_url, code), "reproduce.sh")
-    if code.diff:
-        log_text(run, code.diff, "code.diff")
-    return run_name, run_url, run

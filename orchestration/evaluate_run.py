@@ -7,9 +7,9 @@ from typing import Any
 from datasets.manifest import load_manifest
 from datasets.store import Store
 from inception.predictions import assess
-from orchestration.driver import run_of, tracking_uri
 from orchestration.evaluation import build_request, check_members, kinds_of, score
 from orchestration.gallery import of_evaluation
+from orchestration.introduce import run_of, tracking_uri
 from orchestration.job import Job
 from orchestration.scorecard import (
     class_rows,

@@ -18,7 +18,7 @@ from inception.predictions import Assessment, Predictions
 from inception.step import micro_batch_key
 from orchestration.feed import Feed
 from orchestration.job import Job
-from orchestration.pages import class_page, confusion_page, timeline_page
+from orchestration.pages import class_page, confusion_page
 from orchestration.pictures import (
     confusion_picture,
     image_grid,
@@ -28,7 +28,6 @@ from orchestration.pictures import (
 )
 from orchestration.plan import Plan
 from orchestration.scorecard import class_rows, files_of
-from orchestration.timeline import Attempt
 
 MISTAKES = 48
 SAMPLES = 32
@@ -87,11 +86,6 @@ def of_history(points: Mapping[str, Sequence[tuple[int, float]]]) -> dict[str, b
         "rate-and-norm.png": rate_and_norm(points, epoch_of),
         "time.png": time_split(points, epoch_of),
     }
-
-
-def of_life(attempts: Sequence[Attempt], name: str) -> dict[str, bytes]:
-    """A run's timeline."""
-    return {"timeline.html": timeline_page(attempts, name).encode()}
 
 
 def of_samples(job: Job, plan: Plan, store: Store, train: Manifest) -> bytes:

@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable
 
 import psutil
-import pynvml
 
 EVERY_S = 10.0
 GIB = 2**30
@@ -52,15 +51,24 @@ def _counters() -> Counters:
 
 
 def _gpus() -> dict[str, float]:
-    """Of every GPU of the node; nothing where there is no NVIDIA driver. What a GPU does not say is
-    left out: a slice of one (MIG) knows no utilization, some cards no power."""
+    """Of every GPU of the node; nothing where there is no NVIDIA driver, or where the node was made
+    without nvidia-ml-py. What a GPU does not say is left out: a slice of one (MIG) knows no
+    utilization, some cards no power, one that is lost nothing."""
+    try:
+        import pynvml
+    except ImportError:
+        return {}
     try:
         pynvml.nvmlInit()
-        gpus = [pynvml.nvmlDeviceGetHandleByIndex(i) for i in range(pynvml.nvmlDeviceGetCount())]
+        count = pynvml.nvmlDeviceGetCount()
     except pynvml.NVMLError:
         return {}
     found: dict[str, float] = {}
-    for number, gpu in enumerate(gpus):
+    for number in range(count):
+        try:
+            gpu = pynvml.nvmlDeviceGetHandleByIndex(number)
+        except pynvml.NVMLError:
+            continue
         with contextlib.suppress(pynvml.NVMLError):
             busy = pynvml.nvmlDeviceGetUtilizationRates(gpu).gpu
             found[f"gpu_{number}_utilization_percentage"] = float(busy)

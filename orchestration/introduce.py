@@ -1,22 +1,44 @@
-"""What a run says of itself in MLflow when it begins: params, tags, a description, its data."""
+"""How a run begins or goes on, and what it says of itself in MLflow then: params, tags, a
+description, its data."""
 
+import contextlib
+import datetime
 import json
 import logging
 import os
+import secrets
 import shlex
+from dataclasses import dataclass
 from typing import Any
 
 from datasets.manifest import Manifest
 from datasets.store import Store
-from orchestration.checkout import Checkout
-from orchestration.conclude import send_file
-from orchestration.errors import TOLD_IN_ONE_LINE
+from orchestration.checkout import Checkout, read_checkout
+from orchestration.checkpoint import TrainState, save_checkpoint
+from orchestration.conclude import FINISHED, send_file, status_of
+from orchestration.errors import TOLD_IN_ONE_LINE, JobError, ServiceError
 from orchestration.gallery import of_samples
 from orchestration.job import Job
-from orchestration.load import flatten, to_dict
+from orchestration.job_places import LOCAL
+from orchestration.load import flatten, to_dict, to_yaml
+from orchestration.local import Say
 from orchestration.plan import Plan
+from orchestration.preflight import check_storage
+from orchestration.run_record import Earlier, RunRecord, save_record
+from orchestration.stack import Stack
 from orchestration.tracking.outbox import Outbox
-from orchestration.tracking.runs import NOTE_TAG, STORAGE_TAG, Dataset, RunRef
+from orchestration.tracking.runs import (
+    NOTE_TAG,
+    STORAGE_TAG,
+    Dataset,
+    RunRef,
+    close_run,
+    log_datasets,
+    log_text,
+    open_run,
+    reopen_run,
+    run_status,
+)
 from orchestration.versions import DASHBOARD
 
 logger = logging.getLogger(__name__)
@@ -38,13 +60,97 @@ PLANNED = (
 )
 
 
+def tracking_uri(job: Job, stack: Stack | None) -> str:
+    """Where the job's MLflow server answers."""
+    return stack.mlflow_url if job.tracking.uri == LOCAL and stack else job.tracking.uri
+
+
+def run_of(record: RunRecord, job: Job, stack: Stack | None) -> RunRef:
+    """A recorded run's place in MLflow."""
+    uri = tracking_uri(job, stack)
+    return RunRef(uri=uri, experiment_id=record.experiment_id, run_id=record.run_id)
+
+
+def fresh_name(job: Job) -> str:
+    """A name that no other run has."""
+    stamp = datetime.datetime.now(datetime.UTC).strftime("%Y%m%d-%H%M%S")
+    return f"{job.name}-{stamp}-{secrets.token_hex(2)}"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Start:
+    """A new run: its name, its folder in storage, its tags, and the state that it begins with,
+    where that is not the job's own beginning."""
+
+    name: str
+    url: str
+    tags: dict[str, str]
+    state: TrainState | None
+
+
+def begin_run(
+    job: Job, start: Start, uri: str, store: Store, plan: Plan, train: Manifest, val: Manifest
+) -> RunRef:
+    """Opens a new run in MLflow and in storage. Its record is written last: with it, it has begun,
+    and can go on. Raises ServiceError, StoreError; what was opened in MLflow has failed then."""
+    check_storage(store, start.url)
+    code = read_checkout()
+    run = open_run(
+        uri,
+        experiment=job.experiment,
+        name=start.name,
+        params=params_of(job, plan),
+        tags=start.tags | code_tags(code),
+    )
+    try:
+        log_datasets(run, datasets_of(job, train, val))
+        log_text(run, to_yaml(job), "job.yaml")
+        log_text(run, reproduce(start.url, code), "reproduce.sh")
+        if code.diff:
+            log_text(run, code.diff, "code.diff")
+        if start.state is not None:
+            save_checkpoint(store, start.url, start.state)
+        record = RunRecord(
+            name=start.name,
+            job=to_dict(job),
+            classes=list(train.classes),
+            experiment_id=run.experiment_id,
+            run_id=run.run_id,
+        )
+        save_record(store, start.url, record)
+    except BaseException as error:
+        with contextlib.suppress(ServiceError):
+            close_run(run, status_of(error))
+        raise
+    return run
+
+
+def go_on(run: RunRef, store: Store, earlier: Earlier, tags: dict[str, str], say: Say) -> None:
+    """Opens an earlier run again, also without MLflow's help where it is away. Raises JobError
+    where the run is complete; StoreError."""
+    outbox = Outbox(store, earlier.url)
+    end = outbox.end()  # that MLflow has not heard of
+    try:
+        status = run_status(run) if end is None else end[0]
+        if status == FINISHED:
+            raise JobError(
+                f"{earlier.url}: got a run that is complete; there is nothing to go on with. "
+                "`rayception fork` it, with more epochs or another recipe."
+            )
+        outbox.forget_end()
+        reopen_run(run, tags=tags)
+    except ServiceError as error:
+        say(f"note: {error}")
+        say("going on; what MLflow is to have is kept in storage until it answers")
+
+
 def params_of(job: Job, plan: Plan) -> dict[str, Any]:
     """The flattened job, and what was derived from it as `plan.NAME`."""
     return flatten(to_dict(job)) | {f"plan.{name}": getattr(plan, name) for name in PLANNED}
 
 
-def tags_of(job: Job, plan: Plan, train: Manifest, run_url: str, code: Checkout) -> dict[str, str]:
-    """What finds and explains a run in MLflow's table."""
+def tags_of(job: Job, plan: Plan, train: Manifest, run_url: str) -> dict[str, str]:
+    """What finds and explains a run in MLflow's table. job: on the accelerator that it got."""
     tags = {
         STORAGE_TAG: run_url,
         "rayception.world_size": str(plan.world_size),
@@ -54,11 +160,15 @@ def tags_of(job: Job, plan: Plan, train: Manifest, run_url: str, code: Checkout)
         "rayception.image": job.cluster.environment.image or "",
         "mlflow.source.type": "JOB",
         "mlflow.source.name": f"rayception run {job.name}",
-        "mlflow.source.git.commit": code.commit,
-        "rayception.dirty": "yes" if code.diff else "no",
         NOTE_TAG: note_of(job, plan, run_url),
     }
     return {key: value for key, value in tags.items() if value} | submission_tags()
+
+
+def code_tags(code: Checkout) -> dict[str, str]:
+    """Which code runs."""
+    commit = {"mlflow.source.git.commit": code.commit} if code.commit else {}
+    return commit | {"rayception.dirty": "yes" if code.diff else "no"}
 
 
 def note_of(job: Job, plan: Plan, run_url: str) -> str:
@@ -74,8 +184,8 @@ def note_of(job: Job, plan: Plan, run_url: str) -> str:
         f"Go on with it: `rayception resume {shlex.quote(run_url)}`",
     ]
     submission = submission_tags()
-    if submission:
-        lines.append(f"Submission [{submission[SUBMISSION_TAG]}]({submission[PAGE_TAG]})")
+    if PAGE_TAG in submission:
+        lines.append(f"Begun by [{submission[SUBMISSION_TAG]}]({submission[PAGE_TAG]})")
     return "\n\n".join(lines)
 
 
@@ -122,14 +232,17 @@ def send_samples(
 
 
 def submission_tags() -> dict[str, str]:
-    """Ray's id of the submission that this process is, and its page in Ray's dashboard; nothing
-    where it was not submitted. Ray's Jobs API says the id in a variable of its own."""
+    """Ray's id of the submission that this process is, and its page in Ray's dashboard where we
+    sent it and know under which URL; nothing where it was not submitted. Ray's Jobs API says the id
+    in a variable of its own."""
     try:
         config = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}"))
     except ValueError:
         return {}
     submission = (config.get("metadata") or {}).get("job_submission_id")
-    if submission is None or DASHBOARD not in os.environ:
+    if submission is None:
         return {}
-    page = f"{os.environ[DASHBOARD].rstrip('/')}/#/jobs/{submission}"
-    return {SUBMISSION_TAG: submission, PAGE_TAG: page}
+    found = {SUBMISSION_TAG: str(submission)}
+    if DASHBOARD in os.environ:
+        found[PAGE_TAG] = f"{os.environ[DASHBOARD].rstrip('/')}/#/jobs/{submission}"
+    return found

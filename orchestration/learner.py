@@ -33,9 +33,9 @@ logger = logging.getLogger(__name__)
 
 
 class Learner:
-    """One rank's. step: finished optimizer steps. metrics: of the last evaluation.
+    """One rank's. step: steps that are done. metrics: of the last evaluation.
 
-    Every method but `state` takes all ranks.
+    All ranks take part in every method but `state`.
     """
 
     def __init__(
@@ -92,7 +92,7 @@ class Learner:
 
     def learn(self, mine: list[MicroBatch]) -> StepResult:
         """The next step, on this rank's micro-batches of it; gradients are all-reduced inside, the
-        weight average follows the optimizer. The caller counts the step."""
+        weight average follows the optimizer."""
         job, plan = self._job, self._plan
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate_at(job, plan, self.step)
@@ -112,7 +112,12 @@ class Learner:
         )
         if self.average is not None:
             self.average.update()
+        self.step += 1
         return result
+
+    def leave_out(self) -> None:
+        """The next step is not worked, but counts."""
+        self.step += 1
 
     def settle_statistics(self) -> None:
         """Batch norm's running statistics, averaged over ranks: before they are used or kept."""

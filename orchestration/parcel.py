@@ -19,6 +19,7 @@ from orchestration.errors import JobError
 from orchestration.job import Job
 from orchestration.job_places import Environment
 from orchestration.load import to_yaml
+from orchestration.rules import without_secrets
 from orchestration.stack import ROOT
 from orchestration.versions import DASHBOARD, VERSIONS, versions
 
@@ -30,7 +31,8 @@ def runtime_env(environment: Environment, address: str) -> dict[str, Any]:
     """What Ray is to give the job's processes besides the checkout. The versions of this laptop's
     Python, Ray and torch go along, for preflight to compare, and the URL under which it reaches
     the dashboard, for links: a submission that sends others hands on the one that it was given."""
-    said = {VERSIONS: json.dumps(versions()), DASHBOARD: os.environ.get(DASHBOARD, address)}
+    reached = os.environ.get(DASHBOARD, without_secrets(address))
+    said = {VERSIONS: json.dumps(versions()), DASHBOARD: reached}
     given: dict[str, Any] = {"env_vars": {**environment.variables, **said}}
     if environment.pip:
         given["pip"] = list(environment.pip)

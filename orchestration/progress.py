@@ -79,9 +79,6 @@ class Board:
     def read(self) -> Progress | None:
         return self._progress
 
-    def count_attempts(self) -> int:
-        return self._attempts
-
 
 def make_board() -> Any:
     """The actor, owned by the driver: it ends with it. It stays on the driver's node."""

@@ -13,7 +13,12 @@ from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 
 from datasets.store import Store
-from orchestration.checkpoint import TrainState, newest_checkpoint
+from orchestration.checkpoint import (
+    TrainState,
+    checkpoint_name,
+    checkpoint_names,
+    newest_checkpoint,
+)
 from orchestration.chronicle import Chronicle
 from orchestration.group import GroupConfig
 from orchestration.job import Job
@@ -84,6 +89,9 @@ def train_run(
             ends.append(found)
         return bool(ends)
 
+    names = checkpoint_names(store, hand.run_url)
+    if names and names[-1] == checkpoint_name(plan.total_steps) and is_done():
+        return ends[-1]  # its driver died, or MLflow did not answer, after the last step
     train_in_rounds(
         fit,
         is_done=is_done,

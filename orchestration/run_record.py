@@ -69,7 +69,6 @@ FREE = (
     "storage.",
     "loss.not_finite",
     "tracking.log_every_steps",
-    "tracking.register",
     "checkpoint.every_steps",
     "checkpoint.keep",
     "data.loader_workers",

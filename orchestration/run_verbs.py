@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from orchestration.data_verbs import AsJson, Endpoint, using_store
-from orchestration.errors import TOLD_IN_ONE_LINE, JobError, TrainingError
+from orchestration.errors import TOLD_IN_ONE_LINE, JobError, ServiceError, TrainingError
 from orchestration.job import Job
 from orchestration.job_places import LOCAL, is_remote
 from orchestration.load import from_dict, load_job, override
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from orchestration.stack import Stack
 
 console = Console(highlight=False)
+MAX_NOTE = 5000  # letters of a description; MLflow takes 8,000
 
 
 NoWait = Annotated[bool, typer.Option("--no-wait", help="Fail where there is no room now.")]
@@ -174,7 +175,8 @@ def _sweep(
     trials: list[Trial], stack: "Stack | None", tell: "Say", screen: Console, limit: int
 ) -> tuple[dict[str, float], str]:
     """Runs what has not run yet; -> (top-1 by trial, where the parent is seen)."""
-    from orchestration.driver import drive, tracking_uri
+    from orchestration.driver import drive
+    from orchestration.introduce import tracking_uri
     from orchestration.render import show_progress
     from orchestration.tracking.runs import (
         NOTE_TAG,
@@ -217,9 +219,13 @@ def _sweep(
         top1[trial.key] = outcome.top1
         tell(f"top-1 {outcome.top1:.2f} % in {outcome.wall_s:.0f} s")
     table = to_markdown(summarize(trials, top1))
-    log_text(parent, table, "sweep.md")
     status = "FINISHED" if len(top1) == len(trials) else "FAILED"
-    close_run(parent, status, {NOTE_TAG: table})
+    note = table if len(table) < MAX_NOTE else "The table is the artifact sweep.md."
+    try:
+        log_text(parent, table, "sweep.md")
+        close_run(parent, status, {NOTE_TAG: note})
+    except ServiceError as error:  # the table is printed all the same
+        tell(f"note: {error}")
     return top1, f"{parent.uri}{parent.overview}"
 
 
@@ -266,7 +272,8 @@ def _train(
     """Drives one run on its cluster, and tells what came out."""
     tell, screen = _voices(as_json)
     with kept_for_json(as_json), on_cluster(job, tell) as stack:
-        from orchestration.driver import drive, tracking_uri
+        from orchestration.driver import drive
+        from orchestration.introduce import tracking_uri
         from orchestration.render import show_progress
         from orchestration.tracking.runs import RunRef
 

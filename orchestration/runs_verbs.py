@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 console = Console(highlight=False)
 WIDE = 400  # columns where nobody looks: a line of a file is as long as it is
-SILENT_S = 300.0  # a run that lives says something every ten seconds
+SILENT_S = 300.0  # while its driver lives, a run says something every ten seconds
 MIDDLE = 110  # columns in which the beginning of a run's id stands beside the rest
 ROOMY = 134  # and the whole of it
 SHORT_ID = 8  # letters of that beginning; the verbs take it
@@ -54,20 +54,19 @@ def ui(
     tracking_uri: TrackingUri = None,
     open_browser: Annotated[bool, typer.Option("--open/--no-open")] = True,
 ) -> None:
-    """Open MLflow's UI, on a run's charts; Ctrl-C ends the embedded one."""
+    """Open MLflow's UI on a run's charts or an experiment's table; Ctrl-C ends the embedded one."""
     if run is not None and experiment is not None:
         raise JobError(
             f"--experiment: got {experiment!r} beside RUN; one page is opened. Leave one out."
         )
     with _serving(tracking_uri, say) as (uri, stack):
-        from orchestration.tracking.table import find, find_experiment
-        from orchestration.tracking.table_view import table_page
+        from orchestration.tracking.table import find, find_table
 
         page = ""
         if run is not None:
             page = find(uri, run).page
         elif experiment is not None:
-            page = table_page(find_experiment(uri, experiment))
+            page = find_table(uri, experiment)
         link = f"{uri.rstrip('/')}{page}"
         console.print(link, soft_wrap=True)
         if open_browser:
@@ -188,9 +187,8 @@ def table_of(rows: "Sequence[RunRow]", *, width: int) -> Table:
 
 def _status(row: "RunRow") -> Text:
     """A driver that was killed cannot say that its run has ended, but it says nothing more."""
-    is_silent = (row.silent_s or 0.0) > SILENT_S and row.children is None
-    if is_silent:
-        return Text(f"silent {span(row.silent_s or 0.0)}", style="red")
+    if row.silent_s is not None and row.silent_s > SILENT_S:
+        return Text(f"silent {span(row.silent_s)}", style="red")
     return Text(row.status, style=COLOURS.get(row.status, ""))
 
 

@@ -134,7 +134,7 @@ def preflight(
     else:
         with kept_for_json(as_json), on_cluster(job, quiet) as stack:
             from datasets.store import Store
-            from orchestration.driver import tracking_uri
+            from orchestration.introduce import tracking_uri
             from orchestration.preflight import look_before
             from orchestration.storage import build_store_config
 

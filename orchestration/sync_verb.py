@@ -20,7 +20,7 @@ def sync(
     url = url.rstrip("/")
     with kept_for_json(as_json), using_store(endpoint_url) as store:
         from orchestration.conclude import sync_run
-        from orchestration.driver import run_of
+        from orchestration.introduce import run_of
 
         record = load_record(store, url)
         job = from_dict(record.job)

@@ -83,7 +83,7 @@ def costs(attempts: Sequence[Attempt]) -> list[tuple[str, float, int]]:
     ]
 
 
-def tags_of(attempts: Sequence[Attempt]) -> dict[str, str]:
+def life_tags(attempts: Sequence[Attempt]) -> dict[str, str]:
     """A run's life in MLflow tags."""
     found = costs(attempts)
     return {

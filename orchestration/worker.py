@@ -70,7 +70,7 @@ def train_loop(config: dict[str, Assignment]) -> None:
 
 
 class Rank:
-    """One rank of one attempt: its model, its data, its place in the group."""
+    """One rank of one attempt: its learner, its data, its place in the group."""
 
     def __init__(self, hand: Assignment) -> None:
         context = ray.train.get_context()
@@ -157,9 +157,9 @@ class Rank:
             if learner.step + 1 in self.left_out:
                 if len(log):  # what is sent together are steps without a gap
                     wish = self._speak(log)
+                learner.leave_out()
             else:
                 log.add(learner.learn(mine), tuple(key for batch in mine for key in batch.keys))
-            learner.step += 1
             is_checkpoint = plan.is_checkpoint_step(learner.step, job.checkpoint.every_steps)
             if len(log) and (log.is_due or is_checkpoint):
                 wish = self._speak(log)

@@ -8,6 +8,7 @@ points (their time is part of them) and files count once when they come twice.
 
 import json
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from datasets.errors import DataError
@@ -30,10 +31,14 @@ class Outbox:
         return url
 
     def points(self, who: str) -> dict[str, list[Point]]:
-        """A writer's points by the URL of their object, oldest first."""
+        """A writer's points by the URL of their object, oldest first; without those that somebody
+        else sends, and drops, meanwhile."""
         found: dict[str, list[Point]] = {}
         for url in self._urls(f"points/{who}/"):
-            rows: list[list[object]] = json.loads(self.store.read(url))
+            content = self._read(url)
+            if content is None:
+                continue
+            rows: list[list[object]] = json.loads(content)
             found[url] = [
                 (str(key), float(str(value)), int(str(at)), int(str(step)))
                 for key, value, at, step in rows
@@ -48,10 +53,13 @@ class Outbox:
     def keep_file(self, path: str, content: bytes) -> None:
         self.store.write(f"{self.run_url}/outbox/files/{path}", content)
 
-    def files(self) -> dict[str, str]:
-        """The URL of each file by the path that it is to have in MLflow."""
+    def files(self) -> Iterator[tuple[str, str, bytes]]:
+        """(path that it is to have in MLflow, URL, content) of each file, one after the other."""
         prefix = f"{self.run_url}/outbox/files/"
-        return {url.removeprefix(prefix): url for url in self._urls("files/")}
+        for url in self._urls("files/"):
+            content = self._read(url)
+            if content is not None:
+                yield url.removeprefix(prefix), url, content
 
     def keep_end(self, status: str, tags: dict[str, str]) -> None:
         """The run has ended: FINISHED, FAILED or KILLED."""
@@ -60,10 +68,10 @@ class Outbox:
 
     def end(self) -> tuple[str, dict[str, str]] | None:
         """(status, tags) of a run that ended without MLflow's knowing, or None."""
-        try:
-            said = json.loads(self.store.read(f"{self.run_url}/outbox/end.json"))
-        except DataError:  # there is none
+        content = self._read(f"{self.run_url}/outbox/end.json")
+        if content is None:
             return None
+        said = json.loads(content)
         return said["status"], said["tags"]
 
     def forget_end(self) -> None:
@@ -73,6 +81,13 @@ class Outbox:
         """What MLflow has taken goes."""
         for url in urls:
             self.store.delete(url)
+
+    def _read(self, url: str) -> bytes | None:
+        """None where there is no such object, or no more."""
+        try:
+            return self.store.read(url)
+        except DataError:
+            return None
 
     def _urls(self, folder: str) -> list[str]:
         return sorted(one.url for one in self.store.list(f"{self.run_url}/outbox/{folder}"))

@@ -1,7 +1,7 @@
 """One MLflow run per training run: how it is opened, told apart and closed.
 
 The driver owns the run: it opens it, sets its final status and logs what it has; rank 0 sends
-metrics (writer.py) and touches nothing else of the run.
+metrics (writer.py, as the driver does of its own) and touches nothing else of the run.
 """
 
 import contextlib
@@ -30,11 +30,9 @@ TRIAL_TAG = "rayception.trial"
 MODEL_TAG = "rayception.model"  # models:/ URI of the final one
 STORAGE_TAG = "rayception.storage"
 NOTE_TAG = "mlflow.note.content"  # the description, in Markdown
-# Without the first, the UI opens an experiment as a generative-AI project, without charts.
-EXPERIMENT_TAGS = {
-    "mlflow.experimentKind": "custom_model_development",
-    VIEW_TAG: saved_view(),
-}
+# Without its kind, the UI opens an experiment as a generative-AI project, without charts.
+KIND_TAG = "mlflow.experimentKind"
+EXPERIMENT_TAGS = {KIND_TAG: "custom_model_development", VIEW_TAG: saved_view()}
 # MLflow's name of where data lie and of the field that says it, by the URL's scheme.
 SOURCES = {"s3": ("s3", "uri"), "file": ("local", "uri")}
 HTTP_SOURCE = ("http", "url")
@@ -96,9 +94,11 @@ def _experiment_id(client: MlflowClient, name: str) -> str:
     found = client.get_experiment_by_name(name)
     if found is None:
         return str(client.create_experiment(name, tags=EXPERIMENT_TAGS))
-    for key, value in EXPERIMENT_TAGS.items():  # of an experiment that others made
-        if key not in found.tags:
-            client.set_experiment_tag(found.experiment_id, key, value)
+    # One that others made, or an earlier version. Its kind may be what a person chose.
+    if KIND_TAG not in found.tags:
+        client.set_experiment_tag(found.experiment_id, KIND_TAG, EXPERIMENT_TAGS[KIND_TAG])
+    if found.tags.get(VIEW_TAG) != EXPERIMENT_TAGS[VIEW_TAG]:
+        client.set_experiment_tag(found.experiment_id, VIEW_TAG, EXPERIMENT_TAGS[VIEW_TAG])
     return str(found.experiment_id)
 
 
@@ -256,7 +256,7 @@ def refusal(uri: str, error: Exception) -> str:
     the environment holds of a password is no part of it."""
     first = str(error).strip().splitlines()[0][:200] if str(error).strip() else ""
     what = f"tracking.uri: got {uri}; the MLflow server"
-    status = _refused_with(error)
+    status = refused_with(error)
     if status == 401 and "MLFLOW_TRACKING_USERNAME" not in os.environ:
         return (
             f"{what} asks who calls (401) and no user is named. Set MLFLOW_TRACKING_USERNAME and "
@@ -283,7 +283,7 @@ def refusal(uri: str, error: Exception) -> str:
     )
 
 
-def _refused_with(error: Exception) -> int | None:
+def refused_with(error: Exception) -> int | None:
     """401 or 403, where the server said so; artifacts come back as an HTTP error of their own."""
     code = getattr(error, "error_code", None)
     if code in DENIED:

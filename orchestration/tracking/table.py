@@ -15,6 +15,7 @@ from orchestration.metrics import top1_of
 from orchestration.rules import without_secrets
 from orchestration.timeline import ATTEMPTS_TAG
 from orchestration.tracking.runs import STORAGE_TAG, SWEEP_TAG, RunRef, answering
+from orchestration.tracking.table_view import VIEW_TAG, table_page
 
 STATUSES = ("RUNNING", "SCHEDULED", "FINISHED", "FAILED", "KILLED")
 PAGE = 1000  # runs or experiments a request
@@ -30,7 +31,7 @@ class RunRow:
 
     started_s: Unix time. duration_s: up to now where it has not ended. top1: percent, the last.
     attempts: None where the run does not say. children: of a sweep's parent, None for other runs.
-    silent_s: how long a running one has said nothing, None for one that has ended.
+    silent_s: how long a running one of ours has said nothing, None for any other.
     """
 
     name: str
@@ -75,7 +76,7 @@ def search(
     client = MlflowClient(tracking_uri=uri)
     with answering(uri):
         names = _experiments(client)
-        chosen = list(names) if experiment is None else [_experiment_id(names, experiment)]
+        chosen = list(names) if experiment is None else [_id_of(names, experiment)]
         # MLflow knows no "one of" for a status, and no "or": none of the others is the same.
         others = [one for one in STATUSES if one not in statuses] if statuses else []
         clauses = [f"attributes.status != '{other}'" for other in others]
@@ -88,11 +89,14 @@ def search(
         return [_row(client, run, names) for run in found]
 
 
-def find_experiment(uri: str, name: str) -> str:
-    """An experiment's id. Raises JobError where there is none of that name; ServiceError."""
+def find_table(uri: str, name: str) -> str:
+    """The page of an experiment's table, in our columns where a run of ours has put them there.
+    Raises JobError where there is no experiment of that name; ServiceError."""
     client = MlflowClient(tracking_uri=uri)
     with answering(uri):
-        return _experiment_id(_experiments(client), name)
+        experiment_id = _id_of(_experiments(client), name)
+        has_view = VIEW_TAG in client.get_experiment(experiment_id).tags
+    return table_page(experiment_id, has_view=has_view)
 
 
 def find(uri: str, called: str) -> RunRef:
@@ -162,7 +166,7 @@ def _search(
     return found
 
 
-def _experiment_id(names: dict[str, str], name: str) -> str:
+def _id_of(names: dict[str, str], name: str) -> str:
     for key, known in names.items():
         if known == name:
             return key
@@ -225,7 +229,8 @@ def _row(client: MlflowClient, run: Any, names: dict[str, str]) -> RunRow:
     steps = [one.step for one in last if one.key.startswith("train/")]
     started_s = (run.info.start_time or 0) / 1000
     heard_s = max((one.timestamp / 1000 for one in last), default=started_s)
-    ended_s = run.info.end_time / 1000 if run.info.end_time else time.time()
+    is_over = str(run.info.status) != "RUNNING"  # one that goes on keeps the time of its last end
+    ended_s = run.info.end_time / 1000 if is_over and run.info.end_time else time.time()
     attempts = tags.get(ATTEMPTS_TAG, "")
     children = None
     if SWEEP_TAG in tags:
@@ -244,7 +249,7 @@ def _row(client: MlflowClient, run: Any, names: dict[str, str]) -> RunRow:
         images_per_second=metrics.get("train/images_per_second"),
         attempts=int(attempts) if attempts.isdigit() else None,
         children=children,
-        silent_s=None if run.info.end_time else max(0.0, time.time() - heard_s),
+        silent_s=None if is_over or STORAGE_TAG not in tags else max(0.0, time.time() - heard_s),
     )
 
 

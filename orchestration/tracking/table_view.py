@@ -36,7 +36,7 @@ PARAMS = (
 
 
 def saved_view() -> str:
-    """The value of VIEW_TAG; always the same, so that it is written once."""
+    """The value of VIEW_TAG."""
     columns = [
         *(f"metrics.`{name}`" for name in METRICS),
         *(f"tags.`{name}`" for name in TAGS),
@@ -50,7 +50,9 @@ def saved_view() -> str:
     return json.dumps({"name": VIEW_ID, "createdAt": 0, "updatedAt": 0, "state": json.dumps(state)})
 
 
-def table_page(experiment_id: str) -> str:
-    """The path of an experiment's table in that view, to append to the server's URL."""
-    query = f"workflowType=machine_learning&compareRunsMode=TABLE&viewStateShareKey={VIEW_ID}"
-    return f"/#/experiments/{experiment_id}/runs?{query}"
+def table_page(experiment_id: str, *, has_view: bool = True) -> str:
+    """The path of an experiment's table, to append to the server's URL; in that view where it has
+    it (the UI answers with an error where it has not)."""
+    query = "workflowType=machine_learning&compareRunsMode=TABLE"
+    view = f"&viewStateShareKey={VIEW_ID}" if has_view else ""
+    return f"/#/experiments/{experiment_id}/runs?{query}{view}"

@@ -12,7 +12,7 @@ from mlflow.tracking import MlflowClient
 
 from datasets.errors import StoreError
 from orchestration.tracking.outbox import Outbox, Point
-from orchestration.tracking.runs import RunRef, answering, refusal
+from orchestration.tracking.runs import RunRef, answering, refusal, refused_with
 
 logger = logging.getLogger(__name__)
 
@@ -95,7 +95,7 @@ class MetricWriter:
     def _send_all(self) -> None:
         kept_at = time.monotonic()
         deadline: float | None = None
-        said = ""  # why metrics wait: told once, not each second
+        waits_for: list[int | None] = []  # the refusal that was told: once, not each second
         while True:
             self._wake.wait(FLUSH_EVERY_S)
             self._wake.clear()
@@ -105,14 +105,14 @@ class MetricWriter:
                 with self._sending:
                     self._send()
                 kept_at = time.monotonic()
-                if said:
+                if waits_for:
                     logger.warning("MLflow takes metrics again")
-                    said = ""
+                    waits_for = []
             except (MlflowException, OSError) as error:
-                why = refusal(self._run.uri, error)
-                if why != said:
+                if waits_for != [refused_with(error)]:
+                    why = refusal(self._run.uri, error)
                     logger.warning("metrics wait until MLflow takes them: %s", why)
-                    said = why
+                    waits_for = [refused_with(error)]
                 if time.monotonic() - kept_at > KEEP_EVERY_S:
                     self._try_to_keep()
                     kept_at = time.monotonic()

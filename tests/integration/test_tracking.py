@@ -1,5 +1,6 @@
 """Metrics and MLflow's outages: against the real server, killed and started again."""
 
+import json
 import time
 from pathlib import Path
 
@@ -8,10 +9,13 @@ import psutil
 import pytest
 from mlflow.tracking import MlflowClient
 
-from datasets.store import Store
+from datasets.errors import StoreError
+from datasets.store import Entry, Store
+from orchestration.conclude import end_run
 from orchestration.errors import ServiceError
 from orchestration.tracking.outbox import Outbox
 from orchestration.tracking.runs import Dataset, RunRef, close_run, log_datasets, log_text, open_run
+from orchestration.tracking.table_view import VIEW_TAG
 from orchestration.tracking.writer import MetricWriter, send_kept
 from tests.integration.conftest import Home
 from tests.waiting import wait_for
@@ -54,6 +58,33 @@ def test_data_are_told_by_digest_and_found_where_they_lie(shared_home: Home) -> 
     sources = [mlflow.data.get_source(inputs[f"d{i}"].dataset) for i in range(len(urls))]
     assert [str(getattr(one, "uri", None) or one.url) for one in sources] == urls
     assert inputs["d1"].tags[0].value == "training"
+
+
+class GoneStore(Store):
+    """Storage that is away for good."""
+
+    def list(self, prefix: str) -> list[Entry]:
+        raise StoreError(f"{prefix}: got no answer; the storage answers. Look for it.")
+
+    def read(self, url: str) -> bytes:
+        raise StoreError(f"{url}: got no answer; the storage answers. Look for it.")
+
+
+def test_a_run_that_its_storage_ended_has_ended_in_mlflow_too(shared_home: Home) -> None:
+    client, run = begin(shared_home)
+    end_run(GoneStore(), run, "s3://runs/gone", "FAILED", {"rayception.attempts": "2"})
+    found = client.get_run(run.run_id)
+    assert found.info.status == "FAILED"
+    assert found.data.tags["rayception.attempts"] == "2"
+
+
+def test_an_experiment_that_others_made_gets_our_columns(shared_home: Home) -> None:
+    client, _ = begin(shared_home)
+    made = client.create_experiment("theirs", tags={VIEW_TAG: "an older version's"})
+    open_run(client.tracking_uri, experiment="theirs", name="a", params={}, tags={})
+    tags = client.get_experiment(made).tags
+    assert json.loads(tags[VIEW_TAG])["name"] == "rayception"
+    assert tags["mlflow.experimentKind"] == "custom_model_development"
 
 
 def kill_mlflow(home: Home) -> None:

@@ -116,4 +116,16 @@ def test_mlflow_away_until_the_end_and_the_driver_killed_in_between(
     assert json.loads(home.call("sync", url, "--endpoint-url", "local", "--json").stdout) == {
         "points": 0, "files": 0, "ended": "",
     }  # fmt: skip
+    # Nobody can say now that it is complete; what lies in storage says that nothing is to be done.
+    kill_mlflow(home)
+    life = store.read(f"{url}/timeline.json")
+    idle = home.call("resume", url, "--endpoint-url", "local", timeout_s=200)
+    assert idle.returncode == 0, idle.stderr
+    assert "step 1/" not in idle.stdout
+    assert len(json.loads(store.read(f"{url}/timeline.json"))) == len(json.loads(life))
+    assert home.call("stack", "up", "--mlflow-port", port).returncode == 0
+    assert home.call("sync", url, "--endpoint-url", "local").returncode == 0
+    after = client(home).get_run(run_id)
+    assert after.info.status == "FINISHED"
+    assert after.data.tags["rayception.model"] == run.data.tags["rayception.model"]
     assert home.call("stack", "down", "--force").returncode == 0

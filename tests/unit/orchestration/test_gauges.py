@@ -38,22 +38,27 @@ def test_a_node_without_a_gpu_says_the_rest(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 @pytest.fixture
-def two_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The driver's answers on a node whose second GPU is cut in slices, which know no utilization.
-    (The library is the real one; there is no GPU to ask.)"""
+def three_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The driver's answers on a node whose first GPU is lost and whose third is cut in slices,
+    which know no utilization. (The library is the real one; there is no GPU to ask.)"""
 
     def no_slice(answer: Any) -> Any:
         def ask(gpu: int) -> Any:
-            if gpu == 1:
+            if gpu == 2:
                 raise pynvml.NVMLError(pynvml.NVML_ERROR_NOT_SUPPORTED)
             return answer
 
         return ask
 
+    def handle(number: int) -> int:
+        if number == 0:
+            raise pynvml.NVMLError(pynvml.NVML_ERROR_GPU_IS_LOST)
+        return number
+
     answers = {
         "nvmlInit": lambda: None,
-        "nvmlDeviceGetCount": lambda: 2,
-        "nvmlDeviceGetHandleByIndex": lambda number: number,
+        "nvmlDeviceGetCount": lambda: 3,
+        "nvmlDeviceGetHandleByIndex": handle,
         "nvmlDeviceGetUtilizationRates": no_slice(SimpleNamespace(gpu=97, memory=40)),
         "nvmlDeviceGetMemoryInfo": lambda gpu: SimpleNamespace(used=20 * GIB, total=80 * GIB),
         "nvmlDeviceGetPowerUsage": no_slice(650_500),
@@ -63,13 +68,13 @@ def two_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(pynvml, name, answer)
 
 
-def test_a_gpu_that_does_not_say_all_silences_nothing(two_gpus: None) -> None:
+def test_a_gpu_that_does_not_say_all_silences_nothing(three_gpus: None) -> None:
     moment = (time.monotonic(), {"network_receive": 0, "network_transmit": 0})
     found = gauges.read(moment, moment)
     assert {name: value for name, value in found.items() if name.startswith("gpu_")} == {
-        "gpu_0_utilization_percentage": 97.0,
-        "gpu_0_memory_usage_percentage": 25.0,
-        "gpu_0_power_usage_watts": 650.5,
+        "gpu_1_utilization_percentage": 97.0,
         "gpu_1_memory_usage_percentage": 25.0,
+        "gpu_1_power_usage_watts": 650.5,
+        "gpu_2_memory_usage_percentage": 25.0,
     }
     assert "cpu_utilization_percentage" in found
