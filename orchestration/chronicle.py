@@ -49,7 +49,6 @@ class Chronicle:
         ]
         self._writer = MetricWriter(run, Outbox(store, run_url), "driver")
         self._lock = threading.Lock()  # of a whole look
-        self._is_live = False  # whether there is a worker group now
         self._saved_at = 0.0
         self._done = threading.Event()
         self._looks = threading.Thread(target=self._look_on, name="chronicle", daemon=True)
@@ -68,7 +67,6 @@ class Chronicle:
                     ended_by="",
                 )
             )  # fmt: skip
-            self._is_live = True
         ended_by = LEFT
         try:
             yield
@@ -78,7 +76,6 @@ class Chronicle:
         finally:
             with self._lock:
                 self._look(ended_by)
-                self._is_live = False
             self._save()
 
     def close(self) -> None:
@@ -91,7 +88,7 @@ class Chronicle:
         """Also between worker groups, so that a run that waits is told from one that is dead."""
         while not self._done.wait(LOOK_EVERY_S):
             with self._lock:
-                if self._is_live:
+                if self.attempts and not self.attempts[-1].ended_by:
                     self._look("")
                 else:
                     self._tell()

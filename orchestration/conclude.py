@@ -172,9 +172,6 @@ def sync_run(job: Job, store: Store, run: RunRef, run_url: str) -> dict[str, int
     end = outbox.end()
     if end is not None:
         status, tags = end
-        if status != FINISHED:
-            close_run(run, status, tags)
-        log_pictures(store, run, run_url)
         if status == FINISHED:
             found = newest_checkpoint(store, run_url)
             if found is None:
@@ -183,6 +180,7 @@ def sync_run(job: Job, store: Store, run: RunRef, run_url: str) -> dict[str, int
                     "what became of the run's folder."
                 )
             log_final_model(job, store, run, found[1])
-            close_run(run, status, tags)
+        close_run(run, status, tags)
+        log_pictures(store, run, run_url)
         outbox.forget_end()
     return {"points": points, "files": files, "ended": "" if end is None else end[0]}

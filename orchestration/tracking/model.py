@@ -184,11 +184,11 @@ def _version_of(client: MlflowClient, run: RunRef, model_uri: str, name: str, to
     model_id = model_uri.removeprefix("models:/")
     said = client.get_logged_model(model_id).tags
     # By the run, not by the name: a name's quotes would have to be escaped.
-    for found in client.search_model_versions(f"run_id = '{run.run_id}'"):
-        if found.name == name and found.tags.get(MODEL_TAG) == model_uri:
-            version = int(found.version)
-            break
-    else:
+    of_run = client.search_model_versions(f"run_id = '{run.run_id}'")
+    made = next(
+        (one for one in of_run if one.name == name and one.tags.get(MODEL_TAG) == model_uri), None
+    )
+    if made is None:
         tags = {TOP1_TAG: str(top1), RUN_TAG: run.run_id, MODEL_TAG: model_uri}
         if STEP_TAG in said:
             tags[STEP_TAG] = said[STEP_TAG]
@@ -200,10 +200,9 @@ def _version_of(client: MlflowClient, run: RunRef, model_uri: str, name: str, to
             model_id=model_id,
             description=said.get(NOTE_TAG),
         )
-        version = int(made.version)
     # By this tag the UI shows the version on the pages of the run and of the model.
     versions = json.loads(said.get(MLFLOW_MODEL_VERSIONS, "[]"))
-    if (entry := {"name": name, "version": str(version)}) not in versions:
+    if (entry := {"name": name, "version": str(made.version)}) not in versions:
         listed = json.dumps([*versions, entry])
         client.set_logged_model_tags(model_id, {MLFLOW_MODEL_VERSIONS: listed})
-    return version
+    return int(made.version)

@@ -21,9 +21,8 @@ from mlflow.tracking import MlflowClient
 
 from orchestration.errors import ServiceError
 from orchestration.metrics import top1_of
-from orchestration.tracking.table_view import VIEW_TAG, saved_view
+from orchestration.tracking.table_view import AS_TRAINING, VIEW_TAG, saved_view
 
-AS_TRAINING = "?workflowType=machine_learning"  # shows that menu, not the generative one
 MAX_BATCH_PARAMS = 100  # the server's limit for one log_batch
 SWEEP_TAG = "rayception.sweep"
 TRIAL_TAG = "rayception.trial"

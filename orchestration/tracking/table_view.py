@@ -7,6 +7,7 @@ its name, and opens by a link that names its id. By itself the UI shows source, 
 
 import json
 
+AS_TRAINING = "?workflowType=machine_learning"  # shows that menu, not the generative one
 VIEW_ID = "rayception"
 VIEW_TAG = f"mlflow.sharedViewState.{VIEW_ID}"
 # Columns that the table has anyway, as its own code calls them.
@@ -53,6 +54,5 @@ def saved_view() -> str:
 def table_page(experiment_id: str, *, has_view: bool = True) -> str:
     """The path of an experiment's table, to append to the server's URL; in that view where it has
     it (the UI answers with an error where it has not)."""
-    query = "workflowType=machine_learning&compareRunsMode=TABLE"
     view = f"&viewStateShareKey={VIEW_ID}" if has_view else ""
-    return f"/#/experiments/{experiment_id}/runs?{query}{view}"
+    return f"/#/experiments/{experiment_id}/runs{AS_TRAINING}&compareRunsMode=TABLE{view}"

@@ -109,10 +109,10 @@ class MetricWriter:
                     logger.warning("MLflow takes metrics again")
                     waits_for = []
             except (MlflowException, OSError) as error:
-                if waits_for != [refused_with(error)]:
+                if waits_for != (met := [refused_with(error)]):
                     why = refusal(self._run.uri, error)
                     logger.warning("metrics wait until MLflow takes them: %s", why)
-                    waits_for = [refused_with(error)]
+                    waits_for = met
                 if time.monotonic() - kept_at > KEEP_EVERY_S:
                     self._try_to_keep()
                     kept_at = time.monotonic()

@@ -6,7 +6,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 
 from tests.integration.conftest import Home
@@ -101,9 +100,7 @@ def test_a_submission_is_stopped_and_goes_on_while_mlflow_is_away(
     newest = client.search_runs([experiment.experiment_id], max_results=1)[0]
     assert newest.info.status == "KILLED"  # the driver was interrupted, and said so
 
-    server = psutil.Process(cluster.state["processes"]["mlflow"][0])
-    for one in [*server.children(recursive=True), server]:
-        one.kill()
+    cluster.kill("mlflow")
     run_url = newest.data.tags["rayception.storage"]
     s3 = url(cluster, "s3")
     to_cluster = ["--address", url(cluster, "dashboard"), "--endpoint-url", s3, "--json"]

@@ -5,7 +5,6 @@ import time
 from pathlib import Path
 
 import mlflow
-import psutil
 import pytest
 from mlflow.tracking import MlflowClient
 
@@ -87,12 +86,6 @@ def test_an_experiment_that_others_made_gets_our_columns(shared_home: Home) -> N
     assert tags["mlflow.experimentKind"] == "custom_model_development"
 
 
-def kill_mlflow(home: Home) -> None:
-    server = psutil.Process(home.state["processes"]["mlflow"][0])
-    for process in [server, *server.children(recursive=True)]:
-        process.kill()
-
-
 def test_outage_loses_no_point_and_doubles_none(shared_home: Home, tmp_path: Path) -> None:
     client, run = begin(shared_home)
     box = Outbox(Store(), (tmp_path / "run").as_uri())
@@ -100,7 +93,7 @@ def test_outage_loses_no_point_and_doubles_none(shared_home: Home, tmp_path: Pat
     for step in range(1, 201):
         writer.log(step, {"train/loss": 1.0 / step, "train/lr": 0.1})
     wait_for(lambda: not writer.unsent(), 20)
-    kill_mlflow(shared_home)
+    shared_home.kill("mlflow")
     slowest = 0.0
     for step in range(201, 2501):
         began = time.monotonic()
@@ -146,7 +139,7 @@ def test_what_a_dead_writer_kept_is_sent_once_by_the_next_or_by_sync(
     first = MetricWriter(run, box, "rank-0")
     first.log(1, {"train/loss": 1.0})
     wait_for(lambda: not first.unsent(), 20)
-    kill_mlflow(shared_home)
+    shared_home.kill("mlflow")
     first.log(2, {"train/loss": 2.0})
     first.settle()
     second = MetricWriter(run, box, "rank-0")  # the first one's process is gone
@@ -177,7 +170,7 @@ def test_two_runs_at_once_through_an_outage(shared_home: Home, tmp_path: Path) -
         for sign, writer in zip((1, -1), writers, strict=True):
             writer.log(step, {"train/loss": sign * step})
         if step == 2500:
-            kill_mlflow(shared_home)
+            shared_home.kill("mlflow")
     assert shared_home.call("stack", "up").returncode == 0
     for sign, run, writer in zip((1, -1), (first, second), writers, strict=True):
         writer.close()

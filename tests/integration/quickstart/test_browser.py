@@ -13,7 +13,7 @@ from playwright.sync_api import Page, expect, sync_playwright
 
 from orchestration.tracking.model import register_model
 from orchestration.tracking.runs import RunRef
-from orchestration.tracking.table_view import table_page
+from orchestration.tracking.table_view import AS_TRAINING, table_page
 from tests.integration.quickstart.conftest import Finished
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -22,7 +22,6 @@ FLAGS = [
     "--disable-background-networking", "--disable-component-update", "--disable-sync",
 ]  # fmt: skip
 LIMIT_MS = 60_000  # two cores, and a page of several megabytes
-AS_TRAINING = "?workflowType=machine_learning"
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")
 

@@ -6,7 +6,6 @@ import signal
 import time
 from typing import Any
 
-import psutil
 import pytest
 
 from tests.integration.conftest import Home
@@ -20,12 +19,6 @@ from tests.integration.quickstart.test_resume import (
 )
 
 AWAY_S = 60.0
-
-
-def kill_mlflow(home: Home) -> None:
-    server = psutil.Process(home.state["processes"]["mlflow"][0])
-    for one in [*server.children(recursive=True), server]:
-        one.kill()
 
 
 def points_of(home: Home, run_id: str) -> dict[str, list[tuple[int, float]]]:
@@ -59,7 +52,7 @@ def test_mlflow_killed_for_a_minute_leaves_no_trace_in_the_metrics(
     finally:
         os.sched_setaffinity(0, cores)
     url = wait_for_step(home, store, process, 45)
-    kill_mlflow(home)
+    home.kill("mlflow")
     time.sleep(AWAY_S)
     assert process.poll() is None, "the run ended before its server came back"
     up = home.call("stack", "up", "--mlflow-port", str(home.state["ports"]["mlflow"]))
@@ -88,7 +81,7 @@ def test_mlflow_away_until_the_end_and_the_driver_killed_in_between(
     uri = f"http://127.0.0.1:{home.state['ports']['mlflow']}"
     process = home.start("run", *SHORT, f"tracking.uri={uri}")
     url = wait_for_step(home, store, process, 45)
-    kill_mlflow(home)
+    home.kill("mlflow")
     wait_for_step(home, store, process, 90)
     process.send_signal(signal.SIGKILL)
     process.wait(30)
@@ -117,7 +110,7 @@ def test_mlflow_away_until_the_end_and_the_driver_killed_in_between(
         "points": 0, "files": 0, "ended": "",
     }  # fmt: skip
     # Nobody can say now that it is complete; what lies in storage says that nothing is to be done.
-    kill_mlflow(home)
+    home.kill("mlflow")
     life = store.read(f"{url}/timeline.json")
     idle = home.call("resume", url, "--endpoint-url", "local", timeout_s=200)
     assert idle.returncode == 0, idle.stderr
