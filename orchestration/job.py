@@ -1,4 +1,4 @@
-"""The job YAML, field by field: with job_recipe.py and job_places.py, its reference manual.
+"""The job YAML, field by field: with job_data.py, job_recipe.py and job_places.py, its manual.
 
 A job is frozen once it is built. A rule about one field stands in that section's
 `__post_init__`, a rule about two sections in `Job`'s; what needs the data's size is in `plan`,
@@ -10,8 +10,9 @@ import re
 from dataclasses import dataclass, field
 
 from orchestration.errors import JobError
+from orchestration.job_data import Data
 from orchestration.job_places import LOCAL, CheckpointPolicy, Cluster, Storage, Tracking
-from orchestration.job_recipe import Data, Loss, Model, Optim, Schedule
+from orchestration.job_recipe import Loss, Model, Optim, Schedule
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
