@@ -16,6 +16,7 @@ BUSY = (
     b"Content-Length: %d\r\n\r\n%b" % (len(SLOW_DOWN), SLOW_DOWN)
 )
 FAULTS = ("busy", "reset", "truncated", "stall", "slow")
+NOTHING = "nothing"  # an answer's head and no body: a store that is not there for now
 
 
 @dataclass
@@ -30,9 +31,12 @@ class Faults:
 
 
 @contextmanager
-def faulty(target: str, shares: dict[str, float], *, stall_s: float, seed: int) -> Iterator[Faults]:
+def faulty(
+    target: str, shares: dict[str, float], *, stall_s: float, seed: int, in_a_row: int | None = 5
+) -> Iterator[Faults]:
     """A proxy to target, http://HOST:PORT. Each request meets a fault with the share's probability,
-    up to three in a row: a burst."""
+    up to three in a row: a burst. Requests for one end of one object meet at most `in_a_row`
+    together, whatever the bursts of several threads fall on: more is a store that is away."""
     host, port = target.removeprefix("http://").split(":")
     faults = Faults(shares=shares, stall_s=stall_s)
     choose, lock = random.Random(seed), threading.Lock()
@@ -41,14 +45,20 @@ def faulty(target: str, shares: dict[str, float], *, stall_s: float, seed: int) 
     faults.url = f"http://127.0.0.1:{listener.getsockname()[1]}"
     done = threading.Event()
     burst: list[str] = []
+    met: Counter[bytes] = Counter()
 
-    def next_fault() -> tuple[str | None, int]:
+    def next_fault(head: bytes) -> tuple[str | None, int]:
         """The fault of a request, and after how many bytes of the answer it comes."""
+        aim = aim_of(head)
         with lock:
+            if met[aim] == in_a_row:
+                met[aim] = 0
+                return None, 0
             if not burst and choose.random() < sum(shares.values()):
                 kind = choose.choices(list(shares), list(shares.values()))[0]
                 burst.extend([kind] * choose.randint(1, 3))
             found = burst.pop() if burst else None
+            met[aim] = 0 if found is None else met[aim] + 1
             if found is not None:
                 faults.seen[found] += 1
             return found, choose.randint(400, 60_000)
@@ -62,7 +72,7 @@ def faulty(target: str, shares: dict[str, float], *, stall_s: float, seed: int) 
                 if request is None:
                     return
                 head, pending = request
-                kind, after = next_fault()
+                kind, after = next_fault(head)
                 if kind == "busy":
                     client.sendall(BUSY)
                     return
@@ -97,6 +107,13 @@ def quietly(serve: Callable[[socket.socket], None], client: socket.socket) -> No
         client.close()
 
 
+def aim_of(head: bytes) -> bytes:
+    """What a request is for, whichever byte it begins at: its path and its range's last byte."""
+    ranges = [line for line in head.lower().split(b"\r\n") if line.startswith(b"range:")]
+    last = ranges[0].rpartition(b"-")[2] if ranges else b""
+    return head.split(b" ", 2)[1] + b"-" + last
+
+
 def read_head(source: socket.socket, pending: bytes) -> tuple[bytes, bytes] | None:
     """(head with its blank line, what came after it) of a message; None at the end."""
     while b"\r\n\r\n" not in pending:
@@ -124,6 +141,8 @@ def answer(
     if has_no_body:
         length = 0
     client.sendall(head)
+    if kind == NOTHING:
+        return False
     sent = 0
     while True:
         if kind in ("reset", "truncated", "stall") and sent + len(body) >= min(after, length - 1):

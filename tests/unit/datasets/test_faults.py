@@ -15,7 +15,7 @@ from datasets.order import Order
 from datasets.pack import pack
 from datasets.sources import digits
 from datasets.store import Store, StoreConfig
-from tests.unit.datasets.faults import FAULTS, faulty
+from tests.unit.datasets.faults import FAULTS, NOTHING, faulty
 
 STEPS = 34  # 29.9 are an epoch
 
@@ -87,10 +87,20 @@ def test_connections_are_kept(s3: Store, s3_url: str, split: Manifest) -> None:
 
 def test_a_store_that_stays_away_is_told(s3_url: str, split: Manifest) -> None:
     with (
-        faulty(s3_url, {"reset": 1.0}, stall_s=0, seed=0) as faults,
-        pytest.raises(StoreError, match=r"a body must arrive whole|got no answer"),
+        faulty(s3_url, {NOTHING: 1.0}, stall_s=0, seed=0, in_a_row=None) as faults,
+        pytest.raises(StoreError, match=r"got 0 of .* a body must arrive whole"),
     ):
         train(through(faults.url), split)
+
+
+@pytest.mark.parametrize("kind", ["reset", "stall", "truncated"])
+def test_what_came_before_every_break_counts(s3: Store, s3_url: str, kind: str) -> None:
+    """Eleven connections in a row end within 60 kB of a body, twice what may bring nothing."""
+    content = bytes(range(256)) * 4000
+    s3.write("s3://data/long", content)
+    with faulty(s3_url, {kind: 1.0}, stall_s=0.6, seed=0, in_a_row=11) as faults:
+        assert through(faults.url).read("s3://data/long") == content
+        assert faults.seen[kind] >= 11
 
 
 def test_a_shard_that_is_replaced_meanwhile_is_noticed(s3: Store, split: Manifest) -> None:
