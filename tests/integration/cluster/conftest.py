@@ -159,6 +159,21 @@ class RayCluster:
         )  # fmt: skip
         return done.stdout
 
+    def job(self, submission: str, part: str = "") -> dict[str, Any]:
+        """What the Jobs API says of a submission, or of its `/logs`; nothing while the head is
+        away. Asked by curl: a command of ours a second would take the machine's cores from the
+        recovery that is timed."""
+        try:
+            found: dict[str, Any] = json.loads(
+                self.get(f"{self.dashboard_url}/api/jobs/{submission}{part}")
+            )
+        except ValueError:
+            return {}
+        return found
+
+    def log(self, submission: str) -> str:
+        return str(self.job(submission, "/logs").get("logs", ""))
+
     def call(
         self, *arguments: str, timeout_s: float = 300, code: int | None = 0
     ) -> "subprocess.CompletedProcess[str]":

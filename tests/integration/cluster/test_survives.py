@@ -6,7 +6,6 @@ that is the same to the last bit had the same samples, pixels and weights. Secon
 the next step are printed, and stand in README as measured; what is asserted is a wide bound.
 """
 
-import json
 import os
 import re
 import signal
@@ -41,20 +40,10 @@ class Run:
 
     @property
     def log(self) -> str:
-        """Asked of the dashboard itself: a command a second would take the machine's cores from
-        the recovery that is timed."""
-        return str(self._job("/logs").get("logs", ""))
+        return self.cluster.log(self.submission)
 
     def status(self) -> str:
-        return str(self._job("").get("status", ""))
-
-    def _job(self, what: str) -> dict[str, Any]:
-        url = f"{self.cluster.dashboard_url}/api/jobs/{self.submission}{what}"
-        try:
-            answer: dict[str, Any] = json.loads(self.cluster.get(url))
-        except ValueError:  # the head is away
-            return {}
-        return answer
+        return str(self.cluster.job(self.submission).get("status", ""))
 
     def step(self) -> int:
         """The newest step that the log tells; 0 before the first."""

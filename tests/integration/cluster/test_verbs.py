@@ -23,10 +23,9 @@ def wait_for_end(cluster: RayCluster, submission: str, limit_s: float = 240) -> 
     """-> its log."""
 
     def ended() -> bool:
-        text = cluster.call("status", submission, "--json", code=None).stdout
-        return any(word in text for word in ("SUCCEEDED", "FAILED", "STOPPED"))
+        return cluster.job(submission).get("status") in ("SUCCEEDED", "FAILED", "STOPPED")
 
-    wait_for(ended, limit_s, lambda: cluster.call("logs", submission, code=None).stdout)
+    wait_for(ended, limit_s, lambda: cluster.log(submission))
     return cluster.call("logs", submission).stdout
 
 
@@ -84,9 +83,9 @@ def test_a_full_cluster_is_waited_for_with_a_reason_or_not_at_all(cluster: RayCl
     assert "got no room within 0 s: 1 ranks of CPU wanted, room for 0 now" in at_once.stdout
     patient = submission_of(cluster.call("submit", JOB, *cluster.places, *ONE).stdout)
     wait_for(
-        lambda: "waiting for room: 1 ranks of CPU" in cluster.call("logs", patient).stdout,
+        lambda: "waiting for room: 1 ranks of CPU" in cluster.log(patient),
         60,
-        lambda: cluster.call("logs", patient).stdout,
+        lambda: cluster.log(patient),
     )
     cluster.call("stop", first.submission)
     assert "top-1: " in wait_for_end(cluster, patient)
