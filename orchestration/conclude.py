@@ -107,10 +107,10 @@ def log_final_model(job: Job, store: Store, run: RunRef, state: TrainState) -> s
     """Logs the averaged weights where an average is kept, else the last ones, and registers them
     where the job says so, once; -> models:/ URI. Raises ServiceError, StoreError."""
     uri = tag_of(run, MODEL_TAG)
+    val = load_manifest(store, job.data.val)
     if uri is None:
         network = build_network(build_job_architecture(job), seed=job.seed)
         network.load_state_dict(state.averaged or state.model)
-        val = load_manifest(store, job.data.val)
         uri = log_classifier(
             run,
             network.eval(),
@@ -122,7 +122,8 @@ def log_final_model(job: Job, store: Store, run: RunRef, state: TrainState) -> s
         )
         tag_run(run, {MODEL_TAG: uri})
     if job.tracking.register is not None and state.top1 is not None:
-        register_model(run, uri, name=job.tracking.register, top1=state.top1)
+        name = job.tracking.register
+        register_model(run, uri, name=name, top1=state.top1, scored_on=val.fingerprint)
     return uri
 
 

@@ -200,8 +200,8 @@ class Tracking:
     experiment: str | None = None
     # Metrics of every step are sent in groups of this many steps.
     log_every_steps: int = 10
-    # The name under which the final model is registered; the version with the highest top-1 has the
-    # alias `champion`. Left out: not registered.
+    # The name under which the final model is registered; the version with the highest top-1 of one
+    # held-out split has the alias `champion`. Left out: not registered.
     register: str | None = None
 
     def __post_init__(self) -> None:

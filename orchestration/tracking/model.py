@@ -23,6 +23,8 @@ SERVED = Path(__file__).with_name("served.py")  # the model's code: stored with 
 REQUIREMENTS = ("mlflow", "numpy", "pandas", "pillow", "torch")  # what that file imports
 CHAMPION = "champion"  # alias of a registered model's best version
 TOP1_TAG = "rayception.top1"  # percent
+SCORED_ON_TAG = "rayception.scored_on"  # the held-out split's fingerprint
+WHY_TAG = "rayception.not_champion"  # why the alias stayed where it was
 RUN_TAG = "rayception.run"
 STEP_TAG = "rayception.step"
 
@@ -154,28 +156,46 @@ def _requirements() -> list[str]:
     return [f"{name}=={version.split('+')[0]}" for name, version in versions.items()]
 
 
-def register_model(run: RunRef, model_uri: str, *, name: str, top1: float) -> tuple[int, bool]:
+def register_model(
+    run: RunRef, model_uri: str, *, name: str, top1: float, scored_on: str
+) -> tuple[int, bool]:
     """Registers the run's model under `name`; -> (its version, whether that is the champion now).
 
-    top1: percent. The alias `champion` moves to the version where no other has it, or one with a
-    lower top-1; one that a person gave to a version without our tag stays there. The same model_uri
-    again is the same version. MLflow cannot compare and set: of two runs that register at the same
-    moment the last one moves it. Raises ServiceError.
+    top1: percent of the held-out split whose fingerprint is scored_on. The alias `champion` moves
+    to the version where no other has it, or one with a lower top-1 of the same split: percents of
+    different images compare nothing. Where it stays, the version's tag says why. The same
+    model_uri again is the same version. MLflow cannot compare and set: of two runs that register at
+    the same moment the last one moves it. Raises ServiceError.
     """
     client = MlflowClient(tracking_uri=run.uri, registry_uri=run.uri)
     with answering(run.uri):
-        version = _version_of(client, run, model_uri, name, top1)
+        said = {TOP1_TAG: str(top1), SCORED_ON_TAG: scored_on}
+        version = _version_of(client, run, model_uri, name, said)
         champion = client.get_registered_model(name).aliases.get(CHAMPION)
         if champion is not None and int(champion) != version:
             tags = client.get_model_version(name, str(champion)).tags
-            if TOP1_TAG not in tags or not top1 > float(tags[TOP1_TAG]):
+            if (why := _why_not(tags, top1, scored_on)) is not None:
+                client.set_model_version_tag(name, str(version), WHY_TAG, f"{champion} {why}")
                 return version, False
         client.set_registered_model_alias(name, CHAMPION, str(version))
+        client.delete_model_version_tag(name, str(version), WHY_TAG)
     return version, True
 
 
-def _version_of(client: MlflowClient, run: RunRef, model_uri: str, name: str, top1: float) -> int:
-    """The version that this model has under `name`, made where it has none."""
+def _why_not(champion: dict[str, str], top1: float, scored_on: str) -> str | None:
+    """What keeps the champion with these tags where it is; None for nothing."""
+    if TOP1_TAG not in champion:
+        return "was made it by hand"
+    if champion.get(SCORED_ON_TAG) != scored_on:
+        return "was scored on another held-out split; move the alias by hand"
+    best = float(champion[TOP1_TAG])
+    return None if top1 > best else f"has a top-1 of {best:.2f} %"
+
+
+def _version_of(
+    client: MlflowClient, run: RunRef, model_uri: str, name: str, said_of_it: dict[str, str]
+) -> int:
+    """The version that this model has under `name`, made with these tags where it has none."""
     try:
         client.create_registered_model(name)
     except MlflowException as error:
@@ -189,7 +209,7 @@ def _version_of(client: MlflowClient, run: RunRef, model_uri: str, name: str, to
         (one for one in of_run if one.name == name and one.tags.get(MODEL_TAG) == model_uri), None
     )
     if made is None:
-        tags = {TOP1_TAG: str(top1), RUN_TAG: run.run_id, MODEL_TAG: model_uri}
+        tags = said_of_it | {RUN_TAG: run.run_id, MODEL_TAG: model_uri}
         if STEP_TAG in said:
             tags[STEP_TAG] = said[STEP_TAG]
         made = client.create_model_version(

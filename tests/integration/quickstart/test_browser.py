@@ -95,8 +95,9 @@ def test_its_confusion_matrix_and_its_model(page: Page, finished: Finished, tmp_
     keep(page, "confusion", tmp_path)
     run = finished.outcome["run"]
     top1 = finished.outcome["metrics"]["val_ema/top1"]
-    register_model(RunRef(**run), finished.outcome["model_uri"], name="digits", top1=top1)
-    model = finished.outcome["model_uri"].removeprefix("models:/")
+    uri = finished.outcome["model_uri"]
+    register_model(RunRef(**run), uri, name="digits", top1=top1, scored_on="the held-out split")
+    model = uri.removeprefix("models:/")
     look(page, finished, f"/models/{model}")
     registered = page.locator('a[href="#/models/digits/versions/1"]').first
     expect(registered).to_be_visible()
