@@ -5,7 +5,7 @@ import contextlib
 import logging
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -14,6 +14,7 @@ from ray.train import TrainingFailedError
 
 from datasets.errors import StoreError
 from datasets.store import Store
+from orchestration.errors import TakenOver
 from orchestration.job import Job
 from orchestration.supervise import what_died
 from orchestration.timeline import (
@@ -40,9 +41,18 @@ BOARD_LIMIT_S = 10.0
 class Chronicle:
     """One driver's; it goes on where an earlier driver of the run ended."""
 
-    def __init__(self, job: Job, store: Store, run: RunRef, run_url: str, board: Any) -> None:
-        """Raises StoreError."""
-        self._job, self._store, self._board = job, store, board
+    def __init__(
+        self,
+        job: Job,
+        store: Store,
+        run: RunRef,
+        run_url: str,
+        board: Any,
+        check: Callable[[], None],
+    ) -> None:
+        """check: raises TakenOver once the run is another driver's, whose record it is then. Raises
+        StoreError."""
+        self._job, self._store, self._board, self._check = job, store, board, check
         self._url = f"{run_url}/{TIMELINE_FILE}"
         self.attempts = [
             replace(one, ended_by=one.ended_by or UNKNOWN) for one in load_attempts(store, run_url)
@@ -87,6 +97,10 @@ class Chronicle:
     def _look_on(self) -> None:
         """Also between worker groups, so that a run that waits is told from one that is dead."""
         while not self._done.wait(LOOK_EVERY_S):
+            try:
+                self._check()
+            except TakenOver:
+                return
             with self._lock:
                 if self.attempts and not self.attempts[-1].ended_by:
                     self._look("")
@@ -132,8 +146,11 @@ class Chronicle:
 
     def _save(self) -> None:
         try:
+            self._check()
             self._store.write(self._url, to_json(self.attempts))
             self._saved_at = time.monotonic()
+        except TakenOver:
+            return
         except StoreError as error:
             logger.warning("the run's timeline waits: %s", error)
 

@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import ray
@@ -19,8 +20,9 @@ from datasets.manifest import Manifest
 from datasets.store import Store, StoreConfig
 from orchestration.checkpoint import TrainState
 from orchestration.chronicle import Chronicle
+from orchestration.claim import check_claim, make_claim, save_claim
 from orchestration.conclude import conclude_run, end_run, status_of
-from orchestration.errors import ServiceError
+from orchestration.errors import ServiceError, TakenOver
 from orchestration.introduce import (
     Start,
     begin_run,
@@ -127,17 +129,23 @@ def drive(
     run_url = f"{job.checkpoint.storage.rstrip('/')}/{run_name}"
     if earlier is None and name is not None and store.exists(f"{run_url}/{RUN_FILE}"):
         earlier = find_earlier(store, run_url, job)
-    job, plan, train, val = _prepare(job, stack, store, config, earlier is not None, say)
+    if earlier is not None:
+        run_name, run_url = earlier.record.name, earlier.url
+    _check_first(job, stack, store, config, earlier is not None, say)
+    claim = make_claim()
+    if earlier is not None:  # before the wait for room, which its driver may still hold
+        save_claim(store, run_url, claim)
+    job, plan, train, val = _prepare(job, store, say)
     # What a run that goes on has to add; said at once, and again at its end: MLflow may be away.
     told = {} if earlier is None else earlier.changed | submission_tags()
     if earlier is None:
         tags = tags_of(job, plan, train, run_url) | (child_tags(*parent) if parent else {})
         start = Start(name=run_name, url=run_url, tags=tags, state=start_from)
-        run = begin_run(given, start, tracking_uri(job, stack), store, plan, train, val)
+        run = begin_run(given, start, tracking_uri(job, stack), store, claim, plan, train, val)
     else:
-        run_name, run_url = earlier.record.name, earlier.url
         run = run_of(earlier.record, job, stack)
         go_on(run, store, earlier, told, say)
+    check = partial(check_claim, store, run_url, claim)
     say(f"run {run_name} in MLflow experiment {job.experiment}")
     if earlier is None:  # beside training; a picture is worth no wait
         looks = (job, plan, store, train, run, run_url)
@@ -145,13 +153,14 @@ def drive(
     chronicle: Chronicle | None = None
     try:
         board = make_board()
-        chronicle = Chronicle(job, store, run, run_url, board)
+        chronicle = Chronicle(job, store, run, run_url, board, check)
         hand = Assignment(
             job=to_dict(job), plan=plan, run=run, run_url=run_url, store=config, board=board,
             attempt=0,
         )  # fmt: skip
         with watch(board, plan):
-            checkpoint_url, state = train_run(job, hand, store, chronicle, say)
+            checkpoint_url, state = train_run(job, hand, store, chronicle, check, say)
+        check()
         say("training done; logging the model")
         chronicle.close()
         told |= life_tags(chronicle.attempts)
@@ -162,7 +171,8 @@ def drive(
             with contextlib.suppress(StoreError):
                 chronicle.close()
             told |= life_tags(chronicle.attempts)
-        with contextlib.suppress(StoreError):
+        with contextlib.suppress(StoreError, TakenOver):
+            check()  # what another driver goes on with has not ended
             end_run(store, run, run_url, status_of(error), told)
         raise
     return Outcome(
@@ -177,22 +187,27 @@ def drive(
     )
 
 
-def _prepare(
+def _check_first(
     job: Job, stack: Stack | None, store: Store, config: StoreConfig, has_begun: bool, say: Say
-) -> tuple[Job, Plan, Manifest, Manifest]:
-    """What must hold before anything is written: data, plan and cluster; the job on the
-    accelerator that it gets. has_begun: the run is in MLflow, which may be away now."""
+) -> None:
+    """What must hold before anything is waited for or written. has_begun: the run is in MLflow,
+    which may be away now. Raises RayceptionError, DataError, StoreError."""
     check_imports()
     choose(job, look())  # what there can never be is said first
-    if job.cluster.address != LOCAL:  # one machine has just asked itself
-        checks, notes = look_before(job, store, config, tracking_uri(job, stack))
-        for check in checks:
-            if check.problem is not None:
-                if not (has_begun and check.name == "tracking"):
-                    raise check.problem
-                notes.append(str(check.problem))
-        for note in notes:
-            say(f"note: {note}")
+    if job.cluster.address == LOCAL:  # one machine has just asked itself
+        return
+    checks, notes = look_before(job, store, config, tracking_uri(job, stack))
+    for check in checks:
+        if check.problem is not None:
+            if not (has_begun and check.name == "tracking"):
+                raise check.problem
+            notes.append(str(check.problem))
+    for note in notes:
+        say(f"note: {note}")
+
+
+def _prepare(job: Job, store: Store, say: Say) -> tuple[Job, Plan, Manifest, Manifest]:
+    """Room on the cluster, data and plan; the job on the accelerator that it gets."""
     job, _ = settle(job, look, say=say, limit_s=job.cluster.wait_s)
     check_init(job, store)
     train, val = prepare_data(job, store, say)

@@ -28,6 +28,10 @@ class ServiceError(RayceptionError):
     exit_code = 3
 
 
+class TakenOver(ServiceError):
+    """Another driver goes on with the run."""
+
+
 class TrainingError(RayceptionError):
     """Training began and failed: exit code 4."""
 

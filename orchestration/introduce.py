@@ -15,6 +15,7 @@ from datasets.manifest import Manifest
 from datasets.store import Store
 from orchestration.checkout import Checkout, read_checkout
 from orchestration.checkpoint import TrainState, save_checkpoint
+from orchestration.claim import Claim, save_claim
 from orchestration.conclude import FINISHED, send_file, status_of
 from orchestration.errors import TOLD_IN_ONE_LINE, JobError, ServiceError
 from orchestration.gallery import of_samples
@@ -89,7 +90,14 @@ class Start:
 
 
 def begin_run(
-    job: Job, start: Start, uri: str, store: Store, plan: Plan, train: Manifest, val: Manifest
+    job: Job,
+    start: Start,
+    uri: str,
+    store: Store,
+    claim: Claim,
+    plan: Plan,
+    train: Manifest,
+    val: Manifest,
 ) -> RunRef:
     """Opens a new run in MLflow and in storage. Its record is written last: with it, it has begun,
     and can go on. Raises ServiceError, StoreError; what was opened in MLflow has failed then."""
@@ -110,6 +118,7 @@ def begin_run(
             log_text(run, code.diff, "code.diff")
         if start.state is not None:
             save_checkpoint(store, start.url, start.state)
+        save_claim(store, start.url, claim)
         record = RunRecord(
             name=start.name,
             job=to_dict(job),

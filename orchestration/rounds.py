@@ -5,6 +5,7 @@ import os
 import secrets
 import signal
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -44,12 +45,17 @@ RAY_TRAIN = {
 
 
 def train_run(
-    job: Job, hand: Assignment, store: Store, chronicle: Chronicle, say: Say
+    job: Job,
+    hand: Assignment,
+    store: Store,
+    chronicle: Chronicle,
+    check: Callable[[], None],
+    say: Say,
 ) -> tuple[str, TrainState]:
     """Trains to the last step, in as many worker groups as it takes; -> its checkpoint.
 
-    Raises RayceptionError, or KeyboardInterrupt: the first interrupt lets the ranks save and
-    leave, the second ends them.
+    check: raises TakenOver once the run is another driver's. Raises RayceptionError, or
+    KeyboardInterrupt: the first interrupt lets the ranks save and leave, the second ends them.
     """
     for name, value in RAY_TRAIN.items():
         os.environ.setdefault(name, value)
@@ -63,6 +69,7 @@ def train_run(
             ranks = _ranks_now(chosen, room)
             if ranks != plan.world_size:
                 say(f"going on with {ranks} ranks of {plan.world_size}")
+        check()
         attempt = ray.get(hand.board.begin_attempt.remote(), timeout=60)
         trainer = _build_trainer(job, replace(hand, attempt=attempt), ranks, number)
         trainer.board, trainer.say = hand.board, say
@@ -70,12 +77,13 @@ def train_run(
         try:
             with (
                 chronicle.attempt(ranks),
-                Lookout(hand.board, cluster, accelerator, ranks=ranks, say=say),
+                Lookout(hand.board, cluster, accelerator, ranks=ranks, check=check, say=say),
             ):
                 trainer.fit()
         finally:
             for number in (signal.SIGINT, signal.SIGTERM):
                 signal.signal(number, signal.default_int_handler)
+        check()
         last = ray.get(hand.board.read.remote(), timeout=60)
         if last is not None and last["step"] < plan.total_steps:
             say(f"the ranks saved and left after step {last['step']}")

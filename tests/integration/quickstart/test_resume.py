@@ -4,6 +4,7 @@ import json
 import re
 import signal
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -59,13 +60,25 @@ def steps_of(home: Home, run_id: str) -> list[int]:
 
 
 @pytest.mark.timeout(600)
-def test_a_killed_driver_is_resumed_on_another_cluster(finished: Finished, store: Store) -> None:
+def test_a_driver_that_was_taken_over_and_one_that_was_killed(
+    finished: Finished, store: Store, tmp_path: Path
+) -> None:
+    """A run is resumed while its driver lives, which leaves it alone then; the second driver is
+    killed, and a third goes on upon another cluster."""
     home = finished.home
     process = home.start("run", *SHORT)
-    url = wait_for_step(home, store, process, 90)
-    process.send_signal(signal.SIGKILL)
-    process.wait(30)
+    url = wait_for_step(home, store, process, 45)
     record = json.loads(store.read(f"{url}/run.json"))
+    other = Home(tmp_path)
+    other.environment = home.environment
+    second = other.start("resume", url, "--endpoint-url", "local")
+    assert process.wait(120) == 3
+    said = " ".join((home.folder / "stderr").read_text().split())
+    assert f"{url}: got another driver, process {second.pid} on " in said
+    assert client(home).get_run(record["run_id"]).info.status == "RUNNING"
+    wait_for_step(other, store, second, 90)
+    second.send_signal(signal.SIGKILL)
+    second.wait(30)
     refused = home.call("resume", url, "optim.lr=0.1", "--endpoint-url", "local")
     assert refused.returncode == 2
     assert "optim.lr: got 0.1, but the run began with 0.045" in refused.stderr

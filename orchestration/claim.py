@@ -1,0 +1,58 @@
+"""Which driver a run belongs to: the newest that has said so, in the run's own storage.
+
+Whoever resumes a run takes it over. A driver that lost sight of the person who thought it dead, or
+that was cut off and is back, sees it within seconds, and leaves the run alone: no step is reported
+by two drivers for longer than that, and neither ends what the other goes on with.
+"""
+
+import datetime
+import json
+import os
+import secrets
+import socket
+from dataclasses import asdict, dataclass
+
+from datasets.errors import DataError, StoreError
+from datasets.store import Store
+from orchestration.errors import TakenOver
+
+CLAIM_FILE = "driver.json"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Claim:
+    """What a driver says of itself; `mark` tells it from every other. since: UTC."""
+
+    host: str
+    pid: int
+    since: str
+    mark: str
+
+
+def make_claim() -> Claim:
+    """This process's."""
+    return Claim(
+        host=socket.gethostname(),
+        pid=os.getpid(),
+        since=f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d %H:%M:%S} UTC",
+        mark=secrets.token_hex(8),
+    )
+
+
+def save_claim(store: Store, run_url: str, mine: Claim) -> None:
+    """Makes the run this driver's from now on. Raises StoreError."""
+    store.write(f"{run_url}/{CLAIM_FILE}", json.dumps(asdict(mine)).encode())
+
+
+def check_claim(store: Store, run_url: str, mine: Claim) -> None:
+    """Raises TakenOver where the run is known to be another driver's by now."""
+    try:
+        other = Claim(**json.loads(store.read(f"{run_url}/{CLAIM_FILE}")))
+    except (DataError, StoreError, ValueError, TypeError):  # away, removed, of another version
+        return
+    if other.mark != mine.mark:
+        raise TakenOver(
+            f"{run_url}: got another driver, process {other.pid} on {other.host}, which goes on "
+            f"with the run since {other.since}; a run has one. Watch that one, or take the run "
+            "back with `rayception resume`."
+        )
