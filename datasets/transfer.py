@@ -20,7 +20,7 @@ SILENCE_LIMIT_S = 30.0
 ATTEMPTS = 6  # requests in a row that bring nothing new
 FIRST_PAUSE_S = 0.2
 READ_BYTES = 2**20  # one read call: 10 KiB reads cost four times the CPU (measured)
-CAREFUL_READ_BYTES = 2**13  # after a break: a read call that breaks loses what it had got
+CAREFUL_READ_BYTES = 2**13  # the first after a break: a call that breaks loses what it had got
 CONNECTIONS = 32  # kept open to one host
 
 
@@ -68,6 +68,7 @@ def receive(
     """
     is_whole = view is None
     reached = fruitless = 0
+    amount = READ_BYTES
     reason = "the body ended early"
     while view is None or reached < len(view):
         if fruitless == ATTEMPTS:
@@ -80,7 +81,6 @@ def receive(
         if fruitless:
             time.sleep(pause_s(fruitless - 1))
         fruitless += 1
-        amount = READ_BYTES if fruitless == 1 else CAREFUL_READ_BYTES
         is_range = not is_whole or reached > 0
         last = None if view is None else start + len(view) - 1
         try:
@@ -109,8 +109,10 @@ def receive(
                 view[reached : reached + len(piece)] = piece
                 reached += len(piece)
                 fruitless = 0
+                amount = min(2 * amount, READ_BYTES)
         except broken as error:
             reason = type(error).__name__
+            amount = CAREFUL_READ_BYTES
         finally:
             body.close()
     return view

@@ -48,15 +48,15 @@ class Chronicle:
         run: RunRef,
         run_url: str,
         board: Any,
-        check: Callable[[], None],
+        still_ours: Callable[[], None],
     ) -> None:
-        """check: raises TakenOver once the run is another driver's, whose record it is then. Raises
-        StoreError."""
-        self._job, self._store, self._board, self._check = job, store, board, check
+        """still_ours: raises TakenOver once the run is another driver's, whose record it is then.
+        Raises StoreError."""
+        self._job, self._store, self._board, self._still_ours = job, store, board, still_ours
+        self._run_url = run_url
         self._url = f"{run_url}/{TIMELINE_FILE}"
-        self.attempts = [
-            replace(one, ended_by=one.ended_by or UNKNOWN) for one in load_attempts(store, run_url)
-        ]
+        self.attempts = self._earlier()
+        self._is_first = True
         self._writer = MetricWriter(run, Outbox(store, run_url), "driver")
         self._lock = threading.Lock()  # of a whole look
         self._saved_at = 0.0
@@ -70,6 +70,10 @@ class Chronicle:
         that it did not."""
         now = time.time()
         with self._lock:
+            if self._is_first:  # a driver that was taken over has just written its last record
+                with contextlib.suppress(StoreError):
+                    self.attempts = self._earlier()
+                self._is_first = False
             last = self.attempts[-1].to_step if self.attempts else 0
             self.attempts.append(
                 Attempt(
@@ -88,6 +92,12 @@ class Chronicle:
                 self._look(ended_by)
             self._save()
 
+    def _earlier(self) -> list[Attempt]:
+        return [
+            replace(one, ended_by=one.ended_by or UNKNOWN)
+            for one in load_attempts(self._store, self._run_url)
+        ]
+
     def close(self) -> None:
         """Sends what is left. Raises StoreError where it can be neither sent nor kept."""
         self._done.set()
@@ -97,15 +107,15 @@ class Chronicle:
     def _look_on(self) -> None:
         """Also between worker groups, so that a run that waits is told from one that is dead."""
         while not self._done.wait(LOOK_EVERY_S):
-            try:
-                self._check()
-            except TakenOver:
-                return
             with self._lock:
                 if self.attempts and not self.attempts[-1].ended_by:
                     self._look("")
                 else:
                     self._tell()
+            try:
+                self._still_ours()
+            except TakenOver:
+                return
             if time.monotonic() - self._saved_at > SAVE_EVERY_S:
                 self._save()
 
@@ -146,11 +156,8 @@ class Chronicle:
 
     def _save(self) -> None:
         try:
-            self._check()
             self._store.write(self._url, to_json(self.attempts))
             self._saved_at = time.monotonic()
-        except TakenOver:
-            return
         except StoreError as error:
             logger.warning("the run's timeline waits: %s", error)
 

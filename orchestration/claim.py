@@ -1,8 +1,9 @@
 """Which driver a run belongs to: the newest that has said so, in the run's own storage.
 
-Whoever resumes a run takes it over. A driver that lost sight of the person who thought it dead, or
-that was cut off and is back, sees it within seconds, and leaves the run alone: no step is reported
-by two drivers for longer than that, and neither ends what the other goes on with.
+Whoever resumes a run takes it over. A driver that somebody thought dead, or that was cut off and
+is back, sees it within seconds: its ranks save and leave, and it leaves the run to the other one.
+Where both have room at once, on two clusters, the steps of these seconds are computed, and told,
+twice; they are the same.
 """
 
 import datetime
@@ -47,12 +48,13 @@ def save_claim(store: Store, run_url: str, mine: Claim) -> None:
 def check_claim(store: Store, run_url: str, mine: Claim) -> None:
     """Raises TakenOver where the run is known to be another driver's by now."""
     try:
-        other = Claim(**json.loads(store.read(f"{run_url}/{CLAIM_FILE}")))
-    except (DataError, StoreError, ValueError, TypeError):  # away, removed, of another version
+        said = json.loads(store.read(f"{run_url}/{CLAIM_FILE}"))
+        mark = said["mark"]
+    except (DataError, StoreError, ValueError, KeyError, TypeError):  # away, or nobody's
         return
-    if other.mark != mine.mark:
+    if mark != mine.mark:
         raise TakenOver(
-            f"{run_url}: got another driver, process {other.pid} on {other.host}, which goes on "
-            f"with the run since {other.since}; a run has one. Watch that one, or take the run "
-            "back with `rayception resume`."
+            f"{run_url}: got another driver, process {said.get('pid')} on {said.get('host')}, "
+            f"which goes on with the run since {said.get('since')}; a run has one. Watch that one, "
+            "or take the run back with `rayception resume`."
         )

@@ -70,6 +70,7 @@ def conclude_run(
         log_pictures(store, run, run_url)
         uri = log_final_model(job, store, run, state)
         close_run(run, FINISHED, tags)
+        outbox.forget_end()  # of a driver that failed as this one took the run over
     except ServiceError as error:
         outbox.keep_end(FINISHED, tags)
         say(f"note: {error}")
@@ -107,10 +108,10 @@ def log_final_model(job: Job, store: Store, run: RunRef, state: TrainState) -> s
     """Logs the averaged weights where an average is kept, else the last ones, and registers them
     where the job says so, once; -> models:/ URI. Raises ServiceError, StoreError."""
     uri = tag_of(run, MODEL_TAG)
-    val = load_manifest(store, job.data.val)
     if uri is None:
         network = build_network(build_job_architecture(job), seed=job.seed)
         network.load_state_dict(state.averaged or state.model)
+        val = load_manifest(store, job.data.val)
         uri = log_classifier(
             run,
             network.eval(),
@@ -122,8 +123,9 @@ def log_final_model(job: Job, store: Store, run: RunRef, state: TrainState) -> s
         )
         tag_run(run, {MODEL_TAG: uri})
     if job.tracking.register is not None and state.top1 is not None:
+        scored_on = load_manifest(store, job.data.val).fingerprint
         name = job.tracking.register
-        register_model(run, uri, name=name, top1=state.top1, scored_on=val.fingerprint)
+        register_model(run, uri, name=name, top1=state.top1, scored_on=scored_on)
     return uri
 
 

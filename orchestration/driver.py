@@ -1,7 +1,8 @@
 """One run, from a connected cluster to its outcome: MLflow run -> TorchTrainer.fit() -> model.
 
 The driver owns the MLflow run and sets its final status whatever happens; workers only send
-metrics. It runs where it was started: for `rayception run` on this machine.
+metrics. It runs where it was started: for `rayception run` on this machine. A run that another
+driver has taken over is that one's to end.
 """
 
 import contextlib
@@ -30,6 +31,7 @@ from orchestration.introduce import (
     go_on,
     run_of,
     send_samples,
+    status_before,
     submission_tags,
     tags_of,
     tracking_uri,
@@ -52,6 +54,7 @@ from orchestration.tracking.runs import RunRef, child_tags
 from orchestration.worker import Assignment
 
 Watch = Callable[[Any, Plan], Any]
+HAND_OVER_S = 60.0  # what a driver that was taken over holds is free within
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -132,35 +135,38 @@ def drive(
     if earlier is not None:
         run_name, run_url = earlier.record.name, earlier.url
     _check_first(job, stack, store, config, earlier is not None, say)
-    claim = make_claim()
-    if earlier is not None:  # before the wait for room, which its driver may still hold
-        save_claim(store, run_url, claim)
-    job, plan, train, val = _prepare(job, store, say)
     # What a run that goes on has to add; said at once, and again at its end: MLflow may be away.
     told = {} if earlier is None else earlier.changed | submission_tags()
-    if earlier is None:
-        tags = tags_of(job, plan, train, run_url) | (child_tags(*parent) if parent else {})
-        start = Start(name=run_name, url=run_url, tags=tags, state=start_from)
-        run = begin_run(given, start, tracking_uri(job, stack), store, claim, plan, train, val)
-    else:
+    claim = make_claim()
+    still_ours = partial(check_claim, store, run_url, claim)
+    run: RunRef | None = None
+    wait_s: float = job.cluster.wait_s
+    if earlier is not None:  # before the wait for room, which its driver may still hold
         run = run_of(earlier.record, job, stack)
-        go_on(run, store, earlier, told, say)
-    check = partial(check_claim, store, run_url, claim)
-    say(f"run {run_name} in MLflow experiment {job.experiment}")
-    if earlier is None:  # beside training; a picture is worth no wait
-        looks = (job, plan, store, train, run, run_url)
-        threading.Thread(target=send_samples, args=looks, name="samples", daemon=True).start()
+        if status_before(run, store, earlier) in ("RUNNING", ""):
+            wait_s = max(wait_s, HAND_OVER_S)
+        save_claim(store, run_url, claim)
     chronicle: Chronicle | None = None
     try:
+        job, plan, train, val = _prepare(job, store, wait_s, say)
+        if earlier is None or run is None:
+            tags = tags_of(job, plan, train, run_url) | (child_tags(*parent) if parent else {})
+            start = Start(name=run_name, url=run_url, tags=tags, state=start_from)
+            run = begin_run(given, start, tracking_uri(job, stack), store, claim, plan, train, val)
+            looks = (job, plan, store, train, run, run_url)  # beside training: worth no wait
+            threading.Thread(target=send_samples, args=looks, name="samples", daemon=True).start()
+        else:
+            go_on(run, store, earlier, told, say)
+        say(f"run {run_name} in MLflow experiment {job.experiment}")
         board = make_board()
-        chronicle = Chronicle(job, store, run, run_url, board, check)
+        chronicle = Chronicle(job, store, run, run_url, board, still_ours)
         hand = Assignment(
             job=to_dict(job), plan=plan, run=run, run_url=run_url, store=config, board=board,
             attempt=0,
         )  # fmt: skip
         with watch(board, plan):
-            checkpoint_url, state = train_run(job, hand, store, chronicle, check, say)
-        check()
+            checkpoint_url, state = train_run(job, hand, store, chronicle, still_ours, say)
+        still_ours()
         say("training done; logging the model")
         chronicle.close()
         told |= life_tags(chronicle.attempts)
@@ -171,9 +177,10 @@ def drive(
             with contextlib.suppress(StoreError):
                 chronicle.close()
             told |= life_tags(chronicle.attempts)
-        with contextlib.suppress(StoreError, TakenOver):
-            check()  # what another driver goes on with has not ended
-            end_run(store, run, run_url, status_of(error), told)
+        if run is not None:
+            with contextlib.suppress(StoreError, TakenOver):
+                still_ours()  # what another driver goes on with has not ended
+                end_run(store, run, run_url, status_of(error), told)
         raise
     return Outcome(
         run=run,
@@ -206,9 +213,11 @@ def _check_first(
         say(f"note: {note}")
 
 
-def _prepare(job: Job, store: Store, say: Say) -> tuple[Job, Plan, Manifest, Manifest]:
+def _prepare(
+    job: Job, store: Store, wait_s: float, say: Say
+) -> tuple[Job, Plan, Manifest, Manifest]:
     """Room on the cluster, data and plan; the job on the accelerator that it gets."""
-    job, _ = settle(job, look, say=say, limit_s=job.cluster.wait_s)
+    job, _ = settle(job, look, say=say, limit_s=wait_s)
     check_init(job, store)
     train, val = prepare_data(job, store, say)
     plan = make_plan(

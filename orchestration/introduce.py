@@ -25,7 +25,7 @@ from orchestration.load import flatten, to_dict, to_yaml
 from orchestration.local import Say
 from orchestration.plan import Plan
 from orchestration.preflight import check_storage
-from orchestration.run_record import Earlier, RunRecord, save_record
+from orchestration.run_record import RUN_FILE, Earlier, RunRecord, save_record
 from orchestration.stack import Stack
 from orchestration.tracking.outbox import Outbox
 from orchestration.tracking.runs import (
@@ -100,8 +100,14 @@ def begin_run(
     val: Manifest,
 ) -> RunRef:
     """Opens a new run in MLflow and in storage. Its record is written last: with it, it has begun,
-    and can go on. Raises ServiceError, StoreError; what was opened in MLflow has failed then."""
+    and can go on; claim: whose it is. Raises JobError where a run of that name has begun,
+    ServiceError, StoreError; what was opened in MLflow has failed then."""
     check_storage(store, start.url)
+    if store.exists(f"{start.url}/{RUN_FILE}"):
+        raise JobError(
+            f"--name: got {start.name}, and another driver has begun a run of that name meanwhile; "
+            "a run begins once. Watch that one, or call this again to take it over."
+        )
     code = read_checkout()
     run = open_run(
         uri,
@@ -134,19 +140,27 @@ def begin_run(
     return run
 
 
-def go_on(run: RunRef, store: Store, earlier: Earlier, tags: dict[str, str], say: Say) -> None:
-    """Opens an earlier run again, also without MLflow's help where it is away. Raises JobError
-    where the run is complete; StoreError."""
-    outbox = Outbox(store, earlier.url)
-    end = outbox.end()  # that MLflow has not heard of
+def status_before(run: RunRef, store: Store, earlier: Earlier) -> str:
+    """What MLflow holds of a run that is to go on: RUNNING too where its driver was killed, or
+    lives; '' while MLflow is away. Raises JobError where the run is complete; StoreError."""
+    end = Outbox(store, earlier.url).end()  # that MLflow has not heard of
     try:
         status = run_status(run) if end is None else end[0]
-        if status == FINISHED:
-            raise JobError(
-                f"{earlier.url}: got a run that is complete; there is nothing to go on with. "
-                "`rayception fork` it, with more epochs or another recipe."
-            )
-        outbox.forget_end()
+    except ServiceError:
+        return ""
+    if status == FINISHED:
+        raise JobError(
+            f"{earlier.url}: got a run that is complete; there is nothing to go on with. "
+            "`rayception fork` it, with more epochs or another recipe."
+        )
+    return status
+
+
+def go_on(run: RunRef, store: Store, earlier: Earlier, tags: dict[str, str], say: Say) -> None:
+    """Opens an earlier run again, also without MLflow's help where it is away. Raises
+    StoreError."""
+    Outbox(store, earlier.url).forget_end()
+    try:
         reopen_run(run, tags=tags)
     except ServiceError as error:
         say(f"note: {error}")

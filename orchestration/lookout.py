@@ -2,8 +2,7 @@
 
 A node that is announced to be taken away (drained), or, for an elastic job, room for more ranks.
 The ranks are asked through the board: they write a checkpoint, leave, and begin again elsewhere or
-with more of them, so that no step is lost or done twice. Or another driver has taken the run over,
-whose ranks begin when these have left.
+with more of them, so that no step is lost or done twice. Or another driver has taken the run over.
 """
 
 import logging
@@ -23,7 +22,7 @@ from orchestration.room import look, measure
 logger = logging.getLogger(__name__)
 
 EVERY_S = 1.0
-CLAIM_EVERY_S = 3.0  # shorter than a worker group takes to start
+CLAIM_EVERY_S = 3.0  # a worker group takes longer to start
 GROW_AFTER_S = 30.0  # a new group costs some fifteen seconds: it must be worth it
 UNKNOWN_END_S = 30.0  # of a drain without a deadline
 
@@ -38,11 +37,11 @@ class Lookout:
         accelerator: Accelerator,
         *,
         ranks: int,
-        check: Callable[[], None],
+        still_ours: Callable[[], None],
         say: Callable[[str], None],
     ) -> None:
-        """check: raises TakenOver once the run is another driver's."""
-        self._check, self._checked_at = check, 0.0
+        """still_ours: raises TakenOver once the run is another driver's."""
+        self._still_ours, self._asked_at = still_ours, 0.0
         self._board, self._cluster, self._accelerator = board, cluster, accelerator
         self._ranks, self._say = ranks, say
         self._done = threading.Event()
@@ -61,19 +60,19 @@ class Lookout:
     def _watch(self) -> None:
         while not self._done.wait(EVERY_S):
             try:
-                self._look_for_another_driver()
                 self._look_for_drains()
                 if self._cluster.is_elastic:
                     self._look_for_room()
+                self._look_for_another_driver()  # last: it waits where storage does not answer
             except Exception as error:  # the cluster is busy or going down: the run says so itself
                 logger.debug("lookout: %s", error)
 
     def _look_for_another_driver(self) -> None:
-        if time.monotonic() - self._checked_at < CLAIM_EVERY_S:
+        if time.monotonic() - self._asked_at < CLAIM_EVERY_S:
             return
-        self._checked_at = time.monotonic()
+        self._asked_at = time.monotonic()
         try:
-            self._check()
+            self._still_ours()
         except TakenOver:  # the driver says so when the ranks have left
             self._board.ask_to_leave.remote(0.0)
 

@@ -26,7 +26,7 @@ from orchestration.job import Job
 from orchestration.local import Say
 from orchestration.lookout import Lookout
 from orchestration.preflight import check_storage
-from orchestration.room import SPOT, Room, look, measure, settle
+from orchestration.room import SPOT, Nodes, Room, look, measure, settle
 from orchestration.storage import ray_path
 from orchestration.supervise import train_in_rounds
 from orchestration.worker import Assignment, train_loop
@@ -49,12 +49,12 @@ def train_run(
     hand: Assignment,
     store: Store,
     chronicle: Chronicle,
-    check: Callable[[], None],
+    still_ours: Callable[[], None],
     say: Say,
 ) -> tuple[str, TrainState]:
     """Trains to the last step, in as many worker groups as it takes; -> its checkpoint.
 
-    check: raises TakenOver once the run is another driver's. Raises RayceptionError, or
+    still_ours: raises TakenOver once the run is another driver's. Raises RayceptionError, or
     KeyboardInterrupt: the first interrupt lets the ranks save and leave, the second ends them.
     """
     for name, value in RAY_TRAIN.items():
@@ -62,14 +62,19 @@ def train_run(
     ends: list[tuple[str, TrainState]] = []
     cluster, plan = job.cluster, hand.plan
 
+    def look_on() -> Nodes:
+        """Waiting for room ends where the run is another driver's, which may have that room."""
+        still_ours()
+        return look()
+
     def fit(number: int) -> None:
         ranks = plan.world_size
         if number > 0 or cluster.is_elastic:
-            chosen, room = settle(job, look, say=say, limit_s=cluster.wait_s)
+            chosen, room = settle(job, look_on, say=say, limit_s=cluster.wait_s)
             ranks = _ranks_now(chosen, room)
             if ranks != plan.world_size:
                 say(f"going on with {ranks} ranks of {plan.world_size}")
-        check()
+        still_ours()
         attempt = ray.get(hand.board.begin_attempt.remote(), timeout=60)
         trainer = _build_trainer(job, replace(hand, attempt=attempt), ranks, number)
         trainer.board, trainer.say = hand.board, say
@@ -77,13 +82,15 @@ def train_run(
         try:
             with (
                 chronicle.attempt(ranks),
-                Lookout(hand.board, cluster, accelerator, ranks=ranks, check=check, say=say),
+                Lookout(
+                    hand.board, cluster, accelerator, ranks=ranks, still_ours=still_ours, say=say
+                ),
             ):
                 trainer.fit()
         finally:
             for number in (signal.SIGINT, signal.SIGTERM):
                 signal.signal(number, signal.default_int_handler)
-        check()
+        still_ours()
         last = ray.get(hand.board.read.remote(), timeout=60)
         if last is not None and last["step"] < plan.total_steps:
             say(f"the ranks saved and left after step {last['step']}")

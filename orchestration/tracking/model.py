@@ -24,7 +24,7 @@ REQUIREMENTS = ("mlflow", "numpy", "pandas", "pillow", "torch")  # what that fil
 CHAMPION = "champion"  # alias of a registered model's best version
 TOP1_TAG = "rayception.top1"  # percent
 SCORED_ON_TAG = "rayception.scored_on"  # the held-out split's fingerprint
-WHY_TAG = "rayception.not_champion"  # why the alias stayed where it was
+WHY_TAG = "rayception.champion_stayed"  # why this version did not become it
 RUN_TAG = "rayception.run"
 STEP_TAG = "rayception.step"
 
@@ -175,7 +175,8 @@ def register_model(
         if champion is not None and int(champion) != version:
             tags = client.get_model_version(name, str(champion)).tags
             if (why := _why_not(tags, top1, scored_on)) is not None:
-                client.set_model_version_tag(name, str(version), WHY_TAG, f"{champion} {why}")
+                why = f"version {champion} {why}"
+                client.set_model_version_tag(name, str(version), WHY_TAG, why)
                 return version, False
         client.set_registered_model_alias(name, CHAMPION, str(version))
         client.delete_model_version_tag(name, str(version), WHY_TAG)
@@ -185,8 +186,10 @@ def register_model(
 def _why_not(champion: dict[str, str], top1: float, scored_on: str) -> str | None:
     """What keeps the champion with these tags where it is; None for nothing."""
     if TOP1_TAG not in champion:
-        return "was made it by hand"
-    if champion.get(SCORED_ON_TAG) != scored_on:
+        return "was made champion by hand"
+    if SCORED_ON_TAG not in champion:
+        return f"does not say on which split it was scored; give it {SCORED_ON_TAG}, or no alias"
+    if champion[SCORED_ON_TAG] != scored_on:
         return "was scored on another held-out split; move the alias by hand"
     best = float(champion[TOP1_TAG])
     return None if top1 > best else f"has a top-1 of {best:.2f} %"

@@ -247,12 +247,15 @@ def test_only_a_better_one_becomes_champion(served: Served, photographs: dict[st
         assert client.get_model_version_by_alias(name, "champion").version == champion
     again = register_model(runs[0], uris[0], name=name, top1=90.0, scored_on="a split")
     assert again == (1, False)
-    why = "rayception.not_champion"
-    assert client.get_model_version(name, "1").tags[why] == "3 has a top-1 of 95.00 %"
+    why = "rayception.champion_stayed"
+    assert client.get_model_version(name, "1").tags[why] == "version 3 has a top-1 of 95.00 %"
     # Percents of other images compare nothing.
     other = register_model(runs[1], uris[1], name=name, top1=99.0, scored_on="another split")
     assert other == (2, False)
-    assert "3 was scored on another held-out split" in client.get_model_version(name, "2").tags[why]
+    assert (
+        "version 3 was scored on another held-out split"
+        in client.get_model_version(name, "2").tags[why]
+    )
     shown = client.get_logged_model(uris[0].removeprefix("models:/")).tags["mlflow.modelVersions"]
     assert json.loads(shown) == [{"name": name, "version": "1"}]  # once, for the UI
     assert "its own preprocessing" in client.get_model_version(name, "2").description
