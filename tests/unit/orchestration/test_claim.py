@@ -26,7 +26,14 @@ def test_the_newest_driver_has_the_run(run_url: str) -> None:
     check_claim(store, run_url, first)
 
 
-@pytest.mark.parametrize("content", [None, b"", b"{}", b"[]", b"7", b'{"mark": 1}', b"\xff\xfe"])
+def test_a_later_version_may_say_more(run_url: str) -> None:
+    store = Store()
+    store.write(f"{run_url}/{CLAIM_FILE}", b'{"mark": "another", "pid": 7, "cloud": "none"}')
+    with pytest.raises(TakenOver, match="process 7 on None"):
+        check_claim(store, run_url, make_claim())
+
+
+@pytest.mark.parametrize("content", [None, b"", b"{}", b"[]", b"7", b'{"pid": 1}', b"\xff\xfe"])
 def test_what_nobody_said_takes_nothing_over(run_url: str, content: bytes | None) -> None:
     store = Store()
     if content is not None:
