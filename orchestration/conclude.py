@@ -70,7 +70,8 @@ def conclude_run(
         log_pictures(store, run, run_url)
         uri = log_final_model(job, store, run, state)
         close_run(run, FINISHED, tags)
-        outbox.forget_end()  # of a driver that failed as this one took the run over
+        with contextlib.suppress(StoreError):  # of a driver that failed as this one took it over
+            outbox.forget_end()
     except ServiceError as error:
         outbox.keep_end(FINISHED, tags)
         say(f"note: {error}")
