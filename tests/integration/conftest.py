@@ -17,6 +17,9 @@ from tests.waiting import wait_for
 ROOT = Path(__file__).resolve().parents[2]
 RAYCEPTION = str(Path(sys.executable).parent / "rayception")
 
+# A shell's background job ignores Ctrl-C, and so would all that it starts: what the tests interrupt.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
 
 class Home:
     """A RAYCEPTION_HOME of a test: its commands, and the processes that belong to it."""
