@@ -17,7 +17,7 @@ from tests.waiting import wait_for
 ROOT = Path(__file__).resolve().parents[2]
 RAYCEPTION = str(Path(sys.executable).parent / "rayception")
 
-# A shell's background job ignores Ctrl-C, and so would all that it starts: what the tests interrupt.
+# A background job of a shell ignores Ctrl-C, and so would what these tests start and interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
