@@ -27,7 +27,7 @@ from orchestration.timeline import (
     to_json,
 )
 from orchestration.tracking.outbox import Outbox
-from orchestration.tracking.runs import RunRef
+from orchestration.tracking.run_ref import RunRef
 from orchestration.tracking.writer import MetricWriter
 
 logger = logging.getLogger(__name__)

@@ -22,9 +22,9 @@ from orchestration.said import load_predictions
 from orchestration.timeline import load_attempts
 from orchestration.tracking.model import log_classifier, register_model
 from orchestration.tracking.outbox import Outbox
+from orchestration.tracking.run_ref import RunRef
 from orchestration.tracking.runs import (
     MODEL_TAG,
-    RunRef,
     close_run,
     histories,
     log_file,

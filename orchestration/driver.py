@@ -50,7 +50,10 @@ from orchestration.run_record import RUN_FILE, Earlier, find_earlier
 from orchestration.stack import Stack
 from orchestration.storage import build_store_config, shard_shape
 from orchestration.timeline import life_tags
-from orchestration.tracking.runs import RunRef, child_tags
+from orchestration.tracking.run_ref import RunRef
+from orchestration.tracking.runs import (
+    child_tags,
+)
 from orchestration.worker import Assignment
 
 Watch = Callable[[Any, Plan], Any]

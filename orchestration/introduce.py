@@ -28,11 +28,11 @@ from orchestration.preflight import check_storage
 from orchestration.run_record import RUN_FILE, Earlier, RunRecord, save_record
 from orchestration.stack import Stack
 from orchestration.tracking.outbox import Outbox
+from orchestration.tracking.run_ref import RunRef
 from orchestration.tracking.runs import (
     NOTE_TAG,
     STORAGE_TAG,
     Dataset,
-    RunRef,
     close_run,
     log_datasets,
     log_text,

@@ -44,8 +44,10 @@ def up(
     say: Say,
     keep: bool = True,
     ports: Mapping[str, int] | None = None,
+    meanwhile: Callable[[], object] | None = None,
 ) -> Stack:
-    """Starts what is not running of `parts` and waits until each answers.
+    """Starts what is not running of `parts` and waits until each answers. meanwhile: called once
+    all are started, with the stack's secrets in the environment, before the wait.
 
     Raises ServiceError: a wanted port is taken, the disk is full, a service ends or does not
     answer within 90 s (with the end of its log).
@@ -83,6 +85,8 @@ def up(
             if not stack.kept and not find_process(stack.reaper):
                 stack = replace(stack, reaper=_spawn_reaper(folder))
             save_stack(stack)
+            if meanwhile is not None:
+                meanwhile()
             _wait_ready(stack, started, say)
         except BaseException:
             end_processes(stack.processes.get(part) for part in started)
@@ -114,12 +118,18 @@ def down(folder: Path, *, force: bool = False) -> bool:
 
 
 @contextlib.contextmanager
-def using(folder: Path, parts: frozenset[str], *, num_cpus: int, say: Say) -> Iterator[Stack]:
-    """The stack while the block lasts; turned off after it unless it is kept or used elsewhere."""
+def using(
+    folder: Path,
+    parts: frozenset[str],
+    num_cpus: int,
+    say: Say,
+    meanwhile: Callable[[], object] | None = None,
+) -> Iterator[Stack]:
+    """The stack while the block lasts; turned off after it unless kept or used elsewhere."""
     _check_folder(folder)
     with _locked(folder / "stack.lock", fcntl.LOCK_SH, "the end of an earlier run") as lock:
         try:
-            yield up(folder, parts, num_cpus=num_cpus, say=say, keep=False)
+            yield up(folder, parts, num_cpus=num_cpus, say=say, keep=False, meanwhile=meanwhile)
         finally:
             with contextlib.suppress(BlockingIOError):  # another run goes on using it
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -33,8 +33,6 @@ if TYPE_CHECKING:
 
 console = Console(highlight=False)
 MAX_NOTE = 5000  # letters of a description; MLflow takes 8,000
-
-
 NoWait = Annotated[bool, typer.Option("--no-wait", help="Fail where there is no room now.")]
 
 
@@ -251,12 +249,17 @@ def on_cluster(job: Job, tell: "Say") -> Iterator["Stack | None"]:
             cluster = job.cluster
             num_cpus = max(os.cpu_count() or 1, cluster.accelerator.count * cluster.cpus_per_worker)
             tell(f"starting {', '.join(sorted(job.uses()))} (data in {folder})")
-            stack = held.enter_context(using(folder, job.uses(), num_cpus=num_cpus, say=tell))
-        # Not before the stack is up: Ray takes its token from the environment when it is imported.
+            up = using(folder, job.uses(), num_cpus=num_cpus, say=tell, meanwhile=_import_driver)
+            stack = held.enter_context(up)
         from orchestration.driver import connected
 
         held.enter_context(connected(job, stack))
         yield stack
+
+
+def _import_driver() -> None:
+    """For some seconds. Ray takes its token from the environment when it is imported."""
+    import orchestration.driver  # noqa: F401
 
 
 def _train(
@@ -275,7 +278,7 @@ def _train(
         from orchestration.driver import drive
         from orchestration.introduce import tracking_uri
         from orchestration.render import show_progress
-        from orchestration.tracking.runs import RunRef
+        from orchestration.tracking.run_ref import RunRef
 
         parent = None
         if child is not None:  # of a sweep: (its run, the name of this one in it)

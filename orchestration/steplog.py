@@ -6,6 +6,7 @@ The losses stay on the device until then, so that no step waits for a number to 
 import logging
 import time
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import torch
 import torch.distributed as dist
@@ -17,7 +18,9 @@ from orchestration.errors import RollBack, TrainingError
 from orchestration.job import Job
 from orchestration.plan import Plan, learning_rate_at
 from orchestration.progress import Wish
-from orchestration.tracking.writer import MetricWriter
+
+if TYPE_CHECKING:
+    from orchestration.tracking.writer import MetricWriter
 
 logger = logging.getLogger(__name__)
 
@@ -32,7 +35,7 @@ class StepLog:
         job: Job,
         plan: Plan,
         loader: TrainLoader,
-        writer: MetricWriter | None,
+        writer: "MetricWriter | None",
         keep: Callable[[int, tuple[str, ...]], str],
         *,
         can_skip: bool,

@@ -13,7 +13,7 @@ import contextlib
 import logging
 import time
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ray.train
 import ray.train.torch
@@ -45,8 +45,10 @@ from orchestration.progress import Wish
 from orchestration.said import save_predictions
 from orchestration.steplog import StepLog
 from orchestration.tracking.outbox import Outbox
-from orchestration.tracking.runs import RunRef
-from orchestration.tracking.writer import MetricWriter
+from orchestration.tracking.run_ref import RunRef
+
+if TYPE_CHECKING:
+    from orchestration.tracking.writer import MetricWriter
 
 logger = logging.getLogger(__name__)
 
@@ -107,8 +109,11 @@ class Rank:
         self.writer: MetricWriter | None = None
         self.checkpoints: CheckpointWriter | None = None
         if self.rank == 0:
+            # MLflow's client costs a second of import, and no other rank needs it.
+            from orchestration.tracking import writer
+
             outbox = Outbox(self.store, hand.run_url)
-            self.writer = MetricWriter(hand.run, outbox, "rank-0")
+            self.writer = writer.MetricWriter(hand.run, outbox, "rank-0")
             self.checkpoints = CheckpointWriter(
                 self.store, hand.run_url, keep=job.checkpoint.keep, settle=self.writer.settle
             )

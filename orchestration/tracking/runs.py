@@ -21,7 +21,8 @@ from mlflow.tracking import MlflowClient
 
 from orchestration.errors import ServiceError
 from orchestration.metrics import top1_of
-from orchestration.tracking.table_view import AS_TRAINING, VIEW_TAG, saved_view
+from orchestration.tracking.run_ref import RunRef
+from orchestration.tracking.table_view import VIEW_TAG, saved_view
 
 MAX_BATCH_PARAMS = 100  # the server's limit for one log_batch
 SWEEP_TAG = "rayception.sweep"
@@ -37,29 +38,6 @@ SOURCES = {"s3": ("s3", "uri"), "file": ("local", "uri")}
 HTTP_SOURCE = ("http", "url")
 # MLflow's words for HTTP's numbers.
 DENIED = {"UNAUTHENTICATED": 401, "CUSTOMER_UNAUTHORIZED": 401, "PERMISSION_DENIED": 403}
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class RunRef:
-    """A run on a tracking server: all that a worker needs to know of MLflow."""
-
-    uri: str
-    experiment_id: str
-    run_id: str
-
-    @property
-    def page(self) -> str:
-        """The path of the run's charts in the UI, to append to the server's URL."""
-        return f"{self._path}/model-metrics{AS_TRAINING}"
-
-    @property
-    def overview(self) -> str:
-        """That of its description, params and tags."""
-        return f"{self._path}{AS_TRAINING}"
-
-    @property
-    def _path(self) -> str:
-        return f"/#/experiments/{self.experiment_id}/runs/{self.run_id}"
 
 
 @contextlib.contextmanager

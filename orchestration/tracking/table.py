@@ -14,7 +14,12 @@ from orchestration.errors import JobError
 from orchestration.metrics import top1_of
 from orchestration.rules import without_secrets
 from orchestration.timeline import ATTEMPTS_TAG
-from orchestration.tracking.runs import STORAGE_TAG, SWEEP_TAG, RunRef, answering
+from orchestration.tracking.run_ref import RunRef
+from orchestration.tracking.runs import (
+    STORAGE_TAG,
+    SWEEP_TAG,
+    answering,
+)
 from orchestration.tracking.table_view import VIEW_TAG, table_page
 
 STATUSES = ("RUNNING", "SCHEDULED", "FINISHED", "FAILED", "KILLED")

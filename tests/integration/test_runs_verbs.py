@@ -11,9 +11,9 @@ import pytest
 from mlflow.tracking import MlflowClient
 
 from orchestration.timeline import ATTEMPTS_TAG
+from orchestration.tracking.run_ref import RunRef
 from orchestration.tracking.runs import (
     STORAGE_TAG,
-    RunRef,
     child_tags,
     close_run,
     log_metrics,

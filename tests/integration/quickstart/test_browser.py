@@ -12,7 +12,7 @@ import pytest
 from playwright.sync_api import Page, expect, sync_playwright
 
 from orchestration.tracking.model import register_model
-from orchestration.tracking.runs import RunRef
+from orchestration.tracking.run_ref import RunRef
 from orchestration.tracking.table_view import AS_TRAINING, table_page
 from tests.integration.quickstart.conftest import Finished
 
