@@ -34,6 +34,7 @@ RAY_PATIENCE_S = 2.0
 NEEDED_FREE_BYTES = 512 * 2**20
 
 Say = Callable[[str], None]
+Task = Callable[[], object]
 
 
 def up(
@@ -44,10 +45,9 @@ def up(
     say: Say,
     keep: bool = True,
     ports: Mapping[str, int] | None = None,
-    meanwhile: Callable[[], object] | None = None,
+    meanwhile: Task | None = None,
 ) -> Stack:
-    """Starts what is not running of `parts` and waits until each answers. meanwhile: called once
-    all are started, with the stack's secrets in the environment, before the wait.
+    """Starts what is not running of `parts`, calls `meanwhile`, and waits until each answers.
 
     Raises ServiceError: a wanted port is taken, the disk is full, a service ends or does not
     answer within 90 s (with the end of its log).
@@ -75,7 +75,7 @@ def up(
             stack = replace(
                 stack, ray_temp=tempfile.mkdtemp(prefix="rayception-"), ray_uses_own_s3=uses_s3
             )
-        started: dict[str, subprocess.Popen[bytes]] = {}
+        begin, started = time.monotonic(), dict[str, subprocess.Popen[bytes]]()
         try:
             for part in missing:
                 started[part] = _spawn(stack, part, _command(stack, part, parts, num_cpus))
@@ -87,7 +87,7 @@ def up(
             save_stack(stack)
             if meanwhile is not None:
                 meanwhile()
-            _wait_ready(stack, started, say)
+            _wait_ready(stack, started, say, begin)
         except BaseException:
             end_processes(stack.processes.get(part) for part in started)
             raise
@@ -119,11 +119,7 @@ def down(folder: Path, *, force: bool = False) -> bool:
 
 @contextlib.contextmanager
 def using(
-    folder: Path,
-    parts: frozenset[str],
-    num_cpus: int,
-    say: Say,
-    meanwhile: Callable[[], object] | None = None,
+    folder: Path, parts: frozenset[str], num_cpus: int, say: Say, meanwhile: Task | None = None
 ) -> Iterator[Stack]:
     """The stack while the block lasts; turned off after it unless kept or used elsewhere."""
     _check_folder(folder)
@@ -238,13 +234,14 @@ def _spawn_reaper(folder: Path) -> Who:
     return identify(process.pid)
 
 
-def _wait_ready(stack: Stack, started: Mapping[str, "subprocess.Popen[bytes]"], say: Say) -> None:
+def _wait_ready(
+    stack: Stack, started: Mapping[str, "subprocess.Popen[bytes]"], say: Say, begin: float
+) -> None:
     checks: dict[str, Callable[[], bool]] = {
         "s3": lambda: services.s3_is_ready(stack.ports["s3"]),
         "mlflow": lambda: services.mlflow_is_ready(stack.ports["mlflow"]),
         "ray": lambda: services.ray_is_ready(stack.ports["dashboard"]),
     }
-    begin = time.monotonic()
     waiting = list(started)
     while waiting:
         for part in list(waiting):

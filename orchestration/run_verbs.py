@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -249,17 +250,14 @@ def on_cluster(job: Job, tell: "Say") -> Iterator["Stack | None"]:
             cluster = job.cluster
             num_cpus = max(os.cpu_count() or 1, cluster.accelerator.count * cluster.cpus_per_worker)
             tell(f"starting {', '.join(sorted(job.uses()))} (data in {folder})")
-            up = using(folder, job.uses(), num_cpus=num_cpus, say=tell, meanwhile=_import_driver)
+            # Beside the services' start, not before it: Ray takes its token at its import.
+            load = partial(import_module, "orchestration.driver")
+            up = using(folder, job.uses(), num_cpus=num_cpus, say=tell, meanwhile=load)
             stack = held.enter_context(up)
         from orchestration.driver import connected
 
         held.enter_context(connected(job, stack))
         yield stack
-
-
-def _import_driver() -> None:
-    """For some seconds. Ray takes its token from the environment when it is imported."""
-    import orchestration.driver  # noqa: F401
 
 
 def _train(
