@@ -35,10 +35,10 @@ from orchestration.worker import Assignment, train_loop
 # Ray ends the group when its health checks fail.)
 COLLECTIVE_LIMIT_S = 300
 SETTLE_S = 5.0
-# Ray Train's own settings, which it hands on from the driver. Its poll finds a dead worker; its
-# watcher of announced ends would be a process more for each group, and the lookout does that.
+FEW_RANKS = 256
+# Ray Train's own settings, which it hands on from the driver. Its watcher of announced ends would
+# be a process more for each group, and the lookout does that.
 RAY_TRAIN = {
-    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "1",
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
     "RAY_TRAIN_ENABLE_STATE_TRACKING": "1",
 }
@@ -57,7 +57,7 @@ def train_run(
     still_ours: raises TakenOver once the run is another driver's. Raises RayceptionError, or
     KeyboardInterrupt: the first interrupt lets the ranks save and leave, the second ends them.
     """
-    for name, value in RAY_TRAIN.items():
+    for name, value in (RAY_TRAIN | {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": _poll_s(job)}).items():
         os.environ.setdefault(name, value)
     ends: list[tuple[str, TrainState]] = []
     cluster, plan = job.cluster, hand.plan
@@ -115,6 +115,13 @@ def train_run(
         say=say,
     )
     return ends[-1]
+
+
+def _poll_s(job: Job) -> str:
+    """Seconds between Ray Train's looks at its ranks: half of it is lost at each end and death. One
+    controller makes some thousand calls a second, so many ranks are asked more rarely."""
+    ranks = job.cluster.max_nodes * job.cluster.accelerator.count
+    return "0.25" if ranks <= FEW_RANKS else "1"
 
 
 def _ranks_now(job: Job, room: Room) -> int:

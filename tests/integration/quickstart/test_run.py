@@ -169,12 +169,14 @@ def test_a_pretrained_start_begins_where_the_other_run_ended(
 
 
 @pytest.mark.timeout(600)
-def test_killed_worker_goes_on_from_its_checkpoint(finished: Finished, mlflow_run: Any) -> None:
+def test_killed_worker_goes_on_from_its_checkpoint(
+    finished: Finished, mlflow_run: Any, store: Store
+) -> None:
     home = finished.home
     process = home.start("run", JOB, "schedule.epochs=4", "schedule.warmup_epochs=0.5")
     stdout = home.folder / "stdout"
     wait_for(
-        lambda: "step-000000045" in _listing(finished, stdout) or process.poll() is not None,
+        lambda: "step-000000045" in _listing(store, stdout) or process.poll() is not None,
         240,
         lambda: stdout.read_text(),
     )
@@ -194,14 +196,11 @@ def test_killed_worker_goes_on_from_its_checkpoint(finished: Finished, mlflow_ru
     assert steps == list(range(1, 181))  # each step once, none missing
 
 
-def _listing(finished: Finished, stdout: Path) -> str:
+def _listing(store: Store, stdout: Path) -> str:
     """The checkpoints that the run in `stdout` has written so far."""
     name = re.search(r"run (quickstart-\S+) in", stdout.read_text())
     if name is None:
         return ""
-    state = finished.home.state
-    url = f"http://127.0.0.1:{state['ports']['s3']}"
-    store = Store(StoreConfig(endpoint_url=url, region="us-east-1", addressing="path"))
     return " ".join(entry.url for entry in store.list(f"s3://runs/{name[1]}/step-"))
 
 
