@@ -23,14 +23,7 @@ from orchestration.timeline import load_attempts
 from orchestration.tracking.model import log_classifier, register_model
 from orchestration.tracking.outbox import Outbox
 from orchestration.tracking.run_ref import RunRef
-from orchestration.tracking.runs import (
-    MODEL_TAG,
-    close_run,
-    histories,
-    log_file,
-    tag_of,
-    tag_run,
-)
+from orchestration.tracking.runs import MODEL_TAG, close_run, histories, log_file, tag_of, tag_run
 from orchestration.tracking.writer import send_kept
 
 FINISHED = "FINISHED"

@@ -51,9 +51,7 @@ from orchestration.stack import Stack
 from orchestration.storage import build_store_config, shard_shape
 from orchestration.timeline import life_tags
 from orchestration.tracking.run_ref import RunRef
-from orchestration.tracking.runs import (
-    child_tags,
-)
+from orchestration.tracking.runs import child_tags
 from orchestration.worker import Assignment
 
 Watch = Callable[[Any, Plan], Any]

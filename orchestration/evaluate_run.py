@@ -21,13 +21,7 @@ from orchestration.scorecard import (
 from orchestration.stack import Stack
 from orchestration.storage import build_store_config
 from orchestration.tracking.run_ref import RunRef
-from orchestration.tracking.runs import (
-    close_run,
-    log_file,
-    log_metrics,
-    log_text,
-    open_run,
-)
+from orchestration.tracking.runs import close_run, log_file, log_metrics, log_text, open_run
 from orchestration.trained import Trained
 
 TOLD = 5  # classes and pairs that a result names

@@ -47,7 +47,7 @@ def up(
     ports: Mapping[str, int] | None = None,
     meanwhile: Task | None = None,
 ) -> Stack:
-    """Starts what is not running of `parts`, calls `meanwhile`, and waits until each answers.
+    """Starts what is not running of `parts`; calls `meanwhile`, if any; waits until each answers.
 
     Raises ServiceError: a wanted port is taken, the disk is full, a service ends or does not
     answer within 90 s (with the end of its log).
@@ -75,7 +75,8 @@ def up(
             stack = replace(
                 stack, ray_temp=tempfile.mkdtemp(prefix="rayception-"), ray_uses_own_s3=uses_s3
             )
-        begin, started = time.monotonic(), dict[str, subprocess.Popen[bytes]]()
+        begin = time.monotonic()
+        started: dict[str, subprocess.Popen[bytes]] = {}
         try:
             for part in missing:
                 started[part] = _spawn(stack, part, _command(stack, part, parts, num_cpus))
@@ -85,7 +86,7 @@ def up(
             if not stack.kept and not find_process(stack.reaper):
                 stack = replace(stack, reaper=_spawn_reaper(folder))
             save_stack(stack)
-            if meanwhile is not None:
+            if started and meanwhile is not None:  # nothing to wait for: no work under the lock
                 meanwhile()
             _wait_ready(stack, started, say, begin)
         except BaseException:

@@ -36,6 +36,8 @@ from orchestration.worker import Assignment, train_loop
 COLLECTIVE_LIMIT_S = 300
 SETTLE_S = 5.0
 FEW_RANKS = 256
+POLL_VARIABLE = "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"
+POLL_IS_GIVEN = POLL_VARIABLE in os.environ  # by a person, whose value stays
 # Ray Train's own settings, which it hands on from the driver. Its watcher of announced ends would
 # be a process more for each group, and the lookout does that.
 RAY_TRAIN = {
@@ -57,8 +59,10 @@ def train_run(
     still_ours: raises TakenOver once the run is another driver's. Raises RayceptionError, or
     KeyboardInterrupt: the first interrupt lets the ranks save and leave, the second ends them.
     """
-    for name, value in (RAY_TRAIN | {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": _poll_s(job)}).items():
+    for name, value in RAY_TRAIN.items():
         os.environ.setdefault(name, value)
+    if not POLL_IS_GIVEN:  # anew for each run: those of a sweep have one process
+        os.environ[POLL_VARIABLE] = _poll_s(job)
     ends: list[tuple[str, TrainState]] = []
     cluster, plan = job.cluster, hand.plan
 

@@ -15,9 +15,7 @@ from orchestration.local import Say
 from orchestration.submit import ENDED_WORDS, Cluster
 from orchestration.sweep import Trial, digest
 from orchestration.tracking.run_ref import RunRef
-from orchestration.tracking.runs import (
-    finished_children,
-)
+from orchestration.tracking.runs import finished_children
 from orchestration.versions import ON_CLUSTER
 
 PAUSE_S = 2.0

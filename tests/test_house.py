@@ -57,6 +57,14 @@ def test_lock_pins_every_requirement_of_the_project() -> None:
     assert "torch==2.13.0\n" in lock
 
 
+def test_a_rank_that_sends_no_metrics_imports_no_mlflow() -> None:
+    code = "import sys, orchestration.worker; sys.exit('mlflow' in sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.mark.parametrize("verb", ["validate", "plan"], ids=["validate", "plan"])
 def test_light_verbs_import_nothing_heavy(verb: str) -> None:
     code = (

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # From the checkout's root: makes the ignored folder .gpu/ with all that the GPU check needs on a machine without a registry
-# (Python 3.12, torch with CUDA, torchvision and the usual scientific packages are there): wheels, check.py, run.sh. About 30 MB.
+# (Python 3.12, torch with CUDA, torchvision and the usual scientific packages are there): wheels, check.py, run.sh. 18 MB.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 rm -rf .gpu && mkdir -p .gpu/wheels

@@ -15,11 +15,7 @@ from mlflow.tracking import MlflowClient
 from mlflow.utils.mlflow_tags import MLFLOW_MODEL_VERSIONS
 
 from orchestration.tracking.run_ref import RunRef
-from orchestration.tracking.runs import (
-    MODEL_TAG,
-    NOTE_TAG,
-    answering,
-)
+from orchestration.tracking.runs import MODEL_TAG, NOTE_TAG, answering
 
 if TYPE_CHECKING:
     from inception.network import InceptionNet

@@ -15,11 +15,7 @@ from orchestration.metrics import top1_of
 from orchestration.rules import without_secrets
 from orchestration.timeline import ATTEMPTS_TAG
 from orchestration.tracking.run_ref import RunRef
-from orchestration.tracking.runs import (
-    STORAGE_TAG,
-    SWEEP_TAG,
-    answering,
-)
+from orchestration.tracking.runs import STORAGE_TAG, SWEEP_TAG, answering
 from orchestration.tracking.table_view import VIEW_TAG, table_page
 
 STATUSES = ("RUNNING", "SCHEDULED", "FINISHED", "FAILED", "KILLED")

@@ -13,11 +13,7 @@ from mlflow.tracking import MlflowClient
 from datasets.errors import StoreError
 from orchestration.tracking.outbox import Outbox, Point
 from orchestration.tracking.run_ref import RunRef
-from orchestration.tracking.runs import (
-    answering,
-    refusal,
-    refused_with,
-)
+from orchestration.tracking.runs import answering, refusal, refused_with
 
 logger = logging.getLogger(__name__)
 

@@ -33,11 +33,7 @@ from orchestration.load import load_job
 from orchestration.plan import build_job_architecture
 from orchestration.tracking.model import log_classifier, register_model
 from orchestration.tracking.run_ref import RunRef
-from orchestration.tracking.runs import (
-    log_metrics,
-    open_run,
-    run_status,
-)
+from orchestration.tracking.runs import log_metrics, open_run, run_status
 from orchestration.trained import RAW, Trained, look_at
 from tests.integration.conftest import ROOT, Home
 from tests.unit.datasets.photos import photo_samples

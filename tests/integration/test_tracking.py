@@ -14,13 +14,7 @@ from orchestration.conclude import end_run
 from orchestration.errors import ServiceError
 from orchestration.tracking.outbox import Outbox
 from orchestration.tracking.run_ref import RunRef
-from orchestration.tracking.runs import (
-    Dataset,
-    close_run,
-    log_datasets,
-    log_text,
-    open_run,
-)
+from orchestration.tracking.runs import Dataset, close_run, log_datasets, log_text, open_run
 from orchestration.tracking.table_view import VIEW_TAG
 from orchestration.tracking.writer import MetricWriter, send_kept
 from tests.integration.conftest import Home

@@ -22,11 +22,7 @@ from orchestration.processes import end_processes, identify
 from orchestration.services import LOOPBACK, REGION, free_ports, mlflow_is_ready
 from orchestration.tracking.outbox import Outbox
 from orchestration.tracking.run_ref import RunRef
-from orchestration.tracking.runs import (
-    close_run,
-    log_text,
-    open_run,
-)
+from orchestration.tracking.runs import close_run, log_text, open_run
 from orchestration.tracking.writer import MetricWriter
 from tests.integration.conftest import ROOT, Home
 from tests.integration.postgresql import Cluster, cluster
