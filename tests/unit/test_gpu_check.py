@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from tests import forks
+
 ROOT = Path(__file__).resolve().parents[2]
 CHECK = ROOT / "infra" / "gpu-check" / "check.py"
 
@@ -16,13 +18,16 @@ CHECK = ROOT / "infra" / "gpu-check" / "check.py"
     ["environment", "numerics", "torchvisions", "ours", "kernels", "syncs", "copies", "data"],
 )
 def test_each_part_answers_in_json(part: str) -> None:
-    done = subprocess.run(
-        [sys.executable, str(CHECK), part, "--tiny"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+    if part == "environment":  # one as it is run on a machine with a GPU
+        done = subprocess.run(
+            [sys.executable, str(CHECK), part, "--tiny"],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+    else:
+        done = forks.script(CHECK, part, "--tiny")
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout.splitlines()[-1])
     assert found["seconds"] >= 0

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from datasets import transfer
 from datasets.manifest import Manifest
 from datasets.pack import pack
 from datasets.sources import digits
@@ -16,6 +17,21 @@ from orchestration.services import Secrets
 from tests.waiting import wait_for
 
 SECRETS = Secrets(access_key="testkey", secret_key="testsecret", ray_token="")
+
+
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """One process runs what asks the server, so that there is one."""
+    for item in items:
+        asked = {"servers", "place"} & set(getattr(item, "fixturenames", ()))
+        if asked and item.path.parent == Path(__file__).parent:
+            item.add_marker(pytest.mark.xdist_group("s3"))
+
+
+@pytest.fixture
+def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between requests that fail; the code they run through is that of the long ones."""
+    monkeypatch.setattr(transfer, "FIRST_PAUSE_S", 0.02)
 
 
 @pytest.fixture(scope="session")

@@ -106,12 +106,13 @@ def hammer(folder: Path, seed: int) -> None:
             (folder / "wrong").touch()
 
 
-def test_processes_share_it_and_kills_leave_it_whole(tmp_path: Path) -> None:
-    """Three processes at once, killed at random moments twenty times: never a wrong byte, and at
+@pytest.mark.parametrize("times", [5, pytest.param(20, marks=pytest.mark.exhaustive)])
+def test_processes_share_it_and_kills_leave_it_whole(tmp_path: Path, times: int) -> None:
+    """Three processes at once, killed at random moments so many times: never a wrong byte, and at
     the end no more than the limit."""
     context = multiprocessing.get_context("fork")
     choose = random.Random(1)
-    for round_ in range(20):
+    for round_ in range(times):
         workers = [
             context.Process(target=hammer, args=(tmp_path, 3 * round_ + i)) for i in (0, 1, 2)
         ]

@@ -5,22 +5,31 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parents[3]
-COUNT = 15_000  # of each of two seeds
 
 
-def test_broken_bytes_crash_and_hang_nothing() -> None:
+@pytest.mark.parametrize(
+    ("seeds", "count"),  # so many of each seed
+    [
+        pytest.param((3,), 4_000, id="some"),
+        pytest.param((1, 2), 15_000, marks=pytest.mark.exhaustive, id="many"),
+    ],
+)
+def test_broken_bytes_crash_and_hang_nothing(seeds: tuple[int, ...], count: int) -> None:
     came: dict[str, int] = {}
-    for seed in (1, 2):
+    total = len(seeds) * count
+    for seed in seeds:
         done = subprocess.run(
-            [sys.executable, "-X", "faulthandler", "-m", "tests.unit.datasets.fuzz", str(COUNT),
+            [sys.executable, "-X", "faulthandler", "-m", "tests.unit.datasets.fuzz", str(count),
              str(seed)],
             cwd=ROOT, capture_output=True, text=True, timeout=240, check=False,
         )  # fmt: skip
         assert done.returncode == 0, done.stderr[-3000:]
-        for key, count in json.loads(done.stdout).items():
-            came[key] = came.get(key, 0) + count
-    assert sum(came.values()) == 2 * COUNT
+        for key, times in json.loads(done.stdout).items():
+            came[key] = came.get(key, 0) + times
+    assert sum(came.values()) == total
     for kind in ("tar", "crop", "image"):  # the changes are neither all harmless nor all fatal
-        assert came[f"{kind} whole"] > 100, came
-        assert came[f"{kind} refused"] > 500, came
+        assert came[f"{kind} whole"] > total / 300, came
+        assert came[f"{kind} refused"] > total / 60, came

@@ -23,6 +23,7 @@ from datasets.pack import pack_shards
 from datasets.repack import plan_repack
 from datasets.store import Store
 from datasets.stream import Sample
+from tests.forks import rayception
 
 RAYCEPTION = str(Path(sys.executable).parent / "rayception")
 NAMES = ("cat", "dog", "eel")
@@ -200,6 +201,7 @@ def test_shards_on_a_web_server_with_an_index_elsewhere(
         Store().read(f"{web_url}/data/web/none.tar")
 
 
+@pytest.mark.usefixtures("short_pauses")
 def test_secrets_in_a_url_are_not_repeated() -> None:
     with pytest.raises(StoreError) as caught:
         Store().read("http://user:hunter2@127.0.0.1:9/x.tar?signature=hunter3")
@@ -272,22 +274,17 @@ def test_tars_are_packed_into_shards_of_another_size(tmp_path: Path, kind: str) 
     assert found[10]["__key__"] == samples[10]["__key__"]
 
 
-def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [RAYCEPTION, *arguments], capture_output=True, text=True, timeout=120, check=False
-    )
-
-
 def test_the_verbs(tmp_path: Path) -> None:
     write_shards(tmp_path / "in", with_tarfile, "txt")
     pattern = f"{(tmp_path / 'in').as_uri()}/x-{{000..002}}.tar"
     (tmp_path / "names").write_text("eel\ndog\ncat\n")
-    done = run("index", pattern, "--classes", str(tmp_path / "names"), "--json")
+    command = [RAYCEPTION, "index", pattern, "--classes", str(tmp_path / "names"), "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["classes"] == ["eel", "dog", "cat"]
-    assert run("verify", pattern).returncode == 0
-    assert run("inspect", pattern, "--sheet", str(tmp_path / "s.png")).returncode == 0
-    packed = run("pack", str(tmp_path / "in"), (tmp_path / "out").as_uri(), "--json")
+    assert rayception("verify", pattern).returncode == 0
+    assert rayception("inspect", pattern, "--sheet", str(tmp_path / "s.png")).returncode == 0
+    packed = rayception("pack", str(tmp_path / "in"), (tmp_path / "out").as_uri(), "--json")
     assert packed.returncode == 0, packed.stderr
     assert json.loads(packed.stdout)["num_samples"] == 70
     for arguments, words in (
@@ -297,7 +294,7 @@ def test_the_verbs(tmp_path: Path) -> None:
         (("index", pattern, "--classes", str(tmp_path / "none")), "--classes: got"),
         (("index", (tmp_path / "nothing").as_uri()), "no .tar among them"),
     ):
-        failed = run(*arguments)
+        failed = rayception(*arguments)
         assert failed.returncode == 2
         assert words in failed.stderr
         assert len(failed.stderr.strip().splitlines()) == 1

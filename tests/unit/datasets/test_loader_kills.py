@@ -1,70 +1,74 @@
 """A loader killed with -9 at a hundred random moments, each time going on with another number of
 ranks and threads: the sequence of samples and pixels is the unbroken one's."""
 
+import os
 import random
-import subprocess
-import sys
+import signal
 import time
-from collections import deque
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
+
+import pytest
 
 from datasets.manifest import Manifest
 from datasets.store import Store
-from tests.unit.datasets.victim import lines_of
-
-KILLS = 100
-LAST_STEP = 700  # 23 epochs and a part
-ROOT = Path(__file__).resolve().parents[3]
+from tests.forks import start
+from tests.unit.datasets.victim import began_file, lines_of, work
 
 
-def start(file: Path, manifest: Manifest) -> "subprocess.Popen[str]":
-    command = [sys.executable, "-m", "tests.unit.datasets.victim", str(file), manifest.url]
-    return subprocess.Popen([*command, str(LAST_STEP)], cwd=ROOT, stdin=subprocess.PIPE, text=True)
+def ended(victim: ForkServerProcess, limit_s: float) -> int | None:
+    """The exit code; None where it still runs after so many seconds, which end it."""
+    victim.join(limit_s)
+    code = victim.exitcode
+    victim.kill()
+    victim.join(10)
+    return code
 
 
-def go(victim: "subprocess.Popen[str]", world_size: int, threads: int) -> None:
-    assert victim.stdin is not None
-    victim.stdin.write(f"{world_size} {threads}\n")
-    victim.stdin.flush()
-
-
-def test_a_hundred_kills_change_nothing(packed: tuple[Store, Manifest], tmp_path: Path) -> None:
-    manifest = packed[1]
-    unbroken = start(tmp_path / "unbroken", manifest)
-    go(unbroken, 1, 1)
-    assert unbroken.wait(200) == 0
-    expected = lines_of((tmp_path / "unbroken").read_text())
-    assert len(expected) == LAST_STEP
+# 700 steps are 23 epochs and a part.
+@pytest.mark.parametrize(
+    ("kills", "last_step"),
+    [
+        pytest.param(10, 150, id="ten"),
+        pytest.param(100, 700, marks=pytest.mark.exhaustive, id="a hundred"),
+    ],
+)
+def test_kills_change_nothing(
+    packed: tuple[Store, Manifest], tmp_path: Path, kills: int, last_step: int
+) -> None:
+    url = packed[1].url
+    unbroken = tmp_path / "unbroken"
+    assert ended(start(work, unbroken, url, last_step, 1, 1, None), 200) == 0
+    expected = lines_of(unbroken.read_text())
+    assert len(expected) == last_step
 
     choose = random.Random(7)
     broken = tmp_path / "broken"
     broken.touch()
-    waiting: deque[subprocess.Popen[str]] = deque()  # they import while others run
-    kills = 0
+    killed = 0
     reached: list[int] = []
-    try:
-        while (step := len(lines_of(broken.read_text()))) < LAST_STEP:
-            while len(waiting) < 3:
-                waiting.append(start(broken, manifest))
-            victim = waiting.popleft()
-            go(victim, choose.choice([1, 2, 3, 6]), choose.choice([0, 1, 2]))
-            if kills < KILLS and step < LAST_STEP - 60:
-                # From the moment it is asked to begin to some steps later.
-                limit = step + choose.choice([0, 0, 1, 3, 8])
-                deadline = time.monotonic() + 60
-                while len(lines_of(broken.read_text())) < limit and time.monotonic() < deadline:
-                    time.sleep(0.002)
-                time.sleep(choose.uniform(0, 0.03))
-                victim.kill()
-                victim.wait(10)
-                kills += 1
-                reached.append(len(lines_of(broken.read_text())) - step)
-            else:
-                assert victim.wait(200) == 0
-    finally:
-        for victim in waiting:
-            victim.kill()
-            victim.wait(10)
-    assert kills == KILLS
-    assert sum(1 for steps in reached if steps) > 30  # many died in the midst of it
+    while (step := len(lines_of(broken.read_text()))) < last_step:
+        world_size, threads = choose.choice([1, 2, 3, 6]), choose.choice([0, 1, 2])
+        began_file(broken).unlink(missing_ok=True)
+        is_last = killed == kills or step >= last_step - 60
+        # From the moment it begins to some steps later.
+        limit = step + choose.choice([0, 0, 1, 3, 8])
+        victim = start(
+            work, broken, url, last_step, world_size, threads, None if is_last else limit + 3
+        )
+        if not is_last:
+            deadline = time.monotonic() + 60
+            while not (began_file(broken).exists() and len(lines_of(broken.read_text())) >= limit):
+                assert time.monotonic() < deadline
+                time.sleep(0.002)
+            time.sleep(choose.uniform(0, 0.03))
+            assert victim.pid is not None
+            os.kill(victim.pid, signal.SIGKILL)
+            assert ended(victim, 10) == -signal.SIGKILL
+            killed += 1
+            reached.append(len(lines_of(broken.read_text())) - step)
+        else:
+            assert ended(victim, 200) == 0
+    assert killed == kills
+    assert sum(1 for steps in reached if steps) > 0.3 * kills  # many died in the midst of it
     assert lines_of(broken.read_text()) == expected

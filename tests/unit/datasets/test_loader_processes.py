@@ -6,7 +6,9 @@ import signal
 import time
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
+from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -21,6 +23,7 @@ from datasets.order import Order
 from datasets.pack import pack
 from datasets.sources import digits
 from datasets.store import Store
+from tests import forks
 from tests.waiting import wait_for
 
 Packed = tuple[Store, Manifest]
@@ -58,9 +61,20 @@ def assert_same(one: list[list[MicroBatch]], other: list[list[MicroBatch]]) -> N
             assert torch.equal(getattr(a, name), getattr(b, name)), name
 
 
+def many(*values: Any) -> Any:
+    """A case of the full tier alone: each of its processes takes seconds to import torch."""
+    return pytest.param(*values, marks=pytest.mark.exhaustive)
+
+
 @pytest.mark.parametrize(
     ("workers", "rank", "world_size", "first"),
-    [(1, 0, 1, 0), (2, 1, 2, 3), (3, 0, 1, 28), (5, 2, 4, 29), (4, 0, 6, 100)],
+    [
+        many(1, 0, 1, 0),
+        many(2, 1, 2, 3),
+        (3, 0, 1, 28),
+        many(5, 2, 4, 29),
+        many(4, 0, 6, 100),
+    ],
 )
 def test_any_number_of_processes_gives_the_same_batches(
     packed: Packed, workers: int, rank: int, world_size: int, first: int
@@ -78,7 +92,8 @@ def test_more_ranks_than_micro_batches_have_empty_steps(packed: Packed) -> None:
     assert taken(loader(*packed, workers=2, rank=7, world_size=8), 3) == [[], [], []]
 
 
-def test_damage_is_counted_or_raised_as_without_processes(tmp_path: Path) -> None:
+@pytest.mark.parametrize("workers", [1, many(3)])
+def test_damage_is_counted_or_raised_as_without_processes(tmp_path: Path, workers: int) -> None:
     rows, classes = digits("train")
     samples = list(rows)
     samples[5] = {**samples[5], "png": b"no image"}
@@ -86,22 +101,31 @@ def test_damage_is_counted_or_raised_as_without_processes(tmp_path: Path) -> Non
     made = pack(samples, Store(), tmp_path.as_uri(), classes=classes, samples_per_shard=100)
     (tmp_path / made.shards[7].name).unlink()
     found = []
-    for workers in (0, 3):
-        with loader(Store(), made, workers=workers, is_skipping=True) as one:
+    for number in (0, workers):
+        with loader(Store(), made, workers=number, is_skipping=True) as one:
             steps = list(islice(one, 29))
         found.append((steps, one.damages.counts, sorted(one.damages.first)))
     assert_same(found[0][0], found[1][0])
     assert found[0][1:] == found[1][1:]
     assert found[0][1]["shard"] > 80
     with pytest.raises(DataError, match=r"\.tar: got no such file"):
-        taken(loader(Store(), made, workers=2), 29)
+        taken(loader(Store(), made, workers=min(workers, 2)), 29)
 
 
-def test_a_refusing_store_is_told_in_one_line(packed: Packed) -> None:
+def test_a_refusing_store_is_told_in_one_line(s3: Store, packed: Packed) -> None:
+    assert_told_in_one_line(s3, "s3://nobucket/x", "got no bucket nobucket", packed)
+
+
+@pytest.mark.exhaustive  # it is asked again and again, with pauses
+def test_a_store_that_is_away_is_told_in_one_line(packed: Packed) -> None:
+    assert_told_in_one_line(Store(), "http://127.0.0.1:9/x", "got no answer", packed)
+
+
+def assert_told_in_one_line(store: Store, url: str, words: str, packed: Packed) -> None:
     _, manifest = packed
-    away = Manifest(url="http://127.0.0.1:9/x", classes=manifest.classes, shards=manifest.shards)
-    with pytest.raises(StoreError, match="got no answer") as caught:
-        taken(loader(Store(), away, workers=2), 1)
+    away = Manifest(url=url, classes=manifest.classes, shards=manifest.shards)
+    with pytest.raises(StoreError, match=words) as caught:
+        taken(loader(store, away, workers=2), 1)
     assert "\n" not in str(caught.value)
 
 
@@ -139,25 +163,24 @@ def kill_one_and_go_on(packed: Packed) -> None:
     wait_for(lambda: len(children()) <= before, 20, lambda: str(children()))
 
 
-def rank_process(url: str, pids: "multiprocessing.Queue[list[int]]") -> None:
+def rank_process(url: str, pids: "Connection[list[int], list[int]]") -> None:
     from datasets.manifest import load_manifest
 
     store = Store()
     with loader(store, load_manifest(store, url), workers=2) as made:
         steps = iter(made)
         next(steps)
-        pids.put([process.pid for process in children()])
+        pids.send([process.pid for process in children()])
         while True:
             next(steps)
             time.sleep(0.01)
 
 
 def test_processes_end_with_their_killed_rank(packed: Packed) -> None:
-    context = multiprocessing.get_context("spawn")
-    pids = context.Queue()
-    rank = context.Process(target=rank_process, args=(packed[1].url, pids))
-    rank.start()
-    workers = pids.get(timeout=60)
+    mine, its = multiprocessing.Pipe(duplex=False)
+    rank = forks.start(rank_process, packed[1].url, its)
+    assert mine.poll(60)
+    workers = mine.recv()
     assert len(workers) == 2
     assert rank.pid is not None
     os.kill(rank.pid, signal.SIGKILL)

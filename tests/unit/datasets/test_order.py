@@ -161,10 +161,10 @@ def test_a_billion_samples_in_a_hundred_thousand_shards(lane: int, share: float)
     begin at 99 % costs what beginning at 1 % does."""
     order = BILLION
     start = int(share * order.lane_length(lane))
-    began = time.perf_counter()
+    began = time.process_time()
     window = next(order.windows(0, lane, start))
     assert window.first_index <= start < window.first_index + len(window.samples)
-    assert time.perf_counter() - began < 5  # a hang's limit, not a benchmark
+    assert time.process_time() - began < 5  # of this process: a hang's limit, not a benchmark
 
 
 BILLION = Order(

@@ -20,6 +20,7 @@ from datasets.files import list_images, plan_shards
 from datasets.manifest import Manifest, load_manifest
 from datasets.pack import pack, pack_shards
 from datasets.store import Store
+from tests.forks import rayception
 
 ROOT = Path(__file__).resolve().parents[3]
 RAYCEPTION = str(Path(sys.executable).parent / "rayception")
@@ -98,14 +99,14 @@ def test_killed_pack_goes_on_where_it_was(photographs: Path, tmp_path: Path) -> 
     before = {path.name: path.stat().st_mtime_ns for path in destination.glob("*.tar")}
     kept = [path.name.removesuffix(".json") for path in destination.glob(".parts/*.json")]
     assert not (destination / "index.json").exists() or not kept
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    done = rayception(*command[1:])
     assert done.returncode == 0, done.stderr
     for name in kept:  # what was whole was not written again
         assert (destination / name).stat().st_mtime_ns == before[name]
     whole = packed(photographs, (tmp_path / "whole").as_uri(), shard_bytes=2**20)
     # The command's seed is 0, ours 1: the same command on a fresh folder is the reference.
     fresh = [*command[:3], (tmp_path / "fresh").as_uri(), *command[4:]]
-    again = subprocess.run(fresh, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    again = rayception(*fresh[1:])
     assert json.loads(done.stdout)["fingerprint"] == json.loads(again.stdout)["fingerprint"]
     assert json.loads(done.stdout)["num_samples"] == whole.num_samples
 
@@ -229,9 +230,7 @@ def test_mistakes_on_the_command_line(
     arguments: list[str], words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("RAYCEPTION_HOME", str(tmp_path))
-    done = subprocess.run(
-        [RAYCEPTION, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=60
-    )
+    done = rayception(*arguments)
     assert done.returncode == 2
     assert words in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1

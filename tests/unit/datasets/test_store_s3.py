@@ -187,6 +187,7 @@ def test_broken_body_is_continued_from_the_byte_reached(s3: Store, s3_url: str) 
         assert found == CONTENT[77:4_000_077]
 
 
+@pytest.mark.usefixtures("short_pauses")
 def test_body_that_never_comes_whole_is_an_error(s3: Store, s3_url: str) -> None:
     s3.write("s3://data/cut/always.tar", CONTENT)
     with cutting_proxy(s3_url, [300] * 400) as proxy:

@@ -1,14 +1,10 @@
 """A training loader that is killed: writes a line for every finished step, from where the lines
 end. Run as a process of its own by test_loader_kills.py.
-
-    python -m tests.unit.datasets.victim FILE SPLIT LAST_STEP   (then, on stdin: WORLD_SIZE THREADS)
-
-It imports first and then waits on stdin, so that a test can keep some at hand.
 """
 
 import hashlib
 import os
-import sys
+import signal
 from pathlib import Path
 
 from datasets.augment import Augment
@@ -25,12 +21,19 @@ def lines_of(text: str) -> list[str]:
     return text.split("\n")[:-1]
 
 
-def main(file: Path, url: str, last: int) -> None:
+def began_file(file: Path) -> Path:
+    """What there is from where a victim begins to read its data."""
+    return file.with_suffix(".began")
+
+
+def work(
+    file: Path, url: str, last: int, world_size: int, threads: int, pause_at: int | None
+) -> None:
+    """pause_at: before this step it waits for its killer, who may be late."""
     manifest = load_manifest(Store(), url)
     order = Order(
         seed=2, samples_per_shard=manifest.samples_per_shard, num_lanes=6, pieces=3, slices=4
     )
-    world_size, threads = map(int, sys.stdin.readline().split())
     text = file.read_text() if file.exists() else ""
     step = len(lines_of(text))
     # What a kill left of a line goes, as a step that was not finished.
@@ -43,8 +46,11 @@ def main(file: Path, url: str, last: int) -> None:
         )
         for rank in range(world_size)
     ]  # fmt: skip
+    began_file(file).touch()
     with file.open("a") as log:
         for number, of_ranks in zip(range(step, last), zip(*loaders, strict=True), strict=False):
+            if number == pause_at:
+                signal.pause()
             batches = sorted((b for batches in of_ranks for b in batches), key=lambda b: b.index)
             digest = hashlib.sha256()
             for batch in batches:
@@ -54,7 +60,3 @@ def main(file: Path, url: str, last: int) -> None:
             log.flush()
             os.fsync(log.fileno())
     os._exit(0)
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]))

@@ -86,7 +86,13 @@ def test_the_side_heads_covering_layer_has_batch_norm_in_v3_alone(name: str) -> 
     assert ("AuxLogits.conv1.conv.bias" in state) == (name == "inception_v2")
 
 
-@pytest.mark.parametrize("name", MODEL_NAMES)
+@pytest.mark.parametrize(
+    "name",
+    [
+        name if name == "inception_v3" else pytest.param(name, marks=pytest.mark.exhaustive)
+        for name in MODEL_NAMES
+    ],
+)
 def test_every_member_overfits_one_batch(name: str) -> None:
     """16 images of noise to > 99 %, side heads, dropout and all."""
     torch.manual_seed(0)

@@ -1,108 +1,27 @@
 """A step's result with unusual shares: ranks without a micro-batch, one rank with all of them."""
 
-import os
-import time
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
-from torch import Tensor
-from torch.nn.parallel import DistributedDataParallel
 
 from inception.evaluate import evaluate
-from inception.family import build_architecture
 from inception.layers import normalize
-from inception.network import InceptionNet, build_network
+from inception.network import InceptionNet
 from inception.optim import build_optimizer
 from inception.precision import autocast_for, to_device_format
-from inception.statistics import average_bn_statistics
 from inception.step import train_step
+from tests.unit.inception.ranks import (
+    SEED,
+    Batch,
+    Shares,
+    Training,
+    batch,
+    exact_network,
+    train,
+)
 
-STEPS, SIZE, SEED, DEADLINE_S = 6, 4, 5, 90.0
-Shares = tuple[tuple[int, ...], ...]  # the micro-batches of each rank
-
-
-@dataclass(frozen=True, slots=True)
-class Batch:
-    """A micro-batch as a loader gives it."""
-
-    index: int
-    images: Tensor
-    targets: Tensor
-    weights: Tensor | None
-
-
-def batch(index: int, step: int) -> Batch:
-    generator = torch.Generator().manual_seed(1000 * step + index)
-    images = torch.randint(0, 256, (SIZE, 3, 75, 75), generator=generator, dtype=torch.uint8)
-    targets = torch.randint(0, 5, (SIZE,), generator=generator)
-    weights = torch.ones(SIZE, dtype=torch.float64)
-    weights[0] = index % 2  # a damaged sample in every second micro-batch
-    return Batch(index, images.contiguous(memory_format=torch.channels_last), targets, weights)
-
-
-def exact_network() -> InceptionNet:
-    """float64, and a batch norm that does not magnify: what differs is an error, not rounding.
-
-    With eps 1e-3 and four values a channel, a difference of 1e-16 grows a hundredfold a step.
-    """
-    network = build_network(
-        build_architecture("inception_v3", num_classes=5, input_size=75, width=0.1, bn_eps=0.1)
-    ).double()
-    network.register_forward_pre_hook(lambda _, inputs: (inputs[0].double(),))
-    return network
-
-
-def work_rank(rank: int, shares: Shares, folder: str) -> None:
-    """One rank's steps; rank 0 writes what came out."""
-    torch.set_num_threads(1)
-    world_size = len(shares)
-    dist.init_process_group(
-        "gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=world_size
-    )
-    network = exact_network()
-    optimizer = build_optimizer(network, name="rmsprop_tf", lr=0.02, weight_decay=4e-5)
-    model = DistributedDataParallel(network, broadcast_buffers=False)
-    torch.manual_seed(rank)  # a process's own generator must not matter
-    losses = []
-    for step in range(STEPS):
-        result = train_step(
-            model,
-            optimizer,
-            [batch(j, step) for j in shares[rank]],
-            num_micro_batches=sum(map(len, shares)),
-            world_size=world_size,
-            seed=SEED,
-            step=step,
-            clip_norm=2.0,
-        )
-        loss = result.loss.clone()
-        dist.all_reduce(loss)
-        losses.append((float(loss), float(result.grad_norm)))
-    average_bn_statistics(network)
-    if rank == 0:
-        torch.save({"losses": losses, "model": network.state_dict()}, f"{folder}/out.pt")
-    dist.barrier()
-    # At once: gloo's threads now and then abort an interpreter that takes its time to end
-    # ("terminate called without an active exception", pytorch #190489).
-    os._exit(0)
-
-
-def train(shares: Shares, folder: Path) -> dict[str, Any]:
-    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
-    context = mp.spawn(work_rank, (shares, str(folder)), nprocs=len(shares), join=False)  # type: ignore[attr-defined, no-untyped-call]
-    end = time.monotonic() + DEADLINE_S
-    while not context.join(timeout=1.0):
-        if time.monotonic() > end:
-            for process in context.processes:
-                process.kill()
-            pytest.fail(f"{len(shares)} ranks were not done after {DEADLINE_S} s")
-    found: dict[str, Any] = torch.load(folder / "out.pt", weights_only=True)
-    return found
+TRAINING = Training(steps=6, size=4, lr=0.02, is_damaged=True, is_as_in_a_run=False)
 
 
 @pytest.mark.parametrize(
@@ -119,13 +38,16 @@ def test_result_does_not_depend_on_the_shares(
 ) -> None:
     (tmp_path / "alone").mkdir()
     (tmp_path / "shared").mkdir()
-    one, other = train(alone, tmp_path / "alone"), train(shared, tmp_path / "shared")
+    one, other = (
+        train(TRAINING, shares, tmp_path / name)
+        for name, shares in (("alone", alone), ("shared", shared))
+    )
     # The loss is summed in float32; the weights are exact to float64.
     assert torch.allclose(torch.tensor(other["losses"]), torch.tensor(one["losses"]), rtol=1e-5)
     assert one["losses"][0][1] > 2.0, "the gradient should be clipped, or clipping is not tested"
     for name, tensor in one["model"].items():
         if name.endswith("num_batches_tracked"):
-            assert int(other["model"][name]) == int(tensor) == STEPS, name
+            assert int(other["model"][name]) == int(tensor) == TRAINING.steps, name
         else:
             assert torch.allclose(other["model"][name], tensor, rtol=1e-7, atol=1e-8), name
 

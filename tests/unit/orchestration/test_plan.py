@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from orchestration.errors import JobError
 from orchestration.load import load_job
 from orchestration.plan import learning_rate_at, make_plan
+from tests import forks
 
 ROOT = Path(__file__).resolve().parents[3]
 JOBS = [path for path in sorted((ROOT / "jobs").rglob("*.yaml")) if path.parent.name != "recipes"]
@@ -26,7 +27,7 @@ def rayception(*arguments: str) -> "subprocess.CompletedProcess[str]":
 
 @pytest.mark.parametrize("path", JOBS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_every_job_plans(path: Path) -> None:
-    done = rayception("plan", str(path), "--json")
+    done = forks.rayception("plan", str(path), "--json")
     assert done.returncode == 0, done.stderr
     plan = json.loads(done.stdout)
     assert plan["total_steps"] > 0
@@ -69,13 +70,27 @@ def test_batch_larger_than_the_data_is_refused() -> None:
         make_plan(job, train_samples=20, val_samples=360)
 
 
-@settings(deadline=None, max_examples=40)
-@given(
-    epochs=st.floats(0.5, 5),
-    samples=st.integers(64, 5000),
-    batches=st.integers(2, 4),
-)
+SHAPES = {
+    "epochs": st.floats(0.5, 5),
+    "samples": st.integers(64, 5000),
+    "batches": st.integers(2, 4),
+}
+
+
+@settings(deadline=None, max_examples=5)
+@given(**SHAPES)
 def test_no_sample_is_left_out(epochs: float, samples: int, batches: int) -> None:
+    assert_no_sample_is_left_out(epochs, samples, batches)
+
+
+@pytest.mark.exhaustive
+@settings(deadline=None, max_examples=40)
+@given(**SHAPES)
+def test_no_sample_is_left_out_of_many_shapes(epochs: float, samples: int, batches: int) -> None:
+    assert_no_sample_is_left_out(epochs, samples, batches)
+
+
+def assert_no_sample_is_left_out(epochs: float, samples: int, batches: int) -> None:
     job = load_job(
         ROOT / "jobs" / "quickstart.yaml",
         [
@@ -125,7 +140,7 @@ def test_mistakes_on_the_command_line(
     arguments: list[str], code: int, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("RAYCEPTION_HOME", str(tmp_path))
-    done = rayception(*arguments)
+    done = forks.rayception(*arguments)
     assert done.returncode == code
     assert words in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
@@ -137,13 +152,13 @@ def test_models_are_listed_and_shown_stage_by_stage() -> None:
     assert listed.returncode == 0, listed.stderr
     for words in ("inception_v4", "42,679,816", "7,005,832", "5.713"):
         assert words in listed.stdout
-    shown = rayception("models", "inception_v3")
+    shown = forks.rayception("models", "inception_v3")
     for words in ("Mixed_6e", "17 x 17 x 768", "8 x 8 x 2048", "23,834,568"):
         assert words in shown.stdout
-    as_json = json.loads(rayception("models", "googlenet", "--json").stdout)
+    as_json = json.loads(forks.rayception("models", "googlenet", "--json").stdout)
     assert as_json["googlenet"]["stages"][-1]["grid"] == 7
-    wrong = rayception("models", "inception_v33")
+    wrong = forks.rayception("models", "inception_v33")
     assert wrong.returncode == 2
     assert "Did you mean inception_v3?" in wrong.stderr
-    small = rayception("models", "inception_v3", "--input-size", "40")
+    small = forks.rayception("models", "inception_v3", "--input-size", "40")
     assert "at least 75 px" in small.stderr
