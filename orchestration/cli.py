@@ -1,6 +1,7 @@
 """The verbs; wiring only. Heavy packages (torch, ray, mlflow) are imported by the verb that needs
 them, so that `validate` and `plan` answer in milliseconds."""
 
+import atexit
 import os
 import sys
 import traceback
@@ -174,6 +175,18 @@ def fail(error: BaseException) -> NoReturn:
 
 def main() -> None:
     """Entry point: every known error is one line on stderr."""
+    try:
+        _call()
+    except SystemExit as end:
+        # To take down a process that has torch, Ray and MLflow in it costs Python 1.6 s, in which
+        # nothing happens that anybody waits for.
+        atexit._run_exitfuncs()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(end.code if isinstance(end.code, int) else 1 if end.code else 0)
+
+
+def _call() -> None:
     try:
         app()
     except TOLD_IN_ONE_LINE as error:

@@ -11,13 +11,13 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from datasets.store import Store, StoreConfig
 from orchestration.errors import JobError
 from orchestration.job_places import LOCAL
 from orchestration.rules import without_secrets
 from orchestration.tables import print_json, print_panel
 
 if TYPE_CHECKING:
+    from datasets.store import Store
     from orchestration.local import Say
     from orchestration.stack import Stack
 
@@ -110,8 +110,9 @@ def inspect(
     )
 
 
-def open_store(endpoint_url: str | None) -> Store:
+def open_store(endpoint_url: str | None) -> "Store":
     """The store of an --endpoint-url; credentials come from the environment."""
+    from datasets.store import Store, StoreConfig
     from orchestration.services import REGION, s3_environment
     from orchestration.stack import load_stack, stack_folder
 
@@ -128,7 +129,7 @@ def open_store(endpoint_url: str | None) -> Store:
 
 
 @contextlib.contextmanager
-def using_store(endpoint_url: str | None) -> Iterator[Store]:
+def using_store(endpoint_url: str | None) -> Iterator["Store"]:
     """The store of an --endpoint-url; the embedded one runs for the block."""
     with embedded(frozenset({"s3"} if endpoint_url == LOCAL else ())):
         yield open_store(endpoint_url)

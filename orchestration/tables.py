@@ -12,13 +12,13 @@ from rich.table import Table
 
 from orchestration.job import Job
 from orchestration.job_places import LOCAL
-from orchestration.plan import Plan, learning_rate_at
 
 if TYPE_CHECKING:
     from orchestration.driver import Outcome
+    from orchestration.plan import Plan
 
 
-def print_plan(console: Console, job: Job, plan: Plan) -> None:
+def print_plan(console: Console, job: Job, plan: "Plan") -> None:
     """Every derived number, in the order in which a person asks."""
     table = Table(title=f"plan of {job.name}", show_header=False, box=None, pad_edge=False)
     table.add_column(style="bold")
@@ -28,8 +28,10 @@ def print_plan(console: Console, job: Job, plan: Plan) -> None:
     console.print(table)
 
 
-def plan_rows(job: Job, plan: Plan) -> dict[str, str]:
+def plan_rows(job: Job, plan: "Plan") -> dict[str, str]:
     """The plan in words."""
+    from orchestration.plan import learning_rate_at  # numpy
+
     accelerator = job.cluster.accelerator
     device = f"{accelerator.type} GPUs" if accelerator.is_gpu else "CPU ranks"
     share = "" if plan.is_even else ", uneven: some ranks wait"
@@ -66,7 +68,7 @@ def plan_rows(job: Job, plan: Plan) -> dict[str, str]:
     }
 
 
-def _reads(job: Job, plan: Plan) -> str:
+def _reads(job: Job, plan: "Plan") -> str:
     """Where ranks or loader processes share lanes, what that costs and which number of lanes has
     none of it."""
     if plan.reads <= 1:
@@ -79,7 +81,7 @@ def _reads(job: Job, plan: Plan) -> str:
     )
 
 
-def _loader_row(plan: Plan) -> str:
+def _loader_row(plan: "Plan") -> str:
     who = f"{plan.loader_workers} processes a rank" if plan.loader_workers else "a thread a rank"
     if plan.loader_bytes is None:
         return (
