@@ -3,7 +3,8 @@
 A checkpoint is `state.pt` (torch.save, read with weights_only=True) and `checkpoint.json`, which
 holds the size and SHA-256 of every file and is written last. It counts only when that file is
 there and everything agrees with it: a half-written one is never loaded, the one before is used.
-The state names no world size: any number of ranks can go on from it.
+The state names no world size: any number of ranks can go on from it. torch is imported where
+tensors are read or written: a driver lists checkpoints and needs none.
 """
 
 import contextlib
@@ -14,9 +15,6 @@ import logging
 import pickle
 from dataclasses import dataclass, field, replace
 from typing import Any
-
-import torch
-from torch.utils._pytree import tree_map
 
 from datasets.errors import DataError
 from datasets.store import Store
@@ -58,6 +56,19 @@ class TrainState:
         return None if self.average is None else self.model | self.average["tensors"]
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Summary:
+    """What a checkpoint says of itself without its tensors."""
+
+    url: str
+    step: int
+    metrics: dict[str, float]
+
+    @property
+    def top1(self) -> float | None:
+        return top1_of(self.metrics)
+
+
 def checkpoint_name(step: int) -> str:
     """Folder name of the checkpoint after `step` steps; sorts by step."""
     return f"step-{step:09d}"
@@ -73,6 +84,8 @@ def save_checkpoint(store: Store, run_url: str, state: TrainState) -> str:
 
 def copied(state: TrainState) -> TrainState:
     """The state on the CPU, its tensors copied: what trains on may change its own afterwards."""
+    import torch
+    from torch.utils._pytree import tree_map
 
     def copy(value: Any) -> Any:
         return value.detach().to("cpu", copy=True) if isinstance(value, torch.Tensor) else value
@@ -87,6 +100,8 @@ def copied(state: TrainState) -> TrainState:
 
 def encode(state: TrainState) -> bytes:
     """The state as the bytes of its file."""
+    import torch
+
     buffer = io.BytesIO()
     torch.save(
         {
@@ -117,6 +132,7 @@ def write_checkpoint(store: Store, run_url: str, state: TrainState, content: byt
         },
         "data": state.data,
         "top1": state.top1,
+        "metrics": state.metrics,
     }
     store.write(f"{url}/{INDEX_FILE}", json.dumps(index, indent=2).encode())
     return url
@@ -181,12 +197,35 @@ def newest_checkpoint(store: Store, run_url: str) -> tuple[str, TrainState] | No
     return None
 
 
+def newest_summary(store: Store, run_url: str) -> Summary | None:
+    """Of the newest checkpoint below `run_url` that is whole, or None; torch stays away. Raises
+    StoreError."""
+    for name in reversed(checkpoint_names(store, run_url)):
+        url = f"{run_url}/{name}"
+        try:
+            index, content = _read_whole(store, url)
+        except TrainingError as error:
+            logger.warning("%s; the one before is used", error)
+            continue
+        metrics = index.get("metrics")
+        if metrics is None:  # of an earlier version
+            metrics = _decode(url, content).metrics
+        return Summary(url=url, step=index["step"], metrics=metrics)
+    return None
+
+
 def load_checkpoint(store: Store, url: str) -> TrainState:
     """Reads a checkpoint on the CPU.
 
     Raises TrainingError where it is incomplete, damaged or of another format, StoreError where
     the storage cannot be reached.
     """
+    return _decode(url, _read_whole(store, url)[1])
+
+
+def _read_whole(store: Store, url: str) -> tuple[dict[str, Any], bytes]:
+    """A checkpoint's index, and its state's bytes, which are those that it names. Raises
+    TrainingError, StoreError."""
     try:
         index = json.loads(store.read(f"{url}/{INDEX_FILE}"))
         content = store.read(f"{url}/{STATE_FILE}")
@@ -208,6 +247,13 @@ def load_checkpoint(store: Store, url: str) -> TrainState:
             f"{url}/{STATE_FILE}: got {len(content)} bytes with another checksum; {INDEX_FILE} "
             f"says {stated['size_bytes']}. The file is damaged: use an older checkpoint."
         )
+    return index, content
+
+
+def _decode(url: str, content: bytes) -> TrainState:
+    """The state, on the CPU, that `encode` wrote. Raises TrainingError."""
+    import torch
+
     try:
         values = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError) as error:

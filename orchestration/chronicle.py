@@ -16,6 +16,7 @@ from datasets.errors import StoreError
 from datasets.store import Store
 from orchestration.errors import TakenOver
 from orchestration.job import Job
+from orchestration.phases import PHASES, STARTUP, Phases, split
 from orchestration.supervise import what_died
 from orchestration.timeline import (
     TIMELINE_FILE,
@@ -48,12 +49,16 @@ class Chronicle:
         run: RunRef,
         run_url: str,
         board: Any,
+        phases: Phases,
         still_ours: Callable[[], None],
     ) -> None:
-        """still_ours: raises TakenOver once the run is another driver's, whose record it is then.
-        Raises StoreError."""
+        """phases: of the driver, which goes on to count them. still_ours: raises TakenOver once the
+        run is another driver's, whose record it is then. Raises StoreError."""
         self._job, self._store, self._board, self._still_ours = job, store, board, still_ours
-        self._run_url = run_url
+        self._run_url, self._phases = run_url, phases
+        self._startup = dict(phases.seconds)  # for the first attempt of this driver
+        self._of_ranks: dict[str, float] = {}  # of its attempts that have ended
+        self._told_start = 0  # attempts whose start MLflow has heard of
         self._url = f"{run_url}/{TIMELINE_FILE}"
         self.attempts = self._earlier()
         self._is_first = True
@@ -78,9 +83,10 @@ class Chronicle:
             self.attempts.append(
                 Attempt(
                     began=now, ended=now, ranks=ranks, from_step=last, to_step=last, trained_s=0.0,
-                    ended_by="",
+                    ended_by="", phases=self._startup,
                 )
             )  # fmt: skip
+            self._startup = {}
         ended_by = LEFT
         try:
             yield
@@ -124,9 +130,14 @@ class Chronicle:
         try:
             progress = ray.get(self._board.read.remote(), timeout=BOARD_LIMIT_S)
             gauges = ray.get(self._board.take_gauges.remote(), timeout=BOARD_LIMIT_S)
+            spent = ray.get(self._board.phases.remote(), timeout=BOARD_LIMIT_S)
         except ray.exceptions.RayError:  # the cluster is going down
-            progress, gauges = None, []
-        one = replace(self.attempts[-1], ended=time.time(), ended_by=ended_by)
+            progress, gauges, spent = None, [], {}
+        one = self.attempts[-1]
+        one = replace(one, ended=time.time(), ended_by=ended_by, phases=one.phases | spent)
+        if ended_by:
+            for name, seconds in spent.items():
+                self._of_ranks[name] = self._of_ranks.get(name, 0.0) + seconds
         if progress is not None:
             one = replace(
                 one, from_step=progress["from_step"], to_step=progress["step"],
@@ -134,6 +145,7 @@ class Chronicle:
             )  # fmt: skip
             if ended_by == LEFT and progress["step"] == progress["total_steps"]:
                 one = replace(one, ended_by=DONE)
+            self._tell_start(one)
         self.attempts[-1] = one
         self._tell()
         for node, at, values in gauges:
@@ -149,6 +161,22 @@ class Chronicle:
         if price is not None:
             told["run/dollars"] = hours * price
         self._writer.log(self._second(time.time()), told)
+
+    def _tell_start(self, one: Attempt) -> None:
+        """What the start of an attempt cost, once its ranks train; the step is its number."""
+        number = len(self.attempts)
+        if number > self._told_start:
+            self._told_start = number
+            told = {
+                f"startup/{name}_seconds": s for name, s in one.phases.items() if name in STARTUP
+            }
+            self._writer.log(number, told)
+
+    def phases(self) -> dict[str, float]:
+        """Seconds by phase of this driver and of its ranks."""
+        found = dict(self._phases.seconds)
+        found |= split(found.pop("training", 0.0), self._of_ranks)
+        return {name: found[name] for name in PHASES if name in found}
 
     def _second(self, at: float) -> int:
         """The step of what is no step's: seconds since the run's first attempt began."""

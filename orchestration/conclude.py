@@ -9,37 +9,30 @@ from datasets.audit import read_sample
 from datasets.errors import StoreError
 from datasets.manifest import Manifest, load_manifest
 from datasets.store import Store
-from inception.network import build_network
 from inception.predictions import assess
-from orchestration.checkpoint import TrainState, checkpoint_tags, newest_checkpoint
+from orchestration.checkpoint import Summary, checkpoint_tags, newest_summary
 from orchestration.errors import ServiceError, TrainingError
+from orchestration.final_network import read_network
 from orchestration.gallery import DRAWN, of_evaluation, of_history
 from orchestration.job import Job
 from orchestration.local import Say
 from orchestration.pages import timeline_page
-from orchestration.plan import build_job_architecture
 from orchestration.said import load_predictions
 from orchestration.timeline import load_attempts
 from orchestration.tracking.model import log_classifier, register_model
 from orchestration.tracking.outbox import Outbox
 from orchestration.tracking.run_ref import RunRef
-from orchestration.tracking.runs import MODEL_TAG, close_run, histories, log_file, tag_of, tag_run
+from orchestration.tracking.runs import (
+    FINISHED,
+    MODEL_TAG,
+    close_run,
+    histories,
+    log_file,
+    send_file,
+    tag_of,
+    tag_run,
+)
 from orchestration.tracking.writer import send_kept
-
-FINISHED = "FINISHED"
-
-
-def status_of(error: BaseException) -> str:
-    """What a run has become that this ended."""
-    return "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED"
-
-
-def send_file(run: RunRef, outbox: Outbox, path: str, content: bytes) -> None:
-    """An artifact under `path`; where MLflow is away, into the outbox. Raises StoreError."""
-    try:
-        log_file(run, path, content)
-    except ServiceError:
-        outbox.keep_file(path, content)
 
 
 def conclude_run(
@@ -47,21 +40,24 @@ def conclude_run(
     store: Store,
     run: RunRef,
     run_url: str,
-    state: TrainState,
+    end: Summary,
     tags: dict[str, str],
     say: Say,
+    *,
+    is_evaluation_sent: bool,
 ) -> str | None:
     """Logs what a complete run has to show and its model, and ends it in MLflow with these tags and
-    those of its checkpoints; what MLflow does not take is kept for `sync`. -> the model's URI, None
-    where MLflow was away. Raises StoreError, TrainingError."""
+    those of its checkpoints; what MLflow does not take is kept for `sync`. end: of its last
+    checkpoint. -> the model's URI, None where MLflow was away. Raises StoreError, TrainingError."""
     outbox = Outbox(store, run_url)
-    send_evaluation(job, store, run, run_url)
+    if not is_evaluation_sent:
+        send_evaluation(job, store, run, run_url)
     tags = tags | checkpoint_tags(store, run_url)
     try:
         send_kept(run, outbox)
         send_kept_files(run, outbox)
         log_pictures(store, run, run_url)
-        uri = log_final_model(job, store, run, state)
+        uri = log_final_model(job, store, run, run_url, end)
         close_run(run, FINISHED, tags)
         with contextlib.suppress(StoreError):  # of a driver that failed as this one took it over
             outbox.forget_end()
@@ -98,28 +94,26 @@ def send_kept_files(run: RunRef, outbox: Outbox) -> int:
     return count
 
 
-def log_final_model(job: Job, store: Store, run: RunRef, state: TrainState) -> str:
-    """Logs the averaged weights where an average is kept, else the last ones, and registers them
-    where the job says so, once; -> models:/ URI. Raises ServiceError, StoreError."""
+def log_final_model(job: Job, store: Store, run: RunRef, run_url: str, end: Summary) -> str:
+    """Logs the run's final model, of its last checkpoint, and registers it where the job says so,
+    once; -> models:/ URI. Raises ServiceError, StoreError, TrainingError."""
     uri = tag_of(run, MODEL_TAG)
     if uri is None:
-        network = build_network(build_job_architecture(job), seed=job.seed)
-        network.load_state_dict(state.averaged or state.model)
         val = load_manifest(store, job.data.val)
         uri = log_classifier(
             run,
-            network.eval(),
+            read_network(job, store, run_url, end),
             classes=val.classes,
             input_size=job.model.input_size,
             crop=job.data.eval_crop,
             example=_example(store, val),
-            step=state.step,
+            step=end.step,
         )
         tag_run(run, {MODEL_TAG: uri})
-    if job.tracking.register is not None and state.top1 is not None:
+    if job.tracking.register is not None and end.top1 is not None:
         scored_on = load_manifest(store, job.data.val).fingerprint
         name = job.tracking.register
-        register_model(run, uri, name=name, top1=state.top1, scored_on=scored_on)
+        register_model(run, uri, name=name, top1=end.top1, scored_on=scored_on)
     return uri
 
 
@@ -170,13 +164,13 @@ def sync_run(job: Job, store: Store, run: RunRef, run_url: str) -> dict[str, int
     if end is not None:
         status, tags = end
         if status == FINISHED:
-            found = newest_checkpoint(store, run_url)
-            if found is None:
+            last = newest_summary(store, run_url)
+            if last is None:
                 raise TrainingError(
                     f"{run_url}: got no whole checkpoint; the model is made of the last one. Look "
                     "what became of the run's folder."
                 )
-            log_final_model(job, store, run, found[1])
+            log_final_model(job, store, run, run_url, last)
         close_run(run, status, tags)
         log_pictures(store, run, run_url)
         outbox.forget_end()

@@ -6,31 +6,26 @@ driver has taken over is that one's to end.
 """
 
 import contextlib
-import logging
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import ray
-
 from datasets.errors import StoreError
 from datasets.manifest import Manifest
 from datasets.store import Store, StoreConfig
+from orchestration.assignment import Assignment
 from orchestration.checkpoint import TrainState
 from orchestration.chronicle import Chronicle
 from orchestration.claim import check_claim, make_claim, save_claim
-from orchestration.conclude import conclude_run, end_run, status_of
-from orchestration.errors import ServiceError, TakenOver
+from orchestration.errors import TakenOver
 from orchestration.introduce import (
     Start,
     begin_run,
     fresh_name,
     go_on,
     run_of,
-    send_samples,
     status_before,
     submission_tags,
     tags_of,
@@ -41,8 +36,10 @@ from orchestration.job_places import LOCAL
 from orchestration.load import to_dict
 from orchestration.local import Say
 from orchestration.metrics import top1_of
+from orchestration.phases import Phases
 from orchestration.plan import Plan, make_plan
 from orchestration.preflight import check_imports, check_init, look_before, prepare_data
+from orchestration.preparation import Preparation
 from orchestration.progress import make_board
 from orchestration.room import choose, look, settle
 from orchestration.rounds import train_run
@@ -51,8 +48,7 @@ from orchestration.stack import Stack
 from orchestration.storage import build_store_config, shard_shape
 from orchestration.timeline import life_tags
 from orchestration.tracking.run_ref import RunRef
-from orchestration.tracking.runs import child_tags
-from orchestration.worker import Assignment
+from orchestration.tracking.runs import child_tags, status_of
 
 Watch = Callable[[Any, Plan], Any]
 HAND_OVER_S = 60.0  # what a driver that was taken over holds is free within
@@ -70,40 +66,13 @@ class Outcome:
     checkpoint_url: str
     model_uri: str | None  # None: MLflow was away at the end
     wall_s: float
+    phases: dict[str, float]  # seconds, of PHASES
 
     @property
     def top1(self) -> float:
         """Percent of the held-out split, of the averaged weights where an average is kept."""
         found = top1_of(self.metrics)
         return float("nan") if found is None else found
-
-
-@contextlib.contextmanager
-def connected(job: Job, stack: Stack | None) -> Iterator[None]:
-    """Joins the job's cluster for the block. Workers' output goes to Ray's logs, not here.
-
-    Raises ServiceError where there is no cluster or it does not answer.
-    """
-    with joined(stack.ray_address if job.cluster.address == LOCAL and stack else "auto"):
-        yield
-
-
-@contextlib.contextmanager
-def joined(address: str) -> Iterator[None]:
-    """Joins the cluster at an address, `auto` for this machine's, for the block. Raises
-    ServiceError."""
-    try:
-        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
-    except (ConnectionError, RuntimeError, TimeoutError) as error:
-        first = str(error).strip().splitlines()[0][:200]
-        raise ServiceError(
-            f"cluster.address: got {address}; no Ray cluster answers there ({first}). "
-            "Start one with `ray start`, or write cluster.address=local."
-        ) from error
-    try:
-        yield
-    finally:
-        ray.shutdown()
 
 
 def drive(
@@ -116,16 +85,19 @@ def drive(
     earlier: Earlier | None = None,
     start_from: TrainState | None = None,
     name: str | None = None,
+    phases: Phases | None = None,
 ) -> Outcome:
     """Trains the job on the connected cluster.
 
     parent: the sweep's run and the name of this one in it. earlier: the run to go on with.
     start_from: the state that a new run begins with. name: the run's; one of that name that has
-    begun goes on, so that whoever restarts a driver starts it as before. say: called with a line
+    begun goes on, so that whoever restarts a driver starts it as before. phases: of this process so
+    far. say: called with a line
     for each thing done. watch: called with the progress actor and the plan, returns a context
     manager that shows them. Raises RayceptionError, DataError, StoreError, or KeyboardInterrupt.
     """
     began = time.monotonic()
+    phases = phases or Phases()
     given = job  # with every accelerator that the run may get; `job` has the one that it got
     config = build_store_config(job, stack)
     store = Store(config)
@@ -150,28 +122,39 @@ def drive(
     chronicle: Chronicle | None = None
     try:
         job, plan, train, val = _prepare(job, store, wait_s, say)
+        phases.end("preflight")
         if earlier is None or run is None:
             tags = tags_of(job, plan, train, run_url) | (child_tags(*parent) if parent else {})
             start = Start(name=run_name, url=run_url, tags=tags, state=start_from)
             run = begin_run(given, start, tracking_uri(job, stack), store, claim, plan, train, val)
-            looks = (job, plan, store, train, run, run_url)  # beside training: worth no wait
-            threading.Thread(target=send_samples, args=looks, name="samples", daemon=True).start()
         else:
             go_on(run, store, earlier, told, say)
+        phases.end("mlflow")
         say(f"run {run_name} in MLflow experiment {job.experiment}")
         board = make_board()
-        chronicle = Chronicle(job, store, run, run_url, board, still_ours)
+        chronicle = Chronicle(job, store, run, run_url, board, phases, still_ours)
         hand = Assignment(
             job=to_dict(job), plan=plan, run=run, run_url=run_url, store=config, board=board,
             attempt=0,
         )  # fmt: skip
-        with watch(board, plan):
-            checkpoint_url, state = train_run(job, hand, store, chronicle, still_ours, say)
-        still_ours()
-        say("training done; logging the model")
-        chronicle.close()
-        told |= life_tags(chronicle.attempts)
-        model_uri = conclude_run(job, store, run, run_url, state, told, say)
+        samples = train if earlier is None else None
+        with Preparation(job, plan, store, run, run_url, board, samples=samples) as prepared:
+            with watch(board, plan):
+                last = train_run(job, hand, store, chronicle, still_ours, say)
+            still_ours()
+            phases.end("training")
+            say(
+                f"training done, top-1 {last.top1:.2f} %, checkpoint {last.url}; pictures and the "
+                "model go to MLflow"
+            )
+            chronicle.close()
+            told |= life_tags(chronicle.attempts)
+            is_sent = prepared.finish()
+            from orchestration.conclude import conclude_run  # torch: imported while ranks trained
+
+            model_uri = conclude_run(
+                job, store, run, run_url, last, told, say, is_evaluation_sent=is_sent
+            )
     except BaseException as error:
         # What went wrong first is what is told.
         if chronicle is not None:
@@ -180,18 +163,22 @@ def drive(
             told |= life_tags(chronicle.attempts)
         if run is not None:
             with contextlib.suppress(StoreError, TakenOver):
+                from orchestration.conclude import end_run
+
                 still_ours()  # what another driver goes on with has not ended
                 end_run(store, run, run_url, status_of(error), told)
         raise
+    phases.end("end")
     return Outcome(
         run=run,
         run_name=run_name,
-        metrics={key: value for key, value in state.metrics.items() if "/" in key},
-        images_per_second=state.metrics["images_per_second"],
+        metrics={key: value for key, value in last.metrics.items() if "/" in key},
+        images_per_second=last.metrics["images_per_second"],
         attempts=len(chronicle.attempts),
-        checkpoint_url=checkpoint_url,
+        checkpoint_url=last.url,
         model_uri=model_uri,
         wall_s=time.monotonic() - began,
+        phases=chronicle.phases(),
     )
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
+from inception.graph import evaluation_graph
 from inception.network import InceptionNet
 from orchestration.errors import JobError
 from orchestration.trained import METADATA, Trained, describe
@@ -49,16 +50,6 @@ def write(trained: Trained, kind: str, to: Path) -> None:
         part.replace(to)
     finally:
         part.unlink(missing_ok=True)
-
-
-def evaluation_graph(network: InceptionNet) -> torch.export.ExportedProgram:
-    """The evaluation graph for any number of images."""
-    size = network.architecture.input_size
-    example = torch.zeros(2, 3, size, size)
-    with torch.no_grad():
-        return torch.export.export(
-            network, (example,), dynamic_shapes=({0: torch.export.Dim("batch", min=1)},)
-        )
 
 
 def _write_onnx(network: InceptionNet, to: Path, said: str) -> None:

@@ -16,9 +16,7 @@ from datasets.store import Store
 from orchestration.checkout import Checkout, read_checkout
 from orchestration.checkpoint import TrainState, save_checkpoint
 from orchestration.claim import Claim, save_claim
-from orchestration.conclude import FINISHED, send_file, status_of
-from orchestration.errors import TOLD_IN_ONE_LINE, JobError, ServiceError
-from orchestration.gallery import of_samples
+from orchestration.errors import JobError, ServiceError
 from orchestration.job import Job
 from orchestration.job_places import LOCAL
 from orchestration.load import flatten, to_dict, to_yaml
@@ -30,6 +28,7 @@ from orchestration.stack import Stack
 from orchestration.tracking.outbox import Outbox
 from orchestration.tracking.run_ref import RunRef
 from orchestration.tracking.runs import (
+    FINISHED,
     NOTE_TAG,
     STORAGE_TAG,
     Dataset,
@@ -39,6 +38,7 @@ from orchestration.tracking.runs import (
     open_run,
     reopen_run,
     run_status,
+    status_of,
 )
 from orchestration.versions import DASHBOARD
 
@@ -241,17 +241,6 @@ def reproduce(run_url: str, code: Checkout) -> str:
         f"# Makes the run in {run_url} again, with the files beside this one.\n"
         f"{checkout}{patch}make venv\n.venv/bin/rayception run job.yaml\n"
     )
-
-
-def send_samples(
-    job: Job, plan: Plan, store: Store, train: Manifest, run: RunRef, run_url: str
-) -> None:
-    """A picture of the first training samples, drawn beside training; nothing waits for it."""
-    try:
-        picture = of_samples(job, plan, store, train)
-        send_file(run, Outbox(store, run_url), "pictures/training-samples.png", picture)
-    except TOLD_IN_ONE_LINE as error:  # training meets it too, and says it
-        logger.warning("no picture of training samples: %s", error)
 
 
 def submission_tags() -> dict[str, str]:

@@ -6,6 +6,7 @@ with more of them, so that no step is lost or done twice. Or another driver has 
 """
 
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable
@@ -16,14 +17,16 @@ from ray._private.state import state
 
 from orchestration.accelerators import Accelerator
 from orchestration.errors import TakenOver
-from orchestration.job_places import Cluster
+from orchestration.job import Job
 from orchestration.room import look, measure
+from orchestration.warm import start_spares
 
 logger = logging.getLogger(__name__)
 
 EVERY_S = 1.0
 CLAIM_EVERY_S = 3.0  # a worker group takes longer to start
 GROW_AFTER_S = 30.0  # a new group costs some fifteen seconds: it must be worth it
+SPARES_AFTER_S = 30.0  # of a group's start: a short run needs none
 UNKNOWN_END_S = 30.0  # of a drain without a deadline
 
 
@@ -33,7 +36,7 @@ class Lookout:
     def __init__(
         self,
         board: Any,
-        cluster: Cluster,
+        job: Job,
         accelerator: Accelerator,
         *,
         ranks: int,
@@ -42,7 +45,9 @@ class Lookout:
     ) -> None:
         """still_ours: raises TakenOver once the run is another driver's."""
         self._still_ours, self._asked_at = still_ours, 0.0
-        self._board, self._cluster, self._accelerator = board, cluster, accelerator
+        self._board, self._job, self._accelerator = board, job, accelerator
+        self._cluster = job.cluster
+        self._spares_at = time.monotonic() + SPARES_AFTER_S
         self._ranks, self._say = ranks, say
         self._done = threading.Event()
         self._known: set[str] = set()
@@ -63,9 +68,15 @@ class Lookout:
                 self._look_for_drains()
                 if self._cluster.is_elastic:
                     self._look_for_room()
+                self._start_spares()
                 self._look_for_another_driver()  # last: it waits where storage does not answer
             except Exception as error:  # the cluster is busy or going down: the run says so itself
                 logger.debug("lookout: %s", error)
+
+    def _start_spares(self) -> None:
+        if self._cluster.max_failures and time.monotonic() > self._spares_at:
+            self._spares_at = math.inf
+            start_spares(self._job, ray.get(self._board.nodes.remote(), timeout=5).values())
 
     def _look_for_another_driver(self) -> None:
         if time.monotonic() - self._asked_at < CLAIM_EVERY_S:

@@ -21,6 +21,7 @@ class Progress(TypedDict):
     eta_s: float  # to the last step, at the speed of this attempt
     from_step: int  # after which this attempt began
     trained_s: float  # of this attempt's steps
+    is_evaluated: bool  # whether top1 is of this step
 
 
 LINE = re.compile(
@@ -70,6 +71,7 @@ def parse_line(line: str) -> Progress | None:
         eta_s=float(seconds),
         from_step=0,
         trained_s=0.0,
+        is_evaluated=False,
     )
 
 

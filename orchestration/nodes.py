@@ -18,7 +18,6 @@ CPU_RANK_MEMORY_GIB = 4
 EVERYWHERE = {
     "PYTHONPATH": WORKING_DIR,
     "PYTHONUNBUFFERED": "1",
-    "RAY_TRAIN_ENABLE_STATE_TRACKING": "1",
 }
 # Of the head: a dead node or cut link is noticed after some ten seconds, not after Ray's 63.
 HEALTH_CHECKS = {

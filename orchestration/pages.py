@@ -107,7 +107,9 @@ def timeline_page(attempts: Sequence[Attempt], name: str) -> str:
     )
     rows = "".join(
         f'<tr><td>{number}</td><td class="n">{one.began - begin:,.0f} s</td>'
-        f'<td class="n">{one.ended - one.began:,.0f} s</td><td class="n">{one.ranks}</td>'
+        f'<td class="n">{one.ended - one.began:,.0f} s</td>'
+        f'<td class="n" title="{_phases(one)}">{one.phases.get("workers", 0.0):,.1f} s</td>'
+        f'<td class="n">{one.ranks}</td>'
         f'<td class="n">{one.from_step:,} to {one.to_step:,}</td><td>{html.escape(what)}</td>'
         f'<td class="n">{seconds:,.0f} s</td><td class="n">{again:,}</td></tr>'
         for number, (one, (what, seconds, again)) in enumerate(
@@ -115,7 +117,8 @@ def timeline_page(attempts: Sequence[Attempt], name: str) -> str:
         )
     )
     heads = (
-        '<th>attempt</th><th class="n">began at</th><th class="n">lasted</th><th class="n">ranks</th>'
+        '<th>attempt</th><th class="n">began at</th><th class="n">lasted</th>'
+        '<th class="n">start</th><th class="n">ranks</th>'
         '<th class="n">steps</th><th>ended by</th><th class="n">then nothing for</th>'
         '<th class="n">steps again</th>'
     )
@@ -126,6 +129,11 @@ def timeline_page(attempts: Sequence[Attempt], name: str) -> str:
     )
     body = f'<div class="life">{_ticks(span)}{bars}</div><table><tr>{heads}</tr>{rows}</table>'
     return _page(f"The life of {name}", intro, body, {}, "")
+
+
+def _phases(one: Attempt) -> str:
+    """Where the time of an attempt's start went; the driver's part was before it began."""
+    return ", ".join(f"{name} {seconds:.1f} s" for name, seconds in one.phases.items())
 
 
 def _bar(number: int, one: Attempt, gap: float, begin: float, span: float) -> str:

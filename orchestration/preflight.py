@@ -12,8 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from datasets.manifest import Manifest, index_url, load_manifest
-from datasets.pack import pack
-from datasets.sources import digits
 from datasets.store import Store, StoreConfig
 from orchestration.errors import TOLD_IN_ONE_LINE, JobError, ServiceError
 from orchestration.job import Job
@@ -45,6 +43,9 @@ def prepare_data(job: Job, store: Store, say: Say) -> tuple[Manifest, Manifest]:
     for split in ("train", "val"):
         url = getattr(job.data, split)
         if job.data.source and not store.exists(index_url(url)):
+            from datasets.pack import pack  # webdataset imports torch
+            from datasets.sources import digits
+
             samples, classes = digits(split, seed=0)
             manifest = pack(
                 samples, store, url, classes=classes, samples_per_shard=SAMPLES_PER_SHARD

@@ -32,6 +32,8 @@ class Board:
         self._progress: Progress | None = None
         self._attempts = 0
         self._nodes: dict[int, str] = {}
+        self._phases: dict[str, float] = {}  # seconds, of the present attempt
+        self._began = time.time()  # the present attempt
         self._end_at: float | None = None  # when a wish to leave must have been met (Unix time)
         self._is_saved = False
         self._gauges: list[tuple[str, float, dict[str, float]]] = []
@@ -41,11 +43,13 @@ class Board:
         self._attempts += 1
         self._nodes, self._end_at, self._is_saved = {}, None, False
         self._progress = None
+        self._phases, self._began = {}, time.time()
         return self._attempts
 
     def join(self, rank: int, node_id: str) -> None:
-        """Says where a rank of the present attempt works."""
+        """A rank of the present attempt stands ready for its first step, on that node."""
         self._nodes[rank] = node_id
+        self._phases["workers"] = time.time() - self._began
 
     def nodes(self) -> dict[int, str]:
         """Node id by rank, of the present attempt."""
@@ -66,6 +70,10 @@ class Board:
             return Wish.SAVE
         return Wish.GO_ON
 
+    def show(self, progress: Progress) -> None:
+        """Progress that asks for no answer."""
+        self._progress = progress
+
     def gauge(self, node: str, values: dict[str, float]) -> None:
         """A node says what it is busy with."""
         if len(self._gauges) < MAX_GAUGES:  # nobody takes them where the driver hangs
@@ -75,6 +83,14 @@ class Board:
         """(node, Unix time, values), each once."""
         taken, self._gauges = self._gauges, []
         return taken
+
+    def spend(self, phase: str, seconds: float) -> None:
+        """The ranks of the present attempt spent time on a phase."""
+        self._phases[phase] = self._phases.get(phase, 0.0) + seconds
+
+    def phases(self) -> dict[str, float]:
+        """Seconds by phase of the present attempt: until the last rank was ready, evaluations."""
+        return self._phases
 
     def read(self) -> Progress | None:
         return self._progress

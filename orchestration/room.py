@@ -22,6 +22,7 @@ class Node:
     total: dict[str, float]
     free: dict[str, float]
     labels: dict[str, str]
+    id: str = ""  # "": it does not live yet
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -57,6 +58,15 @@ def measure(cluster: Cluster, accelerator: Accelerator, nodes: Nodes) -> Room:
         ever=ranks([node.total for node in live]),
         grown=ranks([node.total for node in [*live, *addable]]),
     )
+
+
+def places(cluster: Cluster, accelerator: Accelerator, nodes: Nodes) -> dict[str, int]:
+    """How many ranks have room now, by the id of their node."""
+    return {
+        node.id: _ranks_on(node.free, cluster, accelerator)
+        for node in nodes.live
+        if _is_right(node, cluster, accelerator)
+    }
 
 
 def choose(job: Job, nodes: Nodes) -> Room:
@@ -146,6 +156,7 @@ def look() -> Nodes:
             total=one["Resources"],
             free=free.get(one["NodeID"], {}),
             labels=one.get("Labels") or {},
+            id=one["NodeID"],
         )
         for one in ray.nodes()
         if one["Alive"] and one["NodeID"] not in leaving

@@ -1,27 +1,26 @@
 """The worker groups of one run on the connected cluster, one after the other, to its last step."""
 
-import contextlib
-import os
 import secrets
 import signal
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
 
 import ray
 from ray.train import FailureConfig, RunConfig, ScalingConfig
-from ray.train.torch import TorchTrainer
 
 from datasets.store import Store
+from orchestration.assignment import Assignment, train_loop
 from orchestration.checkpoint import (
-    TrainState,
+    Summary,
     checkpoint_name,
     checkpoint_names,
-    newest_checkpoint,
+    newest_summary,
 )
 from orchestration.chronicle import Chronicle
+from orchestration.controller import DriverTrainer
 from orchestration.group import GroupConfig
+from orchestration.introduce import submission_tags
 from orchestration.job import Job
 from orchestration.local import Say
 from orchestration.lookout import Lookout
@@ -29,21 +28,12 @@ from orchestration.preflight import check_storage
 from orchestration.room import SPOT, Nodes, Room, look, measure, settle
 from orchestration.storage import ray_path
 from orchestration.supervise import train_in_rounds
-from orchestration.worker import Assignment, train_loop
+from orchestration.warm import set_environment
 
 # A rank that waits this long for another one has lost it. (A dead node's ranks are known sooner:
 # Ray ends the group when its health checks fail.)
 COLLECTIVE_LIMIT_S = 300
 SETTLE_S = 5.0
-FEW_RANKS = 256
-POLL_VARIABLE = "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"
-POLL_IS_GIVEN = POLL_VARIABLE in os.environ  # by a person, whose value stays
-# Ray Train's own settings, which it hands on from the driver. Its watcher of announced ends would
-# be a process more for each group, and the lookout does that.
-RAY_TRAIN = {
-    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
-    "RAY_TRAIN_ENABLE_STATE_TRACKING": "1",
-}
 
 
 def train_run(
@@ -53,17 +43,14 @@ def train_run(
     chronicle: Chronicle,
     still_ours: Callable[[], None],
     say: Say,
-) -> tuple[str, TrainState]:
+) -> Summary:
     """Trains to the last step, in as many worker groups as it takes; -> its checkpoint.
 
     still_ours: raises TakenOver once the run is another driver's. Raises RayceptionError, or
     KeyboardInterrupt: the first interrupt lets the ranks save and leave, the second ends them.
     """
-    for name, value in RAY_TRAIN.items():
-        os.environ.setdefault(name, value)
-    if not POLL_IS_GIVEN:  # anew for each run: those of a sweep have one process
-        os.environ[POLL_VARIABLE] = _poll_s(job)
-    ends: list[tuple[str, TrainState]] = []
+    environment = set_environment(job)
+    ends: list[Summary] = []
     cluster, plan = job.cluster, hand.plan
 
     def look_on() -> Nodes:
@@ -80,20 +67,21 @@ def train_run(
                 say(f"going on with {ranks} ranks of {plan.world_size}")
         still_ours()
         attempt = ray.get(hand.board.begin_attempt.remote(), timeout=60)
-        trainer = _build_trainer(job, replace(hand, attempt=attempt), ranks, number)
+        trainer = _build_trainer(job, replace(hand, attempt=attempt), ranks, number, environment)
         trainer.board, trainer.say = hand.board, say
+        trainer.keeps_states = bool(submission_tags())
         accelerator = cluster.accelerator
+        for signal_number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(signal_number, trainer.interrupt)
         try:
             with (
                 chronicle.attempt(ranks),
-                Lookout(
-                    hand.board, cluster, accelerator, ranks=ranks, still_ours=still_ours, say=say
-                ),
+                Lookout(hand.board, job, accelerator, ranks=ranks, still_ours=still_ours, say=say),
             ):
                 trainer.fit()
         finally:
-            for number in (signal.SIGINT, signal.SIGTERM):
-                signal.signal(number, signal.default_int_handler)
+            for signal_number in (signal.SIGINT, signal.SIGTERM):
+                signal.signal(signal_number, signal.default_int_handler)
         still_ours()
         last = ray.get(hand.board.read.remote(), timeout=60)
         if last is not None and last["step"] < plan.total_steps:
@@ -103,8 +91,8 @@ def train_run(
             raise KeyboardInterrupt
 
     def is_done() -> bool:
-        found = newest_checkpoint(store, hand.run_url)
-        if found is not None and found[1].step >= plan.total_steps:
+        found = newest_summary(store, hand.run_url)
+        if found is not None and found.step >= plan.total_steps:
             ends.append(found)
         return bool(ends)
 
@@ -119,13 +107,6 @@ def train_run(
         say=say,
     )
     return ends[-1]
-
-
-def _poll_s(job: Job) -> str:
-    """Seconds between Ray Train's looks at its ranks: half of it is lost at each end and death. One
-    controller makes some thousand calls a second, so many ranks are asked more rarely."""
-    ranks = job.cluster.max_nodes * job.cluster.accelerator.count
-    return "0.25" if ranks <= FEW_RANKS else "1"
 
 
 def _ranks_now(job: Job, room: Room) -> int:
@@ -144,37 +125,32 @@ def _ranks_now(job: Job, room: Room) -> int:
     return max(room.now, cluster.min_nodes * accelerator.count)
 
 
-class _Trainer(TorchTrainer):  # type: ignore[misc]
-    """TorchTrainer whose first interrupt asks the ranks to save and leave; Ray's own would end them
-    where they are. (Its private hook: should it go, Ray's way is what is left.)"""
+class _Trainer(DriverTrainer):
+    """A trainer whose first interrupt asks the ranks to save and leave; the second ends them."""
 
-    board: Any
     say: Say
     interrupts = 0
 
-    def _register_sigint_handler(self, controller: Any) -> None:
-        def interrupt(*_: object) -> None:
-            self.interrupts += 1
-            is_training = ray.get(self.board.read.remote(), timeout=10) is not None
-            if self.interrupts == 1 and is_training:
-                self.board.ask_to_leave.remote(0.0)
-                self.say("stopping after a checkpoint (again: at once)")
-                return
-            with contextlib.suppress(ray.exceptions.RayError):
-                ray.get(controller.abort.remote(), timeout=30)
-            raise KeyboardInterrupt
-
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, interrupt)
+    def interrupt(self, *_: object) -> None:
+        """What a signal does while it trains."""
+        self.interrupts += 1
+        is_training = ray.get(self.board.read.remote(), timeout=10) is not None
+        if self.interrupts == 1 and is_training:
+            self.board.ask_to_leave.remote(0.0)
+            self.say("stopping after a checkpoint (again: at once)")
+            return
+        raise KeyboardInterrupt  # fit() ends the ranks
 
 
-def _build_trainer(job: Job, hand: Assignment, ranks: int, number: int) -> _Trainer:
+def _build_trainer(
+    job: Job, hand: Assignment, ranks: int, number: int, environment: dict[str, str]
+) -> _Trainer:
     cluster, accelerator = job.cluster, job.cluster.accelerator
     resources = {"CPU": float(cluster.cpus_per_worker)}
     return _Trainer(
         train_loop,
         train_loop_config={"assignment": hand},
-        torch_config=GroupConfig(
+        backend_config=GroupConfig(
             backend="nccl" if accelerator.is_gpu else "gloo", timeout_s=COLLECTIVE_LIMIT_S
         ),
         scaling_config=ScalingConfig(
@@ -187,6 +163,7 @@ def _build_trainer(job: Job, hand: Assignment, ranks: int, number: int) -> _Trai
         run_config=RunConfig(
             name=f"round-{number}-{secrets.token_hex(3)}",  # Ray goes on under a used name
             storage_path=ray_path(f"{hand.run_url}/ray", hand.store),
+            worker_runtime_env={"env_vars": environment},
             failure_config=FailureConfig(max_failures=0, controller_failure_limit=0),
         ),
     )

@@ -1,15 +1,10 @@
 """The verbs that train: run, resume, fork, sweep."""
 
-import contextlib
-import os
 import re
-import signal
 import sys
 import time
-from collections.abc import Iterator
 from dataclasses import asdict
 from functools import partial
-from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -17,11 +12,13 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from orchestration.connect import on_cluster
 from orchestration.data_verbs import AsJson, Endpoint, using_store
 from orchestration.errors import TOLD_IN_ONE_LINE, JobError, ServiceError, TrainingError
 from orchestration.job import Job
 from orchestration.job_places import LOCAL, is_remote
 from orchestration.load import from_dict, load_job, override
+from orchestration.phases import Phases
 from orchestration.submit_verbs import send_on, send_sweep
 from orchestration.sweep import Trial, cells, digest, expand, summarize, to_markdown
 from orchestration.tables import kept_for_json, own_name, print_json, print_outcome, say
@@ -154,7 +151,7 @@ def sweep(
             "the other. Leave it out, or name a cluster (cluster.address=auto, or its URL)."
         )
     tell, screen = _voices(as_json)
-    with kept_for_json(as_json), on_cluster(trials[0].job, tell) as stack:
+    with kept_for_json(as_json), on_cluster(trials[0].job, tell, is_training=True) as stack:
         top1, page = _sweep(trials, stack, tell, screen, limit)
     rows = summarize(trials, top1)
     if as_json:
@@ -184,6 +181,7 @@ def _sweep(
         log_text,
         open_parent,
     )
+    from orchestration.warm import start_early
 
     job = trials[0].job
     names = list(dict.fromkeys(trial.job.name for trial in trials))
@@ -192,7 +190,7 @@ def _sweep(
         tracking_uri(job, stack), experiment=job.experiment, name=name, digest=digest(trials)
     )
     top1 = finished_children(parent)
-    one_by_one = trials
+    one_by_one, has_run = trials, False
     if limit > 1:
         from orchestration.sweep_submissions import run_some_at_once
 
@@ -204,6 +202,9 @@ def _sweep(
             tell(f"{what} has run already, top-1 {top1[trial.key]:.2f} %")
             continue
         tell(what)
+        if has_run:  # those of the first one began when the cluster was joined
+            start_early(trial.job)
+        has_run = True
         try:
             outcome = drive(
                 trial.job,
@@ -228,38 +229,6 @@ def _sweep(
     return top1, f"{parent.uri}{parent.overview}"
 
 
-@contextlib.contextmanager
-def on_cluster(job: Job, tell: "Say") -> Iterator["Stack | None"]:
-    """The job's cluster, joined for the block; what the job calls local is started before.
-
-    Raises JobError for a cluster elsewhere.
-    """
-    from orchestration.local import using
-    from orchestration.stack import stack_folder
-
-    if is_remote(job.cluster.address):
-        raise JobError(
-            f"cluster.address: got {job.cluster.address}; a run is driven from a node of its "
-            "cluster. `rayception submit` it, or write cluster.address=local."
-        )
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends a run as Ctrl-C does
-    with contextlib.ExitStack() as held:
-        stack = None
-        if job.uses():
-            folder = stack_folder()
-            cluster = job.cluster
-            num_cpus = max(os.cpu_count() or 1, cluster.accelerator.count * cluster.cpus_per_worker)
-            tell(f"starting {', '.join(sorted(job.uses()))} (data in {folder})")
-            # Beside the services' start, not before it: Ray takes its token at its import.
-            load = partial(import_module, "orchestration.driver")
-            up = using(folder, job.uses(), num_cpus=num_cpus, say=tell, meanwhile=load)
-            stack = held.enter_context(up)
-        from orchestration.driver import connected
-
-        held.enter_context(connected(job, stack))
-        yield stack
-
-
 def _train(
     job: Job,
     began: float,
@@ -271,8 +240,10 @@ def _train(
     child: tuple[str, str] | None = None,
 ) -> None:
     """Drives one run on its cluster, and tells what came out."""
+    phases = Phases.of_process()
+    phases.end("command")
     tell, screen = _voices(as_json)
-    with kept_for_json(as_json), on_cluster(job, tell) as stack:
+    with kept_for_json(as_json), on_cluster(job, tell, phases, is_training=True) as stack:
         from orchestration.driver import drive
         from orchestration.introduce import tracking_uri
         from orchestration.render import show_progress
@@ -284,7 +255,7 @@ def _train(
             parent = RunRef(uri=tracking_uri(job, stack), experiment_id="", run_id=run_id), trial
         outcome = drive(
             job, stack=stack, say=tell, watch=partial(show_progress, screen), earlier=earlier,
-            start_from=start_from, name=name, parent=parent,
+            start_from=start_from, name=name, parent=parent, phases=phases,
         )  # fmt: skip
     wall_s = time.monotonic() - began
     if as_json:

@@ -200,7 +200,6 @@ def ray_command(
             "PYTHONUNBUFFERED": "1",
             # One machine: gloo need not resolve its host name, nor leave loopback.
             **({"GLOO_SOCKET_IFNAME": "lo"} if sys.platform == "linux" else {}),
-            "RAY_TRAIN_ENABLE_STATE_TRACKING": "1",
             # A submitted job's driver is this environment's python, and is interrupted like a
             # command in a terminal.
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",

@@ -122,7 +122,7 @@ def preflight(
     GPU types and room, data and secrets on every node, storage, MLflow, versions. Exit code 3 (or
     2) where it could not.
     """
-    from orchestration.run_verbs import on_cluster
+    from orchestration.connect import on_cluster
 
     job = load_job(file, overrides or [])
     if is_remote(job.cluster.address):
@@ -223,9 +223,9 @@ def drain(
 ) -> None:
     """Announce that a node will be taken away: runs on it save, leave and go on elsewhere."""
     if address == "auto":
+        from orchestration.connect import joined
         from orchestration.drain import drain as drain_node
         from orchestration.drain import wait_until_left
-        from orchestration.driver import joined
 
         with joined("auto"):
             said = asdict(drain_node(node, notice))

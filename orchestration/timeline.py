@@ -5,7 +5,7 @@ It lies in the run's storage (timeline.json), so that it goes on where the run d
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 
 from datasets.errors import DataError
 from datasets.store import Store
@@ -26,6 +26,9 @@ class Attempt:
     to_step: int
     trained_s: float  # of steps, without start, evaluations and checkpoints
     ended_by: str  # "" while it lives
+    # Seconds by phase (phases.py): its driver's start, where it was the driver's first; the worker
+    # group's; evaluations.
+    phases: dict[str, float] = field(default_factory=dict)
 
 
 def to_json(attempts: Sequence[Attempt]) -> bytes:

@@ -8,11 +8,11 @@ from rich.console import Console
 from rich.table import Table
 
 from inception.errors import unknown_name
+from orchestration.connect import on_cluster
 from orchestration.data_verbs import AsJson, Endpoint, progress_bar, quiet, using_store
 from orchestration.errors import JobError
 from orchestration.load import override
 from orchestration.rules import choose
-from orchestration.run_verbs import on_cluster
 from orchestration.tables import kept_for_json, print_json, print_panel, say
 
 console = Console(highlight=False)

@@ -12,20 +12,19 @@ index.
 import contextlib
 import logging
 import time
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import ray.train
-import ray.train.torch
 import torch
 import torch.distributed as dist
 
 from datasets.batch import MicroBatch
 from datasets.loader import TrainLoader
 from datasets.manifest import load_manifest
-from datasets.store import Store, StoreConfig
+from datasets.store import Store
 from inception.evaluate import evaluate
 from inception.predictions import Predictions, gather, predict
+from orchestration.assignment import Assignment
 from orchestration.checkpoint_writer import CheckpointWriter
 from orchestration.errors import TrainingError
 from orchestration.feed import (
@@ -34,41 +33,23 @@ from orchestration.feed import (
     build_decoder,
     data_position,
 )
+from orchestration.final_network import write_network
 from orchestration.gauges import watch
+from orchestration.group import own_device
 from orchestration.learner import Learner
 from orchestration.load import from_dict
 from orchestration.metrics import top1_of
 from orchestration.moment import Progress
 from orchestration.not_finite import MAX_SKIPPED, name_samples, named_steps
-from orchestration.plan import Plan
 from orchestration.progress import Wish
 from orchestration.said import save_predictions
 from orchestration.steplog import StepLog
 from orchestration.tracking.outbox import Outbox
-from orchestration.tracking.run_ref import RunRef
 
 if TYPE_CHECKING:
     from orchestration.tracking.writer import MetricWriter
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Assignment:
-    """What the driver hands to every rank; plain values, no secret among them."""
-
-    job: dict[str, Any]
-    plan: Plan
-    run: RunRef
-    run_url: str
-    store: StoreConfig
-    board: Any  # the progress actor
-    attempt: int  # 1 for the first worker group
-
-
-def train_loop(config: dict[str, Assignment]) -> None:
-    """Entry of Ray Train on each rank. Raises TrainingError, DataError or StoreError."""
-    Rank(config["assignment"]).train()
 
 
 class Rank:
@@ -84,10 +65,7 @@ class Rank:
         self.store = Store(hand.store, build_cache(job))
         self.train_manifest = load_manifest(self.store, job.data.train)
         self.val_manifest = load_manifest(self.store, job.data.val)
-        # get_device() names cuda:0 wherever the node claims a GPU, so torch is asked first.
-        self.device = (
-            ray.train.torch.get_device() if torch.cuda.is_available() else torch.device("cpu")
-        )
+        self.device = own_device()
         self.feed = Feed(
             job=job,
             plan=self.plan,
@@ -127,6 +105,7 @@ class Rank:
         self.gauges = None
         if context.get_local_rank() == 0:  # one of each node
             self.gauges = watch(lambda values: hand.board.gauge.remote(node, values))
+        self.moment: dict[str, float] = {}  # what the ranks last said of themselves
         self.answer: Any = None  # rank 0's of its last post: what the ranks are to do
 
     def train(self) -> None:
@@ -137,6 +116,8 @@ class Rank:
                 self._train_steps(loader)
             if self.checkpoints is not None:
                 self.checkpoints.wait()
+                if self.learner.step == self.plan.total_steps:
+                    write_network(self.job, self.store, self.hand.run_url, self.learner.state({}))
         finally:
             if self.gauges is not None:
                 self.gauges.set()
@@ -170,6 +151,8 @@ class Rank:
                 wish = self._speak(log)
             if is_checkpoint or wish is not Wish.GO_ON:
                 self._checkpoint(log.images_per_second)
+                if self.rank == 0 and self.moment and learner.step in plan.epoch_ends:
+                    self.hand.board.show.remote(self._progress(log, is_evaluated=True))
                 log.resume_clock()
             if wish is Wish.LEAVE:
                 return
@@ -181,9 +164,9 @@ class Rank:
         if self.answer is not None and ray.wait([self.answer], timeout=0)[0]:
             with contextlib.suppress(ray.exceptions.RayError):  # the driver is going down
                 heard = ray.get(self.answer)
-        moment, wish = log.send(self.learner.step, heard)
+        self.moment, wish = log.send(self.learner.step, heard)
         if self.rank == 0:
-            self.answer = self.hand.board.post.remote(self._progress(moment, log))
+            self.answer = self.hand.board.post.remote(self._progress(log))
         return wish
 
     def _left_out_steps(self) -> frozenset[int]:
@@ -196,7 +179,8 @@ class Rank:
         url = self.hand.run_url
         return name_samples(self.store, url, step=step, rank=self.rank, keys=keys)
 
-    def _progress(self, moment: dict[str, float], log: StepLog) -> Progress:
+    def _progress(self, log: StepLog, *, is_evaluated: bool = False) -> Progress:
+        moment = self.moment
         step = self.learner.step
         left = (self.plan.total_steps - step) * self.plan.global_batch_size
         return Progress(
@@ -212,6 +196,7 @@ class Rank:
             eta_s=left / log.images_per_second,
             from_step=self.began_after,
             trained_s=log.trained_s,
+            is_evaluated=is_evaluated,
             checkpoint_s=self.checkpoints.took_s if self.checkpoints is not None else 0.0,
         )
 
@@ -235,6 +220,7 @@ class Rank:
             scored_s = time.monotonic() - began
             if self.writer is not None:
                 self.writer.log(learner.step, said | {"val/seconds": scored_s})
+                self.hand.board.spend.remote("evaluation", scored_s)
         if self.checkpoints is not None:
             self.checkpoints.submit(learner.state(said | {"images_per_second": images_per_second}))
         if self.writer is not None and self.checkpoints is not None:

@@ -7,7 +7,7 @@ import shutil
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import mlflow
 from mlflow.exceptions import MlflowException
@@ -16,9 +16,6 @@ from mlflow.utils.mlflow_tags import MLFLOW_MODEL_VERSIONS
 
 from orchestration.tracking.run_ref import RunRef
 from orchestration.tracking.runs import MODEL_TAG, NOTE_TAG, answering
-
-if TYPE_CHECKING:
-    from inception.network import InceptionNet
 
 SERVED = Path(__file__).with_name("served.py")  # the model's code: stored with it
 REQUIREMENTS = ("mlflow", "numpy", "pandas", "pillow", "torch")  # what that file imports
@@ -34,7 +31,7 @@ logging.getLogger("mlflow").setLevel(logging.WARNING)  # it narrates each of its
 
 def log_classifier(
     run: RunRef,
-    network: "InceptionNet",
+    network: bytes,
     *,
     classes: Sequence[str],
     input_size: int,
@@ -45,7 +42,7 @@ def log_classifier(
     """The network as a pyfunc model named `model`, which takes images' bytes and answers with class
     names (served.py); -> its models:/ URI.
 
-    network: in evaluation mode, on the CPU. classes: its C names in order. crop: share of the
+    network: the bytes of a torch.export file. classes: its C names in order. crop: share of the
     shorter side. example: a JPEG, PNG or WebP. step: of its weights; the model gets the run's
     metrics of that step. Nothing is pickled, and what requirements.txt names is all that loading
     needs. Raises ServiceError.
@@ -67,7 +64,7 @@ def log_classifier(
             )
             info = mlflow.models.Model.log(
                 None,
-                mlflow.pyfunc,
+                _WrittenOnly,
                 name="model",
                 run_id=run.run_id,
                 model_id=made.model_id,
@@ -78,8 +75,18 @@ def log_classifier(
                 signature=_signature(),
                 input_example=_example(example),
                 pip_requirements=_requirements(),
+                validate_serving_input=False,
             )
     return str(info.model_uri)
+
+
+class _WrittenOnly:
+    """mlflow.pyfunc as a flavor that takes validate_serving_input. Without it, log() loads the
+    model and asks it about the example, for seconds in which a person waits."""
+
+    @staticmethod
+    def save_model(*, validate_serving_input: bool, **settings: Any) -> None:
+        mlflow.pyfunc.save_model(**settings)
 
 
 def _note(classes: Sequence[str], input_size: int, step: int) -> str:
@@ -98,7 +105,7 @@ def _note(classes: Sequence[str], input_size: int, step: int) -> str:
 
 def _write_artifacts(
     folder: Path,
-    network: "InceptionNet",
+    network: bytes,
     *,
     classes: Sequence[str],
     input_size: int,
@@ -106,13 +113,7 @@ def _write_artifacts(
     step: int,
 ) -> dict[str, str]:
     """The two files that served.py reads, by the names that it calls them."""
-    import torch
-
-    from orchestration.export import evaluation_graph
-
-    program = evaluation_graph(network)
-    program.example_inputs = None  # the only part of the file that would be a pickle
-    torch.export.save(program, folder / "network.pt2")
+    (folder / "network.pt2").write_bytes(network)
     said = {
         "classes": list(classes),
         "input_size": input_size,

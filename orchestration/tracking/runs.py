@@ -21,9 +21,11 @@ from mlflow.tracking import MlflowClient
 
 from orchestration.errors import ServiceError
 from orchestration.metrics import top1_of
+from orchestration.tracking.outbox import Outbox
 from orchestration.tracking.run_ref import RunRef
 from orchestration.tracking.table_view import VIEW_TAG, saved_view
 
+FINISHED = "FINISHED"
 MAX_BATCH_PARAMS = 100  # the server's limit for one log_batch
 SWEEP_TAG = "rayception.sweep"
 TRIAL_TAG = "rayception.trial"
@@ -148,6 +150,11 @@ def close_run(run: RunRef, status: str, tags: Mapping[str, str] | None = None) -
         client.set_terminated(run.run_id, status=status)
 
 
+def status_of(error: BaseException) -> str:
+    """What a run has become that this ended."""
+    return "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED"
+
+
 def log_text(run: RunRef, text: str, path: str) -> None:
     """An artifact of text under `path` of the run. Raises ServiceError."""
     log_file(run, path, text.encode())
@@ -161,6 +168,14 @@ def log_file(run: RunRef, path: str, content: bytes) -> None:
         file.write_bytes(content)
         with answering(run.uri):
             MlflowClient(tracking_uri=run.uri).log_artifact(run.run_id, str(file), folder or None)
+
+
+def send_file(run: RunRef, outbox: Outbox, path: str, content: bytes) -> None:
+    """An artifact under `path`; where MLflow is away, into the outbox. Raises StoreError."""
+    try:
+        log_file(run, path, content)
+    except ServiceError:
+        outbox.keep_file(path, content)
 
 
 def tag_run(run: RunRef, tags: Mapping[str, str]) -> None:

@@ -22,6 +22,7 @@ FLUSH_EVERY_S = 1.0
 KEEP_EVERY_S = 5.0  # while the server is away
 SETTLE_LIMIT_S = 2.0
 CLOSE_LIMIT_S = 15.0
+AWAY_CLOSE_LIMIT_S = 3.0  # where the server did not answer last time: what is kept is not lost
 JOIN_LIMIT_S = 120.0  # of storage's own patience
 
 
@@ -82,7 +83,8 @@ class MetricWriter:
             time.sleep(0.05)
 
     def close(self) -> int:
-        """Sends what is left, for at most 15 s, and keeps the rest; -> how many points were kept.
+        """Sends what is left, for at most 15 s (3 where the server is away), and keeps the rest;
+        -> how many points were kept.
 
         Raises StoreError where they could be neither sent nor kept.
         """
@@ -101,7 +103,8 @@ class MetricWriter:
             self._wake.wait(FLUSH_EVERY_S)
             self._wake.clear()
             if self._closing and deadline is None:
-                deadline = time.monotonic() + CLOSE_LIMIT_S
+                limit_s = AWAY_CLOSE_LIMIT_S if waits_for else CLOSE_LIMIT_S
+                deadline = time.monotonic() + limit_s
             try:
                 with self._sending:
                     self._send()

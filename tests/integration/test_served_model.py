@@ -26,8 +26,10 @@ from sklearn.datasets import load_sample_images
 from datasets.augment import fill_views
 from datasets.batch import empty_rows
 from datasets.decode import decode_image
+from inception.graph import evaluation_graph
 from inception.layers import normalize
 from inception.network import InceptionNet, build_network
+from orchestration.final_network import encode_graph
 from orchestration.job import Job
 from orchestration.load import load_job
 from orchestration.plan import build_job_architecture
@@ -134,7 +136,7 @@ def served(shared_home: Home, photographs: dict[str, bytes]) -> Iterator[Served]
     log_metrics(run, {"val/top1": 12.5}, step=STEP)
     model_uri = log_classifier(
         run,
-        network,
+        encode_graph(evaluation_graph(network)),
         classes=CLASSES,
         input_size=SIZE,
         crop=CROP,
@@ -233,7 +235,8 @@ def test_only_a_better_one_becomes_champion(served: Served, photographs: dict[st
     network = served.trained.build(RAW)
     uris = [served.model_uri] + [
         log_classifier(
-            run, network, classes=CLASSES, input_size=SIZE, crop=CROP,
+            run, encode_graph(evaluation_graph(network)), classes=CLASSES, input_size=SIZE,
+            crop=CROP,
             example=photographs["flower"], step=STEP + 1,
         )
         for run in runs[1:]
@@ -268,6 +271,7 @@ def test_only_a_better_one_becomes_champion(served: Served, photographs: dict[st
     assert len(model.predict(table_of([photographs["china"]]))) == 1
 
 
+@pytest.mark.exhaustive
 def test_loads_in_an_environment_that_has_no_rayception(
     served: Served, photographs: dict[str, bytes], tmp_path: Path
 ) -> None:

@@ -1,0 +1,26 @@
+"""A network's evaluation graph: traced once, its weights put in whenever they are known."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+from torch.export import Dim, ExportedProgram
+
+from inception.network import InceptionNet
+
+
+def evaluation_graph(network: InceptionNet) -> ExportedProgram:
+    """The graph for any number of images: float32 (N, 3, S, S), RGB in -1..1, gives logits (N, C).
+    network: in evaluation mode, on the CPU."""
+    size = network.architecture.input_size
+    example = torch.zeros(2, 3, size, size)
+    with torch.no_grad():
+        return torch.export.export(network, (example,), dynamic_shapes=({0: Dim("batch", min=1)},))
+
+
+def put_weights(graph: ExportedProgram, weights: Mapping[str, Tensor]) -> None:
+    """Copies weights into a graph of the same network; which numbers it held when it was traced
+    does not matter. Raises KeyError where one is missing."""
+    with torch.no_grad():
+        for name, tensor in graph.state_dict.items():
+            tensor.copy_(weights[name])

@@ -1,0 +1,31 @@
+"""What the driver hands to every rank, and what Ray Train runs there.
+
+Apart from the ranks' own code, so that a driver, which makes both, imports no torch for them.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+from datasets.store import StoreConfig
+from orchestration.plan import Plan
+from orchestration.tracking.run_ref import RunRef
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Assignment:
+    """Plain values, no secret among them."""
+
+    job: dict[str, Any]
+    plan: Plan
+    run: RunRef
+    run_url: str
+    store: StoreConfig
+    board: Any  # the progress actor
+    attempt: int  # 1 for the first worker group
+
+
+def train_loop(config: dict[str, Assignment]) -> None:
+    """Entry of Ray Train on each rank. Raises TrainingError, DataError or StoreError."""
+    from orchestration.worker import Rank
+
+    Rank(config["assignment"]).train()

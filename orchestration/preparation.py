@@ -1,0 +1,99 @@
+"""What a driver does while its ranks train, so that nobody waits for it at the run's end.
+
+With the ranks' first step it sends a picture of the first samples and imports what the end needs
+(torch, matplotlib): earlier, on a machine with few cores, that would hold up the ranks' start. With
+their last evaluation it sends what the network said of the held-out split; rank 0 writes the final
+network meanwhile.
+"""
+
+import contextlib
+import logging
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import ray
+
+from datasets.errors import StoreError
+from datasets.manifest import Manifest
+from datasets.store import Store
+from orchestration.errors import TOLD_IN_ONE_LINE
+from orchestration.job import Job
+from orchestration.moment import Progress
+from orchestration.plan import Plan
+from orchestration.tracking.outbox import Outbox
+from orchestration.tracking.run_ref import RunRef
+from orchestration.tracking.runs import send_file
+
+logger = logging.getLogger(__name__)
+
+LOOK_EVERY_S = 0.5
+
+
+class Preparation:
+    """One run's; a thread of the driver, for the block."""
+
+    def __init__(
+        self,
+        job: Job,
+        plan: Plan,
+        store: Store,
+        run: RunRef,
+        run_url: str,
+        board: Any,
+        *,
+        samples: Manifest | None,
+    ) -> None:
+        """samples: of the training split, whose first ones are to be shown."""
+        self._job, self._plan, self._store = job, plan, store
+        self._run, self._run_url, self._board = run, run_url, board
+        self._samples = samples
+        self._is_over = threading.Event()
+        self._is_evaluation_sent = False
+        self._thread = threading.Thread(target=self._work, name="preparation", daemon=True)
+
+    def __enter__(self) -> "Preparation":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._is_over.set()
+
+    def finish(self) -> bool:
+        """Training has ended: waits for what was begun; -> whether the evaluation was sent."""
+        self._is_over.set()
+        self._thread.join()
+        return self._is_evaluation_sent
+
+    def _work(self) -> None:
+        if not self._wait_for(lambda progress: True):
+            return
+        from orchestration.conclude import send_evaluation
+
+        try:
+            if self._samples is not None:
+                self._send_samples(self._samples)
+            if self._wait_for(self._is_evaluated):
+                send_evaluation(self._job, self._store, self._run, self._run_url)
+                self._is_evaluation_sent = True
+        except (*TOLD_IN_ONE_LINE, StoreError) as error:  # the run's end tries again, and says it
+            logger.warning("not sent yet: %s", error)
+
+    def _wait_for(self, is_true: Callable[[Progress], bool]) -> bool:
+        """Whether it has become true of the ranks' progress; False once training is over."""
+        while not self._is_over.wait(LOOK_EVERY_S):
+            with contextlib.suppress(ray.exceptions.RayError):
+                progress = ray.get(self._board.read.remote(), timeout=10)
+                if progress is not None and is_true(progress):
+                    return True
+        return False
+
+    def _is_evaluated(self, progress: Progress) -> bool:
+        return progress["step"] == self._plan.total_steps and progress["is_evaluated"]
+
+    def _send_samples(self, train: Manifest) -> None:
+        from orchestration.gallery import of_samples
+
+        picture = of_samples(self._job, self._plan, self._store, train)
+        outbox = Outbox(self._store, self._run_url)
+        send_file(self._run, outbox, "pictures/training-samples.png", picture)

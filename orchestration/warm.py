@@ -1,0 +1,107 @@
+"""Processes that import what a rank needs before there is a rank.
+
+Right after the cluster is joined, every node with room for ranks is asked to start processes in the
+ranks' own environment, beside what the driver still has to do; Ray gives an idle process to the
+actor that asks next with the same environment. Once ranks have trained for a while, their nodes are
+asked for spare ones: after a death, the next ranks begin with what takes the longest behind them.
+"""
+
+import logging
+import os
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import grpc
+import ray
+from ray._private.grpc_utils import init_grpc_channel
+from ray._private.ray_constants import WORKER_PROCESS_SETUP_HOOK_ENV_VAR
+from ray._private.utils import get_runtime_env_info
+from ray.core.generated.common_pb2 import Language
+from ray.core.generated.node_manager_pb2 import PrestartWorkersRequest
+from ray.core.generated.node_manager_pb2_grpc import NodeManagerServiceStub
+from ray.runtime_env import RuntimeEnv
+
+from orchestration.job import Job
+from orchestration.rank_imports import CPU, CPUS_VARIABLE, GPU, KIND_VARIABLE
+from orchestration.room import look, places
+
+logger = logging.getLogger(__name__)
+
+FEW_RANKS = 256
+POLL_VARIABLE = "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"
+POLL_IS_GIVEN = POLL_VARIABLE in os.environ  # by a person, whose value stays
+# Ray Train hands these on from the driver to its ranks. Its watcher of announced ends would be a
+# process more for each group, and the lookout does that; its controller's log lines are for the
+# authors of Ray, and would stand between ours.
+RAY_TRAIN = {
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+    "RAY_TRAIN_ENABLE_CONTROLLER_STRUCTURED_LOGGING": "0",
+}
+ANSWER_LIMIT_S = 5.0
+KEPT_S = 60  # of a process that became no rank
+SPARE_S = 30 * 86400
+
+
+def set_environment(job: Job) -> dict[str, str]:
+    """Sets Ray Train's variables in this process for a run of the job; -> the environment of its
+    ranks, those variables and the hook that begins their imports."""
+    for name, value in RAY_TRAIN.items():
+        os.environ.setdefault(name, value)
+    if not POLL_IS_GIVEN:  # anew for each run: those of a sweep have one process
+        os.environ[POLL_VARIABLE] = _poll_s(job)
+    return {name: os.environ[name] for name in (*RAY_TRAIN, POLL_VARIABLE)} | {
+        WORKER_PROCESS_SETUP_HOOK_ENV_VAR: "orchestration.rank_imports.begin",
+        KIND_VARIABLE: GPU if job.cluster.accelerator.is_gpu else CPU,
+        CPUS_VARIABLE: str(job.cluster.cpus_per_worker),
+    }
+
+
+def start_early(job: Job) -> None:
+    """Asks every node with room for ranks for their processes, whose imports nobody waits for."""
+    cluster = job.cluster
+    most = cluster.max_nodes * cluster.accelerator.count
+    room = places(cluster, cluster.accelerator, look())
+    _start(job, {node: min(ranks, most) for node, ranks in room.items()}, KEPT_S)
+
+
+def start_spares(job: Job, nodes: Iterable[str]) -> None:
+    """Asks the nodes of a group's ranks, by id, one for each rank, for processes that wait until a
+    rank dies. Each holds some 0.4 GB of memory until the run ends."""
+    _start(job, Counter(nodes), SPARE_S)
+
+
+def _start(job: Job, by_node: Mapping[str, int], kept_s: int) -> None:
+    """Where Ray does not do it, ranks start as they would without it: nothing here ends a run."""
+    try:
+        _ask(job, by_node, kept_s)
+    except Exception as error:
+        logger.warning("no processes ahead of time: %s", error)
+
+
+def _ask(job: Job, by_node: Mapping[str, int], kept_s: int) -> None:
+    environment: dict[str, Any] = dict(ray.get_runtime_context().runtime_env)
+    environment["env_vars"] = environment.get("env_vars", {}) | set_environment(job)
+    for node in ray.nodes():
+        if not node["Alive"] or by_node.get(node["NodeID"], 0) < 1:
+            continue
+        request = PrestartWorkersRequest(
+            language=Language.PYTHON,
+            job_id=bytes.fromhex(ray.get_runtime_context().get_job_id()),
+            runtime_env_info=get_runtime_env_info(RuntimeEnv(**environment)),
+            keep_alive_duration_secs=kept_s,
+            num_workers=by_node[node["NodeID"]],
+        )
+        address = f"{node['NodeManagerAddress']}:{node['NodeManagerPort']}"
+        try:
+            with init_grpc_channel(address) as channel:
+                NodeManagerServiceStub(channel).PrestartWorkers(request, timeout=ANSWER_LIMIT_S)
+        except grpc.RpcError as error:
+            logger.info("no process ahead of time on %s: %s", address, error)
+
+
+def _poll_s(job: Job) -> str:
+    """Seconds between Ray Train's looks at its ranks: half of it is lost at each end and death. One
+    controller makes some thousand calls a second, so many ranks are asked more rarely."""
+    ranks = job.cluster.max_nodes * job.cluster.accelerator.count
+    return "0.25" if ranks <= FEW_RANKS else "1"

@@ -1,0 +1,47 @@
+"""What a rank's process gets and imports before it is a rank."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from orchestration.load import load_job
+from orchestration.rank_imports import CPUS_VARIABLE, KIND_VARIABLE
+from tests.forks import ROOT
+
+
+def test_ranks_get_what_ray_train_gives_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """To the letter: else Ray would not give them the processes that were started early."""
+    from ray.train.v2._internal.constants import get_env_vars_to_propagate
+
+    from orchestration.warm import RAY_TRAIN, set_environment
+
+    for name in [name for name in os.environ if name.startswith("RAY_TRAIN")]:
+        monkeypatch.delenv(name)
+    given = set_environment(load_job("jobs/quickstart.yaml"))
+    theirs = get_env_vars_to_propagate()
+    assert theirs == {name: value for name, value in given.items() if name.startswith("RAY_TRAIN")}
+    assert set(RAY_TRAIN) < set(theirs)
+    assert (given[KIND_VARIABLE], given[CPUS_VARIABLE]) == ("cpu", "1")
+    for name in theirs:
+        monkeypatch.delenv(name)
+
+
+@pytest.mark.parametrize(("kind", "has_dynamo"), [("cpu", True), ("gpu", False)])
+def test_the_hook_imports_beside_and_torch_has_its_share_of_cores(
+    kind: str, has_dynamo: bool
+) -> None:
+    code = (
+        "import sys; from orchestration import rank_imports as r\n"
+        "r.begin(); assert 'ray.train' in sys.modules; r.wait()\n"
+        "import torch; assert torch.get_num_threads() == 1, torch.get_num_threads()\n"
+        "assert 'orchestration.worker' in sys.modules; assert 'mlflow' not in sys.modules\n"
+        f"assert ('torch._dynamo' in sys.modules) == {has_dynamo}"
+    )
+    environment = {k: v for k, v in os.environ.items() if k != "OMP_NUM_THREADS"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120,
+        env=environment | {KIND_VARIABLE: kind, CPUS_VARIABLE: "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
