@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help venv quickstart test lint ladder bench-data bench-model bench-overhead bench-tracking clean
+.PHONY: help venv quickstart test test-all lint ladder bench-data bench-model bench-overhead bench-startup bench-tracking clean
 
 help: ## say what can be made
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -26,8 +26,14 @@ quickstart: venv ## train inception_v3 on real digits with Ray, S3 and MLflow on
 ladder: venv ## the paper's ladder on digits, three seeds a row (half an hour), under one MLflow run
 	@$(BIN)/rayception sweep jobs/ladder/[1-8]-*.yaml --seeds 3
 
-test: venv ## every test, with the real services
-	@$(BIN)/python -m pytest
+# Unit tests run beside those with the real services, which run one after the other.
+PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist loadgroup
+
+test: venv ## what to run before trusting a change: every promise, with the real services (12 minutes)
+	@$(PYTEST) -m "not exhaustive"
+
+test-all: venv ## everything: each fault, a hundred kills, cold environments (half an hour)
+	@$(PYTEST)
 
 lint: venv ## ruff, mypy --strict, import contracts
 	@$(BIN)/ruff check .
@@ -45,6 +51,9 @@ bench-model: venv ## a training step of inception_v3, ours beside torchvision's
 
 bench-overhead: venv ## a whole run beside a bare torch DDP loop on the same batches
 	@$(BIN)/python -m tests.bench.bench_overhead
+
+bench-startup: venv ## where a run's time goes beside its steps, with a cold and a warm stack
+	@$(BIN)/python -m tests.bench.bench_startup
 
 bench-tracking: venv ## what metrics of every step cost a step
 	@$(BIN)/python -m tests.bench.bench_tracking

@@ -1,5 +1,10 @@
-"""One checkout's rayception as a person calls it, and one stack for the tests that share it."""
+"""One checkout's rayception as a person calls it, and one stack for the tests that share it.
 
+They run one after the other, on one of pytest's processes: two runs at once on two cores take as
+long as one after the other, and each waits longer for what it does not do itself.
+"""
+
+import contextlib
 import json
 import os
 import signal
@@ -92,10 +97,30 @@ def home(tmp_path: Path) -> Iterator[Home]:
             continue
 
 
-@pytest.fixture(scope="module")
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if Path(__file__).parent in item.path.parents:
+            item.add_marker(pytest.mark.xdist_group("integration"))
+
+
+@pytest.fixture(scope="session")
 def shared_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Home]:
-    """A home with a stack that stays up for the module's tests."""
-    made = Home(tmp_path_factory.mktemp("home"))
+    """A home with a stack that stays up; who kills a service starts it again."""
+    with kept_stack(tmp_path_factory.mktemp("home")) as home:
+        yield home
+
+
+@pytest.fixture(scope="module")
+def module_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Home]:
+    """One that a module has for itself."""
+    with kept_stack(tmp_path_factory.mktemp("home")) as home:
+        yield home
+
+
+@contextlib.contextmanager
+def kept_stack(folder: Path) -> Iterator[Home]:
+    made = Home(folder)
     up = made.call("stack", "up")
     assert up.returncode == 0, up.stderr
     yield made

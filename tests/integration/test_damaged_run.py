@@ -41,7 +41,13 @@ def arguments(damaged: Path, max_damaged: int) -> list[str]:
     ]
 
 
-@pytest.mark.parametrize("workers", [0, 2], ids=["in the rank", "in loader processes"])
+@pytest.mark.parametrize(
+    "workers",
+    [
+        pytest.param(0, id="in the rank", marks=pytest.mark.exhaustive),
+        pytest.param(2, id="in loader processes"),
+    ],
+)
 def test_run_skips_up_to_its_limit(shared_home: Home, damaged: Path, workers: int) -> None:
     done = shared_home.call(*arguments(damaged, 10), f"data.loader_workers={workers}")
     assert done.returncode == 0, done.stderr
@@ -53,6 +59,7 @@ def test_run_skips_up_to_its_limit(shared_home: Home, damaged: Path, workers: in
     assert "train/damaged_label_samples" not in metrics
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("limit", [0, 2])
 def test_run_stops_above_its_limit(shared_home: Home, damaged: Path, limit: int) -> None:
     done = shared_home.call(*arguments(damaged, limit))

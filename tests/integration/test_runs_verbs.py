@@ -51,8 +51,8 @@ class Logged:
 
 
 @pytest.fixture(scope="module")
-def logged(shared_home: Home) -> Logged:
-    uri = f"http://127.0.0.1:{shared_home.state['ports']['mlflow']}"
+def logged(module_home: Home) -> Logged:
+    uri = f"http://127.0.0.1:{module_home.state['ports']['mlflow']}"
     runs: dict[str, RunRef] = {}
 
     def add(word: str, name: str, lr: float, top1: list[float], **tags: str) -> None:
@@ -78,7 +78,7 @@ def logged(shared_home: Home) -> Logged:
         tags = child_tags(parent, key)
         runs[key] = open_run(uri, experiment="digits", name=key, params={}, tags=tags)
     runs["parent"] = parent
-    return Logged(shared_home, uri, runs)
+    return Logged(module_home, uri, runs)
 
 
 def test_runs_are_listed_the_newest_first(logged: Logged) -> None:

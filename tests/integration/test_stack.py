@@ -119,7 +119,14 @@ def test_full_disk_is_said(tmp_path: Path) -> None:
     assert len(done.stderr.strip().splitlines()) == 1
 
 
-@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize(
+    "how",
+    [
+        pytest.param(signal.SIGINT, marks=pytest.mark.exhaustive),
+        pytest.param(signal.SIGTERM, marks=pytest.mark.exhaustive),
+        signal.SIGKILL,
+    ],
+)
 def test_interrupted_run_leaves_no_process(home: Home, how: signal.Signals) -> None:
     """Ctrl-C, a termination and a crash of the command, each while everything runs."""
     process = home.start("run", "jobs/quickstart.yaml", "schedule.epochs=200")

@@ -159,6 +159,7 @@ def test_what_a_dead_writer_kept_is_sent_once_by_the_next_or_by_sync(
     assert history(client, run, "train/loss") == [(s, float(s)) for s in range(1, 5)]
 
 
+@pytest.mark.exhaustive
 def test_two_runs_at_once_through_an_outage(shared_home: Home, tmp_path: Path) -> None:
     """Each run gets its own points, each once."""
     client, first = begin(shared_home)

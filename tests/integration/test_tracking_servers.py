@@ -254,6 +254,7 @@ def test_a_name_that_it_does_not_answer_to_is_one_line(
     assert "--allowed-hosts" in str(caught.value)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.timeout(400)
 def test_a_hundred_thousand_points_arrive_once_each(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -280,6 +281,7 @@ def test_a_hundred_thousand_points_arrive_once_each(
     )
 
 
+@pytest.mark.exhaustive
 @pytest.mark.timeout(600)
 def test_a_run_with_the_password_in_its_environment_alone(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

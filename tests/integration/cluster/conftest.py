@@ -106,7 +106,6 @@ class RayCluster:
                 "RAY_memory_monitor_refresh_ms": "0",
                 "RAY_JOB_STOP_SIGNAL": "SIGINT",
                 "RAY_JOB_STOP_WAIT_TIME_S": "60",
-                "RAY_TRAIN_ENABLE_STATE_TRACKING": "1",
             },
             own_processes=True,
         )  # fmt: skip

@@ -3,7 +3,8 @@
 The machines' faults are injected one after the other into one run, which costs a minute a fault;
 at the end its losses, step by step, are those of a run that nothing happened to. A float32 loss
 that is the same to the last bit had the same samples, pixels and weights. Seconds from a fault to
-the next step are printed, and stand in README as measured; what is asserted is a wide bound.
+the next step are printed and kept in .pytest_cache/v/rayception, and stand in README as measured;
+what is asserted is a wide bound.
 """
 
 import os
@@ -116,6 +117,9 @@ def run(cluster: RayCluster, request: pytest.FixtureRequest) -> Iterator[Run]:
     yield made
     costs = ", ".join(f"{name} {cost:.1f} s" for name, cost in made.cost_s.items())
     request.config.get_terminal_writer().line(f"\nuntil the next step: {costs}")
+    cache = request.config.cache  # beside other processes of pytest nobody reads that line
+    if cache is not None:
+        cache.set("rayception/recovery_s", made.cost_s)
 
 
 def test_a_killed_worker(run: Run, cluster: RayCluster) -> None:
@@ -123,11 +127,13 @@ def test_a_killed_worker(run: Run, cluster: RayCluster) -> None:
     assert "died; restart 1 of 6" in run.log or "restart 1 of 6" in run.log
 
 
+@pytest.mark.exhaustive
 def test_a_killed_node(run: Run, cluster: RayCluster) -> None:
     run.hit("killed node", lambda: working(cluster).kill())
     revive(cluster)
 
 
+@pytest.mark.exhaustive
 def test_a_drained_node_costs_no_step(run: Run, cluster: RayCluster) -> None:
     """The ranks save and leave before its end, and begin at the very next step elsewhere."""
     run.wait_for_step(run.step() + 4)
@@ -142,11 +148,13 @@ def test_a_drained_node_costs_no_step(run: Run, cluster: RayCluster) -> None:
     revive(cluster)
 
 
+@pytest.mark.exhaustive
 def test_a_cut_link(run: Run, cluster: RayCluster) -> None:
     run.hit("cut link", lambda: working(cluster).set_link("down"))
     revive(cluster)
 
 
+@pytest.mark.exhaustive
 def test_storage_away_for_half_a_minute(run: Run, cluster: RayCluster) -> None:
     def pause() -> None:
         cluster.weed.kill()
@@ -157,6 +165,7 @@ def test_storage_away_for_half_a_minute(run: Run, cluster: RayCluster) -> None:
     run.hit("storage killed for 30 s", pause)
 
 
+@pytest.mark.exhaustive
 def test_mlflow_away_costs_nothing(run: Run, cluster: RayCluster) -> None:
     """No attempt more; every point is there at the end (below)."""
     run.wait_for_step(run.step() + 4)
@@ -169,6 +178,7 @@ def test_mlflow_away_costs_nothing(run: Run, cluster: RayCluster) -> None:
     assert run.attempt() == attempt
 
 
+@pytest.mark.exhaustive
 def test_a_stop_saves_and_a_resume_goes_on(run: Run, cluster: RayCluster) -> None:
     """The driver is told to stop, then killed; each time another submission takes the run up."""
     run.wait_for_step(run.step() + 4)
@@ -184,6 +194,7 @@ def test_a_stop_saves_and_a_resume_goes_on(run: Run, cluster: RayCluster) -> Non
     run.cost_s["killed driver, resumed by hand"] = time.monotonic() - began
 
 
+@pytest.mark.exhaustive
 def test_a_restarted_head(run: Run, cluster: RayCluster) -> None:
     """All of Ray is gone; what is left is the store and MLflow."""
     url = run.url
@@ -207,7 +218,8 @@ def test_it_is_as_if_nothing_had_happened(run: Run, cluster: RayCluster) -> None
 
     Both are stopped, not trained to their end: how many steps the faults leave room for depends on
     the machine."""
-    run.wait_for_step(run.step() + 10)
+    faults = len(run.cost_s)
+    run.wait_for_step(max(run.step() + 10, 50))
     stop(run, cluster)
     hit = losses(cluster, run)
     last = max(checkpoint_steps(cluster, run.url, every=20))
@@ -216,7 +228,7 @@ def test_it_is_as_if_nothing_had_happened(run: Run, cluster: RayCluster) -> None
     stop(calm, cluster)
     undisturbed = losses(cluster, calm)
     assert [step for step, _ in hit] == list(range(1, len(hit) + 1))
-    assert len(hit) >= last > 100
+    assert len(hit) >= last >= (100 if faults > 3 else 40)
     assert hit == undisturbed[: len(hit)]
     ours, theirs = state(cluster, run, last), state(cluster, calm, last)
     for name, tensor in theirs["model"].items():

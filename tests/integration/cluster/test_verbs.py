@@ -72,6 +72,7 @@ def test_mistakes_about_nodes_and_ranks_are_one_line(cluster: RayCluster) -> Non
     assert len(done.stderr.strip().splitlines()) == 1
 
 
+@pytest.mark.exhaustive
 def test_a_full_cluster_is_waited_for_with_a_reason_or_not_at_all(cluster: RayCluster) -> None:
     first = Run(cluster, "cluster.num_nodes=3", "data.micro_batch_size=8")
     first.wait_for_step(1, 120)
@@ -91,6 +92,7 @@ def test_a_full_cluster_is_waited_for_with_a_reason_or_not_at_all(cluster: RayCl
     assert "top-1: " in wait_for_end(cluster, patient)
 
 
+@pytest.mark.exhaustive
 def test_an_elastic_run_goes_on_smaller_and_grows_again(cluster: RayCluster) -> None:
     run = Run(cluster, "cluster.num_nodes={min: 1, max: 3}", "data.micro_batch_size=8")
     run.wait_for_step(1, 120)
@@ -112,6 +114,7 @@ def test_an_elastic_run_goes_on_smaller_and_grows_again(cluster: RayCluster) -> 
     cluster.call("stop", run.submission)
 
 
+@pytest.mark.exhaustive
 def test_a_sweep_runs_some_at_once_under_one_run(cluster: RayCluster) -> None:
     arguments = ("--grid", "optim.lr=0.02,0.045,0.09", "--limit", "2")
     sent = cluster.call("sweep", JOB, *cluster.places, *ONE, *arguments)

@@ -2,7 +2,6 @@
 
 import json
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -19,15 +18,9 @@ class Finished:
         self.home, self.outcome, self.wall_s = home, outcome, wall_s
 
 
-@pytest.fixture(scope="package")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Finished]:
-    home = Home(tmp_path_factory.mktemp("home"))
-    up = home.call("stack", "up")
-    assert up.returncode == 0, up.stderr
+@pytest.fixture(scope="session")
+def finished(shared_home: Home) -> Finished:
     began = time.monotonic()
-    done = home.call("run", JOB, "--json", timeout_s=500)
+    done = shared_home.call("run", JOB, "--json", timeout_s=500)
     assert done.returncode == 0, done.stderr
-    yield Finished(home, json.loads(done.stdout), time.monotonic() - began)
-    down = home.call("stack", "down", "--force")
-    assert down.returncode == 0, down.stderr
-    home.wait_until_empty()
+    return Finished(shared_home, json.loads(done.stdout), time.monotonic() - began)

@@ -84,6 +84,7 @@ def test_an_experiment_its_run_and_its_charts(
     keep(page, "system", tmp_path)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.timeout(300)
 def test_its_confusion_matrix_and_its_model(page: Page, finished: Finished, tmp_path: Path) -> None:
     run_id = finished.outcome["run"]["run_id"]

@@ -63,10 +63,13 @@ def steps_of(home: Home, run_id: str) -> list[int]:
 def test_a_driver_that_was_taken_over_and_one_that_was_killed(
     finished: Finished, store: Store, tmp_path: Path
 ) -> None:
-    """A run is resumed while its driver lives, which leaves it alone then; the second driver is
-    killed, and a third goes on upon another cluster."""
+    """A run is resumed while its driver lives, which leaves it alone then; MLflow and the second
+    driver are killed, and a third goes on to the end without MLflow, on another number of ranks;
+    `sync` tells MLflow when it is back."""
     home = finished.home
-    process = home.start("run", *SHORT)
+    port = str(home.state["ports"]["mlflow"])
+    # By its URL: what is called local would be started again.
+    process = home.start("run", *SHORT, f"tracking.uri=http://127.0.0.1:{port}")
     url = wait_for_step(home, store, process, 45)
     record = json.loads(store.read(f"{url}/run.json"))
     other = Home(tmp_path)
@@ -77,6 +80,7 @@ def test_a_driver_that_was_taken_over_and_one_that_was_killed(
     assert f"{url}: got another driver, process {second.pid} on " in said
     assert client(home).get_run(record["run_id"]).info.status == "RUNNING"
     wait_for_step(other, store, second, 90)
+    home.kill("mlflow")
     second.send_signal(signal.SIGKILL)
     second.wait(30)
     refused = home.call("resume", url, "optim.lr=0.1", "--endpoint-url", "local")
@@ -90,7 +94,15 @@ def test_a_driver_that_was_taken_over_and_one_that_was_killed(
     outcome = json.loads(done.stdout)
     assert outcome["run"]["run_id"] == record["run_id"]
     assert outcome["metrics"]["val_ema/top1"] > 80
+    assert outcome["model_uri"] is None
+    up = home.call("stack", "up", "--mlflow-port", port)
+    assert up.returncode == 0, up.stderr
+    assert client(home).get_run(record["run_id"]).info.status == "RUNNING"
+    synced = home.call("sync", url, "--endpoint-url", "local", "--json")
+    assert synced.returncode == 0, synced.stderr
+    assert json.loads(synced.stdout)["ended"] == "FINISHED"
     run = client(home).get_run(record["run_id"])
+    assert run.data.tags["rayception.model"].startswith("models:/")
     assert run.info.status == "FINISHED"
     assert run.data.tags["rayception.now.cluster.accelerators"] == "CPU:1"
     assert steps_of(home, record["run_id"]) == list(range(1, 181))  # each once, none missing
@@ -100,6 +112,7 @@ def test_a_driver_that_was_taken_over_and_one_that_was_killed(
     assert "fork" in again.stderr
 
 
+@pytest.mark.exhaustive
 @pytest.mark.timeout(600)
 def test_a_fork_goes_on_from_a_checkpoint_as_a_new_run(finished: Finished, store: Store) -> None:
     """From the end of the quickstart, half an epoch more at another rate."""
@@ -119,14 +132,12 @@ def test_a_fork_goes_on_from_a_checkpoint_as_a_new_run(finished: Finished, store
         assert "but the checkpoint was made with" in refused.stderr
 
 
+@pytest.mark.exhaustive
 @pytest.mark.timeout(600)
-def test_storage_that_is_killed_for_a_while_ends_nothing(
-    home: Home, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_storage_that_is_killed_for_a_while_ends_nothing(finished: Finished, store: Store) -> None:
     """The object store is killed for 12 s and started again: the run waits and goes on; each step
     once in MLflow."""
-    assert home.call("stack", "up").returncode == 0
-    store = store_of(home, monkeypatch)
+    home = finished.home
     process = home.start("run", *SHORT)
     url = wait_for_step(home, store, process, 45)
     pid = home.state["processes"]["s3"][0]
@@ -140,4 +151,3 @@ def test_storage_that_is_killed_for_a_while_ends_nothing(
     assert client(home).get_run(run_id).info.status == "FINISHED"
     assert steps_of(home, run_id) == list(range(1, 181))
     assert len(checkpoint_names(store, url)) <= 4  # the newest three, and the best
-    assert home.call("stack", "down", "--force").returncode == 0

@@ -11,8 +11,10 @@ import pytest
 
 from datasets.store import Store, StoreConfig
 from orchestration.checkpoint import load_checkpoint
+from orchestration.phases import PHASES, STARTUP
 from tests.integration.conftest import Home
 from tests.integration.quickstart.conftest import JOB, Finished
+from tests.integration.quickstart.test_resume import wait_for_step
 from tests.waiting import wait_for
 
 
@@ -96,7 +98,7 @@ def test_model_loads_without_rayception(mlflow_run: Any, finished: Finished) -> 
     assert done.stdout.split()[1] == "5"
 
 
-def test_what_people_look_at_is_there(mlflow_run: Any, tmp_path: Path) -> None:
+def test_what_people_look_at_is_there(mlflow_run: Any, finished: Finished, tmp_path: Path) -> None:
     client, run = mlflow_run
     for folder, names in {
         "pictures": {
@@ -117,6 +119,12 @@ def test_what_people_look_at_is_there(mlflow_run: Any, tmp_path: Path) -> None:
     assert len(tags["mlflow.source.git.commit"]) == 40
     assert 0 < metrics["run/goodput"] < 1
     assert metrics["run/rank_hours"] > 0
+    phases = finished.outcome["phases"]
+    assert set(phases) == set(PHASES)
+    assert sum(phases.values()) == pytest.approx(finished.outcome["wall_s"], abs=10)
+    for name in STARTUP:
+        [point] = client.get_metric_history(run.info.run_id, f"startup/{name}_seconds")
+        assert (point.step, point.value) == (1, pytest.approx(phases[name], abs=0.01)), name
     parts = [f"train/{part}_fraction" for part in ("data_wait", "compute", "all_reduce")]
     assert 0.3 < sum(metrics[part] for part in parts) <= 1.05
     assert any(key.startswith("system/") for key in metrics)
@@ -127,23 +135,27 @@ def test_what_people_look_at_is_there(mlflow_run: Any, tmp_path: Path) -> None:
 
 
 def test_second_run_finds_the_data_and_walks_the_same_losses(
-    finished: Finished, mlflow_run: Any
+    finished: Finished, mlflow_run: Any, store: Store
 ) -> None:
     """Same job, other world size: one rank takes the two ranks' micro-batches and the loss curve
     is the same up to float rounding."""
-    done = finished.home.call(
-        "run", JOB, "--json", "cluster.accelerators=CPU:1", "schedule.epochs=8",
-        "data.loader_workers=2", timeout_s=500,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    assert "packed" not in done.stderr
+    home = finished.home
+    process = home.start(
+        "run", JOB, "cluster.accelerators=CPU:1", "schedule.epochs=8", "data.loader_workers=2"
+    )
+    url = wait_for_step(home, store, process, 45)
+    process.send_signal(signal.SIGINT)  # what is compared is there
+    assert process.wait(120) == 130
+    assert "packed" not in (home.folder / "stdout").read_text()
     client, run = mlflow_run
-    other = json.loads(done.stdout)["run"]["run_id"]
+    other = json.loads(store.read(f"{url}/run.json"))["run_id"]
+    assert client.get_run(other).info.status == "KILLED"
     two = [p.value for p in client.get_metric_history(run.info.run_id, "train/loss")]
     one = [p.value for p in client.get_metric_history(other, "train/loss")]
     assert one[:30] == pytest.approx(two[:30], rel=1e-3)
 
 
+@pytest.mark.exhaustive
 def test_a_pretrained_start_begins_where_the_other_run_ended(
     finished: Finished, mlflow_run: Any, store: Store
 ) -> None:
@@ -168,6 +180,7 @@ def test_a_pretrained_start_begins_where_the_other_run_ended(
     assert "model.init_from: got s3://runs/none/state.pt, and no such file" in missing.stderr
 
 
+@pytest.mark.exhaustive
 @pytest.mark.timeout(600)
 def test_killed_worker_goes_on_from_its_checkpoint(
     finished: Finished, mlflow_run: Any, store: Store
@@ -208,10 +221,17 @@ def _listing(store: Store, stdout: Path) -> str:
     ("overrides", "code", "words"),
     [
         (["data.source=null", "data.train=s3://data/empty/train"], 2, "s3://data/empty/train"),
-        (["data.source=null", "data.train=s3://nobucket/train"], 3, "nobucket"),
-        (["checkpoint.storage=s3://nobucket/runs"], 3, "nobucket"),
-        (["model.num_classes=5"], 2, "Write 10"),
-        (["data.train_samples=1000"], 2, "counts 1437"),
+        pytest.param(
+            ["data.source=null", "data.train=s3://nobucket/train"],
+            3,
+            "nobucket",
+            marks=pytest.mark.exhaustive,
+        ),
+        pytest.param(
+            ["checkpoint.storage=s3://nobucket/runs"], 3, "nobucket", marks=pytest.mark.exhaustive
+        ),
+        pytest.param(["model.num_classes=5"], 2, "Write 10", marks=pytest.mark.exhaustive),
+        pytest.param(["data.train_samples=1000"], 2, "counts 1437", marks=pytest.mark.exhaustive),
         (["tracking.uri=http://127.0.0.1:9"], 3, "tracking.uri: got http://127.0.0.1:9"),
         (["cluster.accelerators=H100:1"], 3, "H100"),
     ],
@@ -226,6 +246,7 @@ def test_bad_input_is_one_line(
     assert "Traceback" not in done.stdout + done.stderr
 
 
+@pytest.mark.exhaustive
 def test_wrong_credentials_are_said(finished: Finished) -> None:
     home = finished.home
     url = f"http://127.0.0.1:{home.state['ports']['s3']}"

@@ -102,6 +102,7 @@ def test_one_worker_gives_bitwise_the_same_and_a_blacklist_takes_out(
     assert left["weights"]["raw"]["top1"] == 100.0
 
 
+@pytest.mark.exhaustive
 @pytest.mark.timeout(600)
 def test_an_ensemble_at_12_crops_outlives_a_killed_worker(
     home: Home, outcome: dict[str, Any]
@@ -221,6 +222,7 @@ def test_mistakes_are_one_line(
     assert len(done.stderr.strip().splitlines()) == 1, done.stderr
 
 
+@pytest.mark.exhaustive
 @pytest.mark.timeout(600)
 def test_a_sweep_goes_on_where_it_ended(home: Home, tmp_path: Path) -> None:
     """Two rows by two seeds; one row cannot run. Called again, only that one is tried."""
