@@ -69,21 +69,6 @@ def conclude_run(
     return uri
 
 
-def end_run(store: Store, run: RunRef, run_url: str, status: str, tags: dict[str, str]) -> None:
-    """Ends a run that is not complete, FAILED or KILLED, and leaves the pictures of what it did;
-    where MLflow is away, the outbox remembers it. Whatever else is refused, the status is set:
-    storage that is away may be what ended it. Raises StoreError where MLflow is away too."""
-    with contextlib.suppress(StoreError):
-        tags = tags | checkpoint_tags(store, run_url)
-    try:
-        close_run(run, status, tags)
-    except ServiceError:
-        Outbox(store, run_url).keep_end(status, tags)
-        return
-    with contextlib.suppress(ServiceError, StoreError):
-        log_pictures(store, run, run_url)
-
-
 def send_kept_files(run: RunRef, outbox: Outbox) -> int:
     """Sends the files of the outbox; -> how many there were. Raises ServiceError, StoreError."""
     count = 0

@@ -19,6 +19,7 @@ from orchestration.assignment import Assignment
 from orchestration.checkpoint import TrainState
 from orchestration.chronicle import Chronicle
 from orchestration.claim import check_claim, make_claim, save_claim
+from orchestration.end import end_run
 from orchestration.errors import TakenOver
 from orchestration.introduce import (
     Start,
@@ -163,8 +164,6 @@ def drive(
             told |= life_tags(chronicle.attempts)
         if run is not None:
             with contextlib.suppress(StoreError, TakenOver):
-                from orchestration.conclude import end_run
-
                 still_ours()  # what another driver goes on with has not ended
                 end_run(store, run, run_url, status_of(error), told)
         raise

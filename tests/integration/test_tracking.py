@@ -10,7 +10,7 @@ from mlflow.tracking import MlflowClient
 
 from datasets.errors import StoreError
 from datasets.store import Entry, Store
-from orchestration.conclude import end_run
+from orchestration.end import end_run
 from orchestration.errors import ServiceError
 from orchestration.tracking.outbox import Outbox
 from orchestration.tracking.run_ref import RunRef

@@ -120,7 +120,8 @@ def test_a_sweep_runs_some_at_once_under_one_run(cluster: RayCluster) -> None:
     sent = cluster.call("sweep", JOB, *cluster.places, *ONE, *arguments)
     assert "3 runs, 2 at once" in sent.stdout
     log = wait_for_end(cluster, submission_of(sent.stdout), 300)
-    assert len(re.findall(r"seed=0 succeeded", log)) == 3, log
+    logs = [cluster.log(one) for one in re.findall(r"is submission (\S+)", log)]
+    assert len(re.findall(r"seed=0 succeeded", log)) == 3, "\n".join([log, *logs])
     first_end = log.index("succeeded")
     assert log.index("2 of 3") < first_end < log.index("3 of 3")
     assert log.count("quickstart optim.lr=") >= 6  # told as it went, and in the table
