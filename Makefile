@@ -29,10 +29,10 @@ ladder: venv ## the paper's ladder on digits, three seeds a row (half an hour), 
 # Unit tests run beside those with the real services, which run one after the other.
 PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist loadgroup
 
-test: venv ## what to run before trusting a change: every promise, with the real services (12 minutes)
+test: venv ## what to run before trusting a change: every promise, with the real services
 	@$(PYTEST) -m "not exhaustive"
 
-test-all: venv ## everything: each fault, a hundred kills, cold environments (half an hour)
+test-all: venv ## everything: each fault, a hundred kills, cold environments
 	@$(PYTEST)
 
 lint: venv ## ruff, mypy --strict, import contracts
