@@ -18,6 +18,7 @@ from ray._private.state import state
 from orchestration.accelerators import Accelerator
 from orchestration.errors import TakenOver
 from orchestration.job import Job
+from orchestration.job_places import LOCAL
 from orchestration.room import look, measure
 from orchestration.warm import start_spares
 
@@ -74,7 +75,10 @@ class Lookout:
                 logger.debug("lookout: %s", error)
 
     def _start_spares(self) -> None:
-        if self._cluster.max_failures and time.monotonic() > self._spares_at:
+        """Not on one machine with all services, whose cores the ranks have: there they cost a run
+        what they spare a death."""
+        may_die = self._cluster.max_failures and self._cluster.address != LOCAL
+        if may_die and time.monotonic() > self._spares_at:
             self._spares_at = math.inf
             start_spares(self._job, ray.get(self._board.nodes.remote(), timeout=5).values())
 
