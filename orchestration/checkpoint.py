@@ -13,8 +13,9 @@ import io
 import json
 import logging
 import pickle
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, TypeVar
 
 from datasets.errors import DataError
 from datasets.store import Store
@@ -26,6 +27,8 @@ logger = logging.getLogger(__name__)
 FORMAT = 2
 STATE_FILE = "state.pt"
 INDEX_FILE = "checkpoint.json"
+
+Found = TypeVar("Found")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -188,30 +191,31 @@ def top1_by_name(store: Store, run_url: str) -> dict[str, float]:
 
 def newest_checkpoint(store: Store, run_url: str) -> tuple[str, TrainState] | None:
     """(URL, state) of the newest checkpoint below `run_url` that is whole, or None."""
-    for name in reversed(checkpoint_names(store, run_url)):
-        url = f"{run_url}/{name}"
-        try:
-            return url, load_checkpoint(store, url)
-        except TrainingError as error:
-            logger.warning("%s; the one before is used", error)
-    return None
+    return _newest(store, run_url, lambda store, url: (url, load_checkpoint(store, url)))
 
 
 def newest_summary(store: Store, run_url: str) -> Summary | None:
     """Of the newest checkpoint below `run_url` that is whole, or None; torch stays away. Raises
     StoreError."""
+    return _newest(store, run_url, _load_summary)
+
+
+def _newest(store: Store, run_url: str, read: Callable[[Store, str], Found]) -> Found | None:
+    """What `read` makes of the newest one that it does not refuse with TrainingError."""
     for name in reversed(checkpoint_names(store, run_url)):
-        url = f"{run_url}/{name}"
         try:
-            index, content = _read_whole(store, url)
+            return read(store, f"{run_url}/{name}")
         except TrainingError as error:
             logger.warning("%s; the one before is used", error)
-            continue
-        metrics = index.get("metrics")
-        if metrics is None:  # of an earlier version
-            metrics = _decode(url, content).metrics
-        return Summary(url=url, step=index["step"], metrics=metrics)
     return None
+
+
+def _load_summary(store: Store, url: str) -> Summary:
+    index, content = _read_whole(store, url)
+    metrics = index.get("metrics")
+    if metrics is None:  # of an earlier version
+        metrics = _decode(url, content).metrics
+    return Summary(url=url, step=index["step"], metrics=metrics)
 
 
 def load_checkpoint(store: Store, url: str) -> TrainState:

@@ -2,6 +2,7 @@
 them, so that `validate` and `plan` answer in milliseconds."""
 
 import atexit
+import contextlib
 import os
 import sys
 import traceback
@@ -181,8 +182,9 @@ def main() -> None:
         # To take down a process that has torch, Ray and MLflow in it costs Python 1.6 s, in which
         # nothing happens that anybody waits for.
         atexit._run_exitfuncs()
-        sys.stdout.flush()
-        sys.stderr.flush()
+        with contextlib.suppress(OSError):  # nobody reads it any more
+            sys.stdout.flush()
+            sys.stderr.flush()
         os._exit(end.code if isinstance(end.code, int) else 1 if end.code else 0)
 
 

@@ -93,9 +93,9 @@ def drive(
     parent: the sweep's run and the name of this one in it. earlier: the run to go on with.
     start_from: the state that a new run begins with. name: the run's; one of that name that has
     begun goes on, so that whoever restarts a driver starts it as before. phases: of this process so
-    far. say: called with a line
-    for each thing done. watch: called with the progress actor and the plan, returns a context
-    manager that shows them. Raises RayceptionError, DataError, StoreError, or KeyboardInterrupt.
+    far. say: called with a line for each thing done. watch: called with the progress actor and the
+    plan, returns a context manager that shows them. Raises RayceptionError, DataError, StoreError,
+    or KeyboardInterrupt.
     """
     began = time.monotonic()
     phases = phases or Phases()

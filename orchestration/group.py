@@ -5,8 +5,8 @@ to nothing (a bare container, a network namespace): ranks on other nodes then fa
 Ray calls that a controller's error, which no retry covers. The address by which Ray itself reaches
 a node is the right one.
 
-Ray's own TorchConfig does the rest of this; but to unpickle it, Ray Train's controller would import
-ray.train.torch, 3 s of CPU of every start.
+Ray's own TorchConfig does the rest of this; but its module, which the driver would import, brings
+torch with it: 3 s of CPU of every start.
 """
 
 import contextlib

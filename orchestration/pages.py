@@ -133,7 +133,7 @@ def timeline_page(attempts: Sequence[Attempt], name: str) -> str:
 
 def _phases(one: Attempt) -> str:
     """Where the time of an attempt's start went; the driver's part was before it began."""
-    return ", ".join(f"{name} {seconds:.1f} s" for name, seconds in one.phases.items())
+    return html.escape(", ".join(f"{name} {s:.1f} s" for name, s in one.phases.items()))
 
 
 def _bar(number: int, one: Attempt, gap: float, begin: float, span: float) -> str:

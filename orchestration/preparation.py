@@ -14,7 +14,6 @@ from typing import Any
 
 import ray
 
-from datasets.errors import StoreError
 from datasets.manifest import Manifest
 from datasets.store import Store
 from orchestration.errors import TOLD_IN_ONE_LINE
@@ -76,7 +75,7 @@ class Preparation:
             if self._wait_for(self._is_evaluated):
                 send_evaluation(self._job, self._store, self._run, self._run_url)
                 self._is_evaluation_sent = True
-        except (*TOLD_IN_ONE_LINE, StoreError) as error:  # the run's end tries again, and says it
+        except TOLD_IN_ONE_LINE as error:  # the run's end tries again, and says it
             logger.warning("not sent yet: %s", error)
 
     def _wait_for(self, is_true: Callable[[Progress], bool]) -> bool:
