@@ -117,7 +117,7 @@ class Rank:
             if self.checkpoints is not None:
                 self.checkpoints.wait()
                 if self.learner.step == self.plan.total_steps:
-                    write_network(self.job, self.store, self.hand.run_url, self.learner.state({}))
+                    self._write_network()
         finally:
             if self.gauges is not None:
                 self.gauges.set()
@@ -125,6 +125,14 @@ class Rank:
                 self.checkpoints.close()
             if self.writer is not None and (kept := self.writer.close()):
                 logger.warning("MLflow is away; %d metric points wait in the run's outbox", kept)
+
+    def _write_network(self) -> None:
+        """All steps are done and kept: what fails here is no reason to train again. The driver
+        makes the file of the checkpoint then, and says what is wrong."""
+        try:
+            write_network(self.job, self.store, self.hand.run_url, self.learner.state({}))
+        except Exception as error:
+            logger.warning("the final network is left to the driver: %s", error)
 
     def _train_steps(self, loader: TrainLoader) -> None:
         job, plan, learner = self.job, self.plan, self.learner
