@@ -17,6 +17,7 @@ from orchestration.gallery import DRAWN, of_evaluation, of_history
 from orchestration.job import Job
 from orchestration.local import Say
 from orchestration.pages import timeline_page
+from orchestration.preparation import Sent
 from orchestration.said import load_predictions
 from orchestration.timeline import load_attempts
 from orchestration.tracking.model import log_classifier, register_model
@@ -44,19 +45,20 @@ def conclude_run(
     tags: dict[str, str],
     say: Say,
     *,
-    is_evaluation_sent: bool,
+    sent: Sent,
 ) -> str | None:
     """Logs what a complete run has to show and its model, and ends it in MLflow with these tags and
     those of its checkpoints; what MLflow does not take is kept for `sync`. end: of its last
-    checkpoint. -> the model's URI, None where MLflow was away. Raises StoreError, TrainingError."""
+    checkpoint; sent: what MLflow has already. -> the model's URI, None where MLflow was away.
+    Raises StoreError, TrainingError."""
     outbox = Outbox(store, run_url)
-    if not is_evaluation_sent:
+    if not sent.evaluation:
         send_evaluation(job, store, run, run_url)
     tags = tags | checkpoint_tags(store, run_url)
     try:
         send_kept(run, outbox)
         send_kept_files(run, outbox)
-        log_pictures(store, run, run_url)
+        log_pictures(store, run, run_url, has_curves=sent.curves)
         uri = log_final_model(job, store, run, run_url, end)
         close_run(run, FINISHED, tags)
         with contextlib.suppress(StoreError):  # of a driver that failed as this one took it over
@@ -123,16 +125,28 @@ def send_evaluation(job: Job, store: Store, run: RunRef, run_url: str) -> None:
         send_file(run, outbox, f"evaluation/{name}", content)
 
 
-def log_pictures(store: Store, run: RunRef, run_url: str) -> None:
-    """The curves of what MLflow has by now, and the run's timeline; nothing of a run that never
-    began to train. Raises ServiceError, StoreError."""
+def log_pictures(store: Store, run: RunRef, run_url: str, *, has_curves: bool = False) -> None:
+    """The curves of what MLflow has by now, unless it has them, and the run's timeline; nothing of
+    a run that never began to train. Raises ServiceError, StoreError."""
     attempts = load_attempts(store, run_url)
     if not attempts:
         return
-    found = of_history(histories(run, DRAWN))
-    found["timeline.html"] = timeline_page(attempts, run_url.rpartition("/")[2]).encode()
-    for name, content in found.items():
+    if not has_curves:
+        log_curves(run)
+    page = timeline_page(attempts, run_url.rpartition("/")[2])
+    log_file(run, "pictures/timeline.html", page.encode())
+
+
+def log_curves(run: RunRef, *, until: int | None = None) -> bool:
+    """The curves of what MLflow has by now; until: only where the evaluation after that step, the
+    last point of all, is there. -> whether they were drawn. Raises ServiceError."""
+    points = histories(run, DRAWN)
+    last = max((step for step, _ in points.get("val/top1", [])), default=0)
+    if until is not None and last < until:
+        return False
+    for name, content in of_history(points).items():
         log_file(run, f"pictures/{name}", content)
+    return True
 
 
 def sync_run(job: Job, store: Store, run: RunRef, run_url: str) -> dict[str, int | str]:

@@ -53,13 +53,18 @@ def on_cluster(
         address = stack.ray_address if job.cluster.address == LOCAL and stack else "auto"
         held.enter_context(joined(address))
         phases.end("ray")
+        kept = stack if stack is not None and stack.kept and job.cluster.address == LOCAL else None
         if is_training:
             from orchestration.warm import start_early
 
-            start_early(job)
+            start_early(job, kept)
         import_module("orchestration.driver")
         phases.end("imports")
         yield stack
+        if is_training and kept is not None:
+            from orchestration.warm import fill_pool
+
+            fill_pool(job, kept)
 
 
 @contextlib.contextmanager

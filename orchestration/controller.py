@@ -21,6 +21,7 @@ from ray.train.v2._internal.callbacks.placement_group_callback import PlacementG
 from ray.train.v2._internal.execution.controller import TrainController
 from ray.train.v2._internal.execution.scaling_policy.fixed import FixedScalingPolicy
 from ray.train.v2._internal.execution.worker_group import WorkerGroup
+from ray.train.v2._internal.execution.worker_group.state import WorkerGroupStateBuilder
 from ray.train.v2._internal.state.state_manager import TrainStateManager
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
@@ -95,6 +96,18 @@ class _States(StateManagerCallback):  # type: ignore[misc]
 
 
 class _WorkerGroup(WorkerGroup):  # type: ignore[misc]
+    def _start_impl(self, worker_group_state_builder: WorkerGroupStateBuilder) -> None:
+        """As Ray's, but the actor at which ray.train.report waits ends before its process has
+        imported Ray Train: ranks here wait for each other in torch's process group alone."""
+        keep = worker_group_state_builder.with_sync_actor
+
+        def end(actor: Any) -> WorkerGroupStateBuilder:
+            ray.kill(actor)
+            return keep(actor)
+
+        worker_group_state_builder.with_sync_actor = end
+        super()._start_impl(worker_group_state_builder)
+
     def _init_train_context_on_workers(
         self, workers: list[Any], sync_actor: Any, train_context_args: dict[str, list[Any]]
     ) -> None:

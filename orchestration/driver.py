@@ -150,12 +150,10 @@ def drive(
             )
             chronicle.close()
             told |= life_tags(chronicle.attempts)
-            is_sent = prepared.finish()
+            sent = prepared.finish()
             from orchestration.conclude import conclude_run  # torch: imported while ranks trained
 
-            model_uri = conclude_run(
-                job, store, run, run_url, last, told, say, is_evaluation_sent=is_sent
-            )
+            model_uri = conclude_run(job, store, run, run_url, last, told, say, sent=sent)
     except BaseException as error:
         # What went wrong first is what is told.
         if chronicle is not None:

@@ -2,14 +2,15 @@
 
 With the ranks' first step it sends a picture of the first samples and imports what the end needs
 (torch, matplotlib): earlier, on a machine with few cores, that would hold up the ranks' start. With
-their last evaluation it sends what the network said of the held-out split; rank 0 writes the final
-network meanwhile.
+their last evaluation it sends what the network said of the held-out split, and the run's curves;
+rank 0 writes the final network meanwhile.
 """
 
 import contextlib
 import logging
 import threading
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import ray
@@ -27,6 +28,14 @@ from orchestration.tracking.runs import send_file
 logger = logging.getLogger(__name__)
 
 LOOK_EVERY_S = 0.5
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Sent:
+    """What of a run's end MLflow has already."""
+
+    evaluation: bool = False
+    curves: bool = False
 
 
 class Preparation:
@@ -48,7 +57,7 @@ class Preparation:
         self._run, self._run_url, self._board = run, run_url, board
         self._samples = samples
         self._is_over = threading.Event()
-        self._is_evaluation_sent = False
+        self._sent = Sent()
         self._thread = threading.Thread(target=self._work, name="preparation", daemon=True)
 
     def __enter__(self) -> "Preparation":
@@ -58,23 +67,25 @@ class Preparation:
     def __exit__(self, *error: object) -> None:
         self._is_over.set()
 
-    def finish(self) -> bool:
-        """Training has ended: waits for what was begun; -> whether the evaluation was sent."""
+    def finish(self) -> Sent:
+        """Training has ended: waits for what was begun."""
         self._is_over.set()
         self._thread.join()
-        return self._is_evaluation_sent
+        return self._sent
 
     def _work(self) -> None:
         if not self._wait_for(lambda progress: True):
             return
-        from orchestration.conclude import send_evaluation
+        from orchestration.conclude import log_curves, send_evaluation
 
         try:
             if self._samples is not None:
                 self._send_samples(self._samples)
             if self._wait_for(self._is_evaluated):
                 send_evaluation(self._job, self._store, self._run, self._run_url)
-                self._is_evaluation_sent = True
+                self._sent = Sent(evaluation=True)
+                has_curves = log_curves(self._run, until=self._plan.total_steps)
+                self._sent = Sent(evaluation=True, curves=has_curves)
         except TOLD_IN_ONE_LINE as error:  # the run's end tries again, and says it
             logger.warning("not sent yet: %s", error)
 

@@ -3,7 +3,8 @@
 Right after the cluster is joined, every node with room for ranks is asked to start processes in the
 ranks' own environment, beside what the driver still has to do; Ray gives an idle process to the
 actor that asks next with the same environment. Once ranks have trained for a while, their nodes are
-asked for spare ones: after a death, the next ranks begin with what takes the longest behind them.
+asked for spare ones: after a death, the next ranks begin with what takes the longest behind them. A
+kept stack is asked for those of its next run at the end of this one (worker_pool.py).
 """
 
 import logging
@@ -25,6 +26,8 @@ from ray.runtime_env import RuntimeEnv
 from orchestration.job import Job
 from orchestration.rank_imports import CPU, CPUS_VARIABLE, GPU, KIND_VARIABLE
 from orchestration.room import look, places
+from orchestration.stack import Stack
+from orchestration.worker_pool import code_now, new_pool, save_pool, take_pool
 
 logger = logging.getLogger(__name__)
 
@@ -41,11 +44,19 @@ RAY_TRAIN = {
 ANSWER_LIMIT_S = 5.0
 KEPT_S = 60  # of a process that became no rank
 SPARE_S = 30 * 86400
+POOL_S = 86400
+
+
+_of_pool: dict[str, str] = {}  # what the processes have besides that a kept stack had ready
 
 
 def set_environment(job: Job) -> dict[str, str]:
     """Sets Ray Train's variables in this process for a run of the job; -> the environment of its
-    ranks, those variables and the hook that begins their imports."""
+    ranks: those variables, the hook that begins their imports, what tells a pool's processes."""
+    return _environment(job) | _of_pool
+
+
+def _environment(job: Job) -> dict[str, str]:
     for name, value in RAY_TRAIN.items():
         os.environ.setdefault(name, value)
     if not POLL_IS_GIVEN:  # anew for each run: those of a sweep have one process
@@ -57,12 +68,29 @@ def set_environment(job: Job) -> dict[str, str]:
     }
 
 
-def start_early(job: Job) -> None:
-    """Asks every node with room for ranks for their processes, whose imports nobody waits for."""
+def start_early(job: Job, stack: Stack | None = None) -> None:
+    """Asks every node with room for ranks for their processes, whose imports nobody waits for; of
+    a kept stack for those that it does not have ready."""
     cluster = job.cluster
     most = cluster.max_nodes * cluster.accelerator.count
+    if stack is not None:
+        ready, added = take_pool(stack, _environment(job))
+        _of_pool.update(added)
+        most -= ready
     room = places(cluster, cluster.accelerator, look())
     _start(job, {node: min(ranks, most) for node, ranks in room.items()}, KEPT_S)
+
+
+def fill_pool(job: Job, stack: Stack) -> None:
+    """Asks a kept stack's node for the processes of the next run's ranks, as many as this run's,
+    for a day. Each holds some 0.4 GB of memory."""
+    cluster = job.cluster
+    ranks = cluster.max_nodes * cluster.accelerator.count
+    _of_pool.clear()
+    environment, code = _environment(job), code_now()
+    _of_pool.update(new_pool(stack))
+    _start(job, {node["NodeID"]: ranks for node in ray.nodes()}, POOL_S, of_job=False)
+    save_pool(stack, environment, _of_pool, code, ranks)
 
 
 def start_spares(job: Job, nodes: Iterable[str]) -> None:
@@ -71,15 +99,16 @@ def start_spares(job: Job, nodes: Iterable[str]) -> None:
     _start(job, Counter(nodes), SPARE_S)
 
 
-def _start(job: Job, by_node: Mapping[str, int], kept_s: int) -> None:
+def _start(job: Job, by_node: Mapping[str, int], kept_s: int, *, of_job: bool = True) -> None:
     """Where Ray does not do it, ranks start as they would without it: nothing here ends a run."""
     try:
-        _ask(job, by_node, kept_s)
+        _ask(job, by_node, kept_s, of_job)
     except Exception as error:
         logger.warning("no processes ahead of time: %s", error)
 
 
-def _ask(job: Job, by_node: Mapping[str, int], kept_s: int) -> None:
+def _ask(job: Job, by_node: Mapping[str, int], kept_s: int, of_job: bool) -> None:
+    """of_job: they end with this Ray job; else they are whose asks next."""
     environment: dict[str, Any] = dict(ray.get_runtime_context().runtime_env)
     environment["env_vars"] = environment.get("env_vars", {}) | set_environment(job)
     for node in ray.nodes():
@@ -87,7 +116,7 @@ def _ask(job: Job, by_node: Mapping[str, int], kept_s: int) -> None:
             continue
         request = PrestartWorkersRequest(
             language=Language.PYTHON,
-            job_id=bytes.fromhex(ray.get_runtime_context().get_job_id()),
+            job_id=bytes.fromhex(ray.get_runtime_context().get_job_id()) if of_job else b"",
             runtime_env_info=get_runtime_env_info(RuntimeEnv(**environment)),
             keep_alive_duration_secs=kept_s,
             num_workers=by_node[node["NodeID"]],

@@ -2,15 +2,20 @@
 
 import json
 import re
+import subprocess
 from pathlib import Path
 
+import psutil
 import pytest
 from mlflow.tracking import MlflowClient
 
 from datasets.pack import pack
 from datasets.sources import digits
 from datasets.store import Store
+from orchestration.processes import marked_processes
+from orchestration.worker_pool import FILE
 from tests.integration.conftest import Home
+from tests.waiting import wait_for
 
 
 @pytest.fixture(scope="module")
@@ -41,18 +46,10 @@ def arguments(damaged: Path, max_damaged: int) -> list[str]:
     ]
 
 
-@pytest.mark.parametrize(
-    "workers",
-    [
-        pytest.param(0, id="in the rank", marks=pytest.mark.exhaustive),
-        pytest.param(2, id="in loader processes"),
-    ],
-)
-def test_run_skips_up_to_its_limit(shared_home: Home, damaged: Path, workers: int) -> None:
-    done = shared_home.call(*arguments(damaged, 10), f"data.loader_workers={workers}")
+def check_skipped(home: Home, done: "subprocess.CompletedProcess[str]") -> None:
     assert done.returncode == 0, done.stderr
     run_id = done.stdout.split("MLflow run: ")[1].split()[0]
-    uri = f"http://127.0.0.1:{shared_home.state['ports']['mlflow']}"
+    uri = f"http://127.0.0.1:{home.state['ports']['mlflow']}"
     metrics = MlflowClient(tracking_uri=uri).get_run(run_id).data.metrics
     assert metrics["train/damaged_samples"] == 3
     assert metrics["train/damaged_image_samples"] == 3
@@ -60,20 +57,30 @@ def test_run_skips_up_to_its_limit(shared_home: Home, damaged: Path, workers: in
 
 
 @pytest.mark.exhaustive
-@pytest.mark.parametrize("limit", [0, 2])
-def test_run_stops_above_its_limit(shared_home: Home, damaged: Path, limit: int) -> None:
-    done = shared_home.call(*arguments(damaged, limit))
-    assert done.returncode == 4
-    words = "data.max_damaged: got 3 damaged" if limit else "no whole image"
-    assert words in done.stderr
-    assert len(done.stderr.strip().splitlines()) == 1
-    assert "Traceback" not in done.stdout + done.stderr
+def test_run_skips_up_to_its_limit_in_the_rank(shared_home: Home, damaged: Path) -> None:
+    check_skipped(shared_home, shared_home.call(*arguments(damaged, 10), "data.loader_workers=0"))
+
+
+@pytest.fixture(scope="module")
+def pool(shared_home: Home, damaged: Path) -> list[int]:
+    """A run in loader processes has ended; -> the processes that then wait for the next one's
+    ranks."""
+    done = shared_home.call(*arguments(damaged, 10), "data.loader_workers=2")
+    check_skipped(shared_home, done)
+    marker = json.loads((shared_home.folder / FILE).read_text())["marker"]
+    wait_for(lambda: len(marked_processes(marker)) == 2, 60, lambda: "no processes of the pool")
+    return [process.pid for process in marked_processes(marker)]
+
+
+def test_run_skips_up_to_its_limit(pool: list[int]) -> None:
+    assert len(pool) == 2
 
 
 def test_a_loss_that_is_no_number_ends_at_once_and_names_its_samples(
-    shared_home: Home, damaged: Path, tmp_path: Path
+    shared_home: Home, damaged: Path, pool: list[int], tmp_path: Path
 ) -> None:
-    """No restart would help; both ranks write the names of what they had in the step."""
+    """No restart would help; both ranks write the names of what they had in the step. Its ranks are
+    the processes that the run before it left waiting on the kept stack."""
     done = shared_home.call(
         *arguments(damaged, 10), "optim.lr=1e30", "optim.clip_norm=null",
         "optim.weight_decay=0", f"checkpoint.storage={tmp_path.as_uri()}",
@@ -87,3 +94,19 @@ def test_a_loss_that_is_no_number_ends_at_once_and_names_its_samples(
     names = [name for file in files for name in json.loads(file.read_text())["samples"]]
     assert len(set(names)) == 32  # the whole batch, each sample once
     assert all(re.fullmatch(r"digit-\d{4}", name) for name in names)
+    logs = Path(shared_home.state["ray_temp"]) / "session_latest" / "logs"
+    for pid in pool:
+        [log] = logs.glob(f"worker-*-{pid}.err")
+        assert "begins after step 0" in log.read_text()
+    wait_for(lambda: not any(map(psutil.pid_exists, pool)), 30, lambda: "ranks are left")
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("limit", [0, 2])
+def test_run_stops_above_its_limit(shared_home: Home, damaged: Path, limit: int) -> None:
+    done = shared_home.call(*arguments(damaged, limit))
+    assert done.returncode == 4
+    words = "data.max_damaged: got 3 damaged" if limit else "no whole image"
+    assert words in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert "Traceback" not in done.stdout + done.stderr
