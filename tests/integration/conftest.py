@@ -1,7 +1,7 @@
 """One checkout's rayception as a person calls it, and one stack for the tests that share it.
 
-They run one after the other, on one of pytest's processes: two runs at once on two cores take as
-long as one after the other, and each waits longer for what it does not do itself.
+They run one after the other, on one of pytest's processes; those of a cluster of several machines on
+the other, before the unit tests.
 """
 
 import contextlib
@@ -99,9 +99,11 @@ def home(tmp_path: Path) -> Iterator[Home]:
 
 @pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    here = Path(__file__).parent
     for item in items:
-        if Path(__file__).parent in item.path.parents:
-            item.add_marker(pytest.mark.xdist_group("integration"))
+        if here in item.path.parents:
+            is_cluster = here / "cluster" in item.path.parents
+            item.add_marker(pytest.mark.xdist_group("cluster" if is_cluster else "integration"))
 
 
 @pytest.fixture(scope="session")

@@ -12,6 +12,7 @@ from tests.integration.conftest import Home
 from tests.waiting import wait_for
 
 JOB = "jobs/quickstart.yaml"
+SHORT = ["schedule.epochs=0.4", "schedule.warmup_epochs=0"]
 
 
 @pytest.fixture(scope="module")
@@ -52,39 +53,20 @@ def called(laptop: Home, *arguments: str, code: int = 0) -> Any:
     return done
 
 
-@pytest.mark.timeout(600)
-def test_submitted_followed_and_found_in_mlflow(cluster: Home, laptop: Home) -> None:
-    short = ["schedule.epochs=0.4", "schedule.warmup_epochs=0"]
-    done = called(laptop, "submit", JOB, *places(cluster), *short, "--follow")
-    submission = re.search(r"submitted (quickstart-\w{8}) to", done.stdout)
-    assert submission is not None
-    assert "top-1: " in done.stdout
-    run_id = re.search(r"MLflow run: (\w+)", done.stdout)
-    assert run_id is not None
+def steps_of(cluster: Home, run_id: str) -> list[int]:
+    history = mlflow(cluster).get_metric_history(run_id, "train/loss")
+    return [point.step for point in history]
+
+
+def mlflow(cluster: Home) -> Any:
     from mlflow.tracking import MlflowClient
 
-    run = MlflowClient(tracking_uri=url(cluster, "mlflow")).get_run(run_id[1])
-    assert run.info.status == "FINISHED"
-    page = f"{url(cluster, 'dashboard')}/#/jobs/{submission[1]}"  # as the laptop reaches it
-    assert run.data.tags["rayception.submission_page"] == page
-    assert f"[{submission[1]}]({page})" in run.data.tags["mlflow.note.content"]
-    found = json.loads(called(laptop, "status", submission[1], "--json").stdout)
-    assert found["status"] == "SUCCEEDED"
-    listed = json.loads(called(laptop, "list", "--json").stdout)
-    assert submission[1] in [one["id"] for one in listed]
-    assert "top-1: " in called(laptop, "logs", submission[1]).stdout
-    # What the cluster can be asked for holds no credential.
-    everything = json.dumps(listed) + done.stdout
-    for secret in cluster.state["secrets"].values():
-        assert secret not in everything
+    return MlflowClient(tracking_uri=url(cluster, "mlflow"))
 
 
-@pytest.mark.timeout(600)
-def test_a_submission_is_stopped_and_goes_on_while_mlflow_is_away(
-    cluster: Home, laptop: Home
-) -> None:
-    short = ["schedule.epochs=1", "schedule.warmup_epochs=0"]
-    sent = called(laptop, "submit", JOB, *places(cluster), *short, "--json")
+def submit_and_stop(cluster: Home, laptop: Home) -> Any:
+    """A job is stopped as soon as its run has begun; -> the run, as MLflow has it."""
+    sent = called(laptop, "submit", JOB, *places(cluster), *SHORT, "--json")
     submission = json.loads(sent.stdout)["submission"]
     wait_for(
         lambda: "run quickstart-" in laptop.call("logs", submission).stdout, 120, "a run's start"
@@ -93,18 +75,63 @@ def test_a_submission_is_stopped_and_goes_on_while_mlflow_is_away(
     assert json.loads(called(laptop, "stop", submission, "--json").stdout)["status"] == "STOPPED"
     assert time.monotonic() - began < 90
     assert json.loads(called(laptop, "status", submission, "--json").stdout)["status"] == "STOPPED"
-    from mlflow.tracking import MlflowClient
-
-    client = MlflowClient(tracking_uri=url(cluster, "mlflow"))
+    client = mlflow(cluster)
     experiment = client.get_experiment_by_name("quickstart")
     newest = client.search_runs([experiment.experiment_id], max_results=1)[0]
     assert newest.info.status == "KILLED"  # the driver was interrupted, and said so
+    return newest
 
+
+@pytest.mark.timeout(600)
+def test_a_submission_is_stopped_resumed_followed_and_found_in_mlflow(
+    cluster: Home, laptop: Home
+) -> None:
+    stopped = submit_and_stop(cluster, laptop)
+    run_url = stopped.data.tags["rayception.storage"]
+    to_cluster = ["--address", url(cluster, "dashboard"), "--endpoint-url", url(cluster, "s3")]
+    sent = called(laptop, "resume", run_url, *to_cluster, "--json")
+    submission = json.loads(sent.stdout)["submission"]
+    done = called(laptop, "logs", submission, "--follow")
+    assert "top-1: " in done.stdout
+    run_id = re.search(r"MLflow run: (\w+)", done.stdout)
+    assert run_id is not None
+    assert run_id[1] == stopped.info.run_id
+    run = mlflow(cluster).get_run(run_id[1])
+    assert run.info.status == "FINISHED"
+    assert steps_of(cluster, run_id[1]) == list(range(1, 19))
+    page = f"{url(cluster, 'dashboard')}/#/jobs/{submission}"  # as the laptop reaches it
+    assert run.data.tags["rayception.submission_page"] == page
+    assert f"[{submission}]({page})" in run.data.tags["mlflow.note.content"]
+    found = json.loads(called(laptop, "status", submission, "--json").stdout)
+    assert found["status"] == "SUCCEEDED"
+    listed = json.loads(called(laptop, "list", "--json").stdout)
+    assert submission in [one["id"] for one in listed]
+    # What the cluster can be asked for holds no credential.
+    everything = json.dumps(listed) + done.stdout
+    for secret in cluster.state["secrets"].values():
+        assert secret not in everything
+
+
+@pytest.mark.exhaustive
+@pytest.mark.timeout(600)
+def test_submitted_and_followed(cluster: Home, laptop: Home) -> None:
+    done = called(laptop, "submit", JOB, *places(cluster), *SHORT, "--follow")
+    submission = re.search(r"submitted (quickstart-\w{8}) to", done.stdout)
+    assert submission is not None
+    assert "top-1: " in done.stdout
+    assert "top-1: " in called(laptop, "logs", submission[1]).stdout
+
+
+@pytest.mark.exhaustive
+@pytest.mark.timeout(600)
+def test_a_submission_is_stopped_and_goes_on_while_mlflow_is_away(
+    cluster: Home, laptop: Home
+) -> None:
+    newest = submit_and_stop(cluster, laptop)
     cluster.kill("mlflow")
     run_url = newest.data.tags["rayception.storage"]
-    s3 = url(cluster, "s3")
-    to_cluster = ["--address", url(cluster, "dashboard"), "--endpoint-url", s3, "--json"]
-    sent = called(laptop, "resume", run_url, *to_cluster)
+    to_cluster = ["--address", url(cluster, "dashboard"), "--endpoint-url", url(cluster, "s3")]
+    sent = called(laptop, "resume", run_url, *to_cluster, "--json")
     again = json.loads(sent.stdout)["submission"]
 
     def status() -> str:
@@ -118,10 +145,8 @@ def test_a_submission_is_stopped_and_goes_on_while_mlflow_is_away(
     port = str(cluster.state["ports"]["mlflow"])
     called(cluster, "stack", "up", "--mlflow-port", port)
     called(cluster, "sync", run_url, "--endpoint-url", "local")
-    ended = client.get_run(newest.info.run_id)
-    assert ended.info.status == "FINISHED"
-    steps = [point.step for point in client.get_metric_history(ended.info.run_id, "train/loss")]
-    assert steps == list(range(1, 46))
+    assert mlflow(cluster).get_run(newest.info.run_id).info.status == "FINISHED"
+    assert steps_of(cluster, newest.info.run_id) == list(range(1, 19))
 
 
 @pytest.mark.parametrize(
