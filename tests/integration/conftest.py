@@ -1,7 +1,7 @@
 """One checkout's rayception as a person calls it, and one stack for the tests that share it.
 
-They run one after the other, on one of pytest's processes; those of a cluster of several machines on
-the other, before the unit tests.
+They run one after the other, on one of pytest's processes; those that have services of their own,
+those of a cluster of several machines first of all, on the other, before the unit tests.
 """
 
 import contextlib
@@ -102,8 +102,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     here = Path(__file__).parent
     for item in items:
         if here in item.path.parents:
-            is_cluster = here / "cluster" in item.path.parents
-            item.add_marker(pytest.mark.xdist_group("cluster" if is_cluster else "integration"))
+            shares = "shared_home" in getattr(item, "fixturenames", ())
+            item.add_marker(pytest.mark.xdist_group("one stack" if shares else "apart"))
 
 
 @pytest.fixture(scope="session")

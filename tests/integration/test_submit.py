@@ -79,6 +79,8 @@ def submit_and_stop(cluster: Home, laptop: Home) -> Any:
     experiment = client.get_experiment_by_name("quickstart")
     newest = client.search_runs([experiment.experiment_id], max_results=1)[0]
     assert newest.info.status == "KILLED"  # the driver was interrupted, and said so
+    page = f"{url(cluster, 'dashboard')}/#/jobs/{submission}"  # as the laptop reaches it
+    assert f"[{submission}]({page})" in newest.data.tags["mlflow.note.content"]
     return newest
 
 
@@ -99,9 +101,8 @@ def test_a_submission_is_stopped_resumed_followed_and_found_in_mlflow(
     run = mlflow(cluster).get_run(run_id[1])
     assert run.info.status == "FINISHED"
     assert steps_of(cluster, run_id[1]) == list(range(1, 19))
-    page = f"{url(cluster, 'dashboard')}/#/jobs/{submission}"  # as the laptop reaches it
+    page = f"{url(cluster, 'dashboard')}/#/jobs/{submission}"
     assert run.data.tags["rayception.submission_page"] == page
-    assert f"[{submission}]({page})" in run.data.tags["mlflow.note.content"]
     found = json.loads(called(laptop, "status", submission, "--json").stdout)
     assert found["status"] == "SUCCEEDED"
     listed = json.loads(called(laptop, "list", "--json").stdout)
