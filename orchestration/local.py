@@ -30,7 +30,6 @@ from orchestration.stack import PARTS, ROOT, Stack, load_stack, new_stack, save_
 PORT_NAMES = {"s3": ("s3",), "mlflow": ("mlflow",), "ray": ("ray", "dashboard")}
 START_LIMIT_S = 90.0
 LOCK_LIMIT_S = 60.0
-RAY_PATIENCE_S = 2.0
 NEEDED_FREE_BYTES = 512 * 2**20
 
 Say = Callable[[str], None]
@@ -265,9 +264,11 @@ def _wait_ready(
 
 def _turn_off(stack: Stack) -> None:
     reaper = None if stack.reaper and stack.reaper[0] == os.getpid() else stack.reaper
-    # Ray keeps nothing that an abrupt end could hurt, and after a run its SIGTERM takes 15 s.
-    end_processes([stack.processes.get("ray")], patience_s=RAY_PATIENCE_S)
-    end_processes([*stack.processes.values(), reaper], marker=stack.id)
+    # Ray keeps nothing that an abrupt end could hurt, and after a run its SIGTERM takes 15 s; the
+    # store and MLflow take three seconds meanwhile.
+    ray = stack.processes.get("ray")
+    others = [who for part, who in stack.processes.items() if part != "ray"]
+    end_processes([*others, reaper], at_once=[ray], marker=stack.id)
     if stack.ray_temp:
         _keep_ray_logs(Path(stack.ray_temp), stack.folder / "logs" / "ray")
     save_stack(replace(stack, kept=False, processes={}, reaper=None, ray_temp=None))

@@ -30,11 +30,16 @@ def find_process(who: Who | None) -> psutil.Process | None:
 
 
 def end_processes(
-    whos: Iterable[Who | None], *, marker: str | None = None, patience_s: float = STOP_LIMIT_S
+    whos: Iterable[Who | None],
+    *,
+    at_once: Iterable[Who | None] = (),
+    marker: str | None = None,
+    patience_s: float = STOP_LIMIT_S,
 ) -> None:
     """SIGTERM and some patience, then SIGKILL to what is left, children included.
 
-    marker: also ends every process whose environment's MARKER begins with it.
+    at_once: these get SIGKILL while the others have time. marker: also ends every process whose
+    environment's MARKER begins with it.
     """
     processes = [process for who in whos if (process := find_process(who)) is not None]
     everything = list(processes)
@@ -42,6 +47,14 @@ def end_processes(
         with contextlib.suppress(psutil.NoSuchProcess):
             everything += process.children(recursive=True)
             process.terminate()
+    for who in at_once:
+        if (process := find_process(who)) is None:
+            continue
+        with contextlib.suppress(psutil.NoSuchProcess):
+            for one in [*process.children(recursive=True), process]:
+                everything.append(one)
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    one.kill()
     psutil.wait_procs(processes, timeout=patience_s)
     if marker is not None:
         everything += marked_processes(marker)
