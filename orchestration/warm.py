@@ -7,6 +7,7 @@ asked for spare ones: after a death, the next ranks begin with what takes the lo
 kept stack is asked for those of its next run at the end of this one (worker_pool.py).
 """
 
+import json
 import logging
 import os
 from collections import Counter
@@ -109,15 +110,14 @@ def _start(job: Job, by_node: Mapping[str, int], kept_s: int, *, of_job: bool = 
 
 def _ask(job: Job, by_node: Mapping[str, int], kept_s: int, of_job: bool) -> None:
     """of_job: they end with this Ray job; else they are whose asks next."""
-    environment: dict[str, Any] = dict(ray.get_runtime_context().runtime_env)
-    environment["env_vars"] = environment.get("env_vars", {}) | set_environment(job)
+    runtime_env = _runtime_env(set_environment(job))
     for node in ray.nodes():
         if not node["Alive"] or by_node.get(node["NodeID"], 0) < 1:
             continue
         request = PrestartWorkersRequest(
             language=Language.PYTHON,
             job_id=bytes.fromhex(ray.get_runtime_context().get_job_id()) if of_job else b"",
-            runtime_env_info=get_runtime_env_info(RuntimeEnv(**environment)),
+            runtime_env_info=runtime_env,
             keep_alive_duration_secs=kept_s,
             num_workers=by_node[node["NodeID"]],
         )
@@ -127,6 +127,21 @@ def _ask(job: Job, by_node: Mapping[str, int], kept_s: int, of_job: bool) -> Non
                 NodeManagerServiceStub(channel).PrestartWorkers(request, timeout=ANSWER_LIMIT_S)
         except grpc.RpcError as error:
             logger.info("no process ahead of time on %s: %s", address, error)
+
+
+def _runtime_env(variables: Mapping[str, str]) -> Any:
+    """A rank's runtime environment as Ray's core writes it: it gives an actor an idle process whose
+    text is the same to the letter. What an actor adds to its job's own is written without spaces;
+    where the job has none, as Python writes it."""
+    of_job: dict[str, Any] = dict(ray.get_runtime_context().runtime_env)
+    merged = of_job | {"env_vars": of_job.get("env_vars", {}) | variables}
+    info = get_runtime_env_info(RuntimeEnv(**merged))
+    if of_job:
+        found = json.loads(info.serialized_runtime_env)
+        info.serialized_runtime_env = json.dumps(
+            found, sort_keys=True, separators=(",", ":"), ensure_ascii=False
+        )
+    return info
 
 
 def _poll_s(job: Job) -> str:

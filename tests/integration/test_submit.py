@@ -2,13 +2,15 @@
 
 import json
 import re
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.integration.conftest import Home
+from tests.integration.conftest import ROOT, Home
 from tests.waiting import wait_for
 
 JOB = "jobs/quickstart.yaml"
@@ -148,6 +150,40 @@ def test_a_submission_is_stopped_and_goes_on_while_mlflow_is_away(
     called(cluster, "sync", run_url, "--endpoint-url", "local")
     assert mlflow(cluster).get_run(newest.info.run_id).info.status == "FINISHED"
     assert steps_of(cluster, newest.info.run_id) == list(range(1, 19))
+
+
+@pytest.mark.parametrize("of_job", [{}, {"env_vars": {"A": "\u00e9 1"}}], ids=["run", "submission"])
+def test_an_actor_gets_the_process_that_was_asked_for_ahead(
+    cluster: Home, of_job: dict[str, Any]
+) -> None:
+    """With and without a runtime environment of the job, as `submit` gives one: Ray compares texts,
+    and writes them in two ways."""
+    code = f"""
+import os, psutil, ray
+from orchestration import warm
+from orchestration.load import load_job
+from tests.waiting import wait_for
+ray.init(address="127.0.0.1:{cluster.state["ports"]["ray"]}", runtime_env={of_job!r})
+job = load_job("{JOB}", ["cluster.accelerators=CPU:1"])
+def idle():
+    return {{p.pid for p in psutil.process_iter() if "ray::IDLE" in p.name()}}
+before = idle()
+warm.start_early(job)
+wait_for(lambda: idle() - before, 60, "a process")
+asked_for = idle() - before
+class Actor:
+    def pid(self):
+        return os.getpid()
+environment = {{"env_vars": warm.set_environment(job)}}
+actor = ray.remote(num_cpus=1, runtime_env=environment)(Actor).remote()
+assert ray.get(actor.pid.remote(), timeout=60) in asked_for
+"""
+    token = cluster.state["secrets"]["ray_token"]
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=180,
+        env=cluster.environment | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize(
