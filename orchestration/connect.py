@@ -55,15 +55,13 @@ def on_cluster(
         phases.end("ray")
         kept = stack if stack is not None and stack.kept and job.cluster.address == LOCAL else None
         if is_training:
-            from orchestration.warm import start_early
+            from orchestration.warm import fill_pool, start_early
 
             start_early(job, kept)
         import_module("orchestration.driver")
         phases.end("imports")
         yield stack
         if is_training and kept is not None:
-            from orchestration.warm import fill_pool
-
             fill_pool(job, kept)
 
 

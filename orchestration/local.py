@@ -266,9 +266,8 @@ def _turn_off(stack: Stack) -> None:
     reaper = None if stack.reaper and stack.reaper[0] == os.getpid() else stack.reaper
     # Ray keeps nothing that an abrupt end could hurt, and after a run its SIGTERM takes 15 s; the
     # store and MLflow take three seconds meanwhile.
-    ray = stack.processes.get("ray")
     others = [who for part, who in stack.processes.items() if part != "ray"]
-    end_processes([*others, reaper], at_once=[ray], marker=stack.id)
+    end_processes([*others, reaper], at_once=[stack.processes.get("ray")], marker=stack.id)
     if stack.ray_temp:
         _keep_ray_logs(Path(stack.ray_temp), stack.folder / "logs" / "ray")
     save_stack(replace(stack, kept=False, processes={}, reaper=None, ray_temp=None))

@@ -42,26 +42,31 @@ def end_processes(
     environment's MARKER begins with it.
     """
     processes = [process for who in whos if (process := find_process(who)) is not None]
-    everything = list(processes)
+    hopeless = [process for who in at_once if (process := find_process(who)) is not None]
+    everything = [one for process in [*processes, *hopeless] for one in _family(process)]
     for process in processes:
         with contextlib.suppress(psutil.NoSuchProcess):
-            everything += process.children(recursive=True)
             process.terminate()
-    for who in at_once:
-        if (process := find_process(who)) is None:
-            continue
-        with contextlib.suppress(psutil.NoSuchProcess):
-            for one in [*process.children(recursive=True), process]:
-                everything.append(one)
-                with contextlib.suppress(psutil.NoSuchProcess):
-                    one.kill()
+    for process in hopeless:
+        _kill(_family(process))
     psutil.wait_procs(processes, timeout=patience_s)
     if marker is not None:
         everything += marked_processes(marker)
-    for process in everything:
+    _kill(everything)
+    psutil.wait_procs(everything, timeout=STOP_LIMIT_S)
+
+
+def _family(process: psutil.Process) -> list[psutil.Process]:
+    """All its descendants, and itself last."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return [*process.children(recursive=True), process]
+    return [process]
+
+
+def _kill(processes: Iterable[psutil.Process]) -> None:
+    for process in processes:
         with contextlib.suppress(psutil.NoSuchProcess):
             process.kill()
-    psutil.wait_procs(everything, timeout=STOP_LIMIT_S)
 
 
 def marked_processes(marker: str) -> list[psutil.Process]:

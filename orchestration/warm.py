@@ -88,10 +88,13 @@ def fill_pool(job: Job, stack: Stack) -> None:
     cluster = job.cluster
     ranks = cluster.max_nodes * cluster.accelerator.count
     _of_pool.clear()
-    environment, code = _environment(job), code_now()
-    _of_pool.update(new_pool(stack))
-    _start(job, {node["NodeID"]: ranks for node in ray.nodes()}, POOL_S, of_job=False)
-    save_pool(stack, environment, _of_pool, code, ranks)
+    try:
+        environment, code = _environment(job), code_now()
+        _of_pool.update(new_pool(stack))
+        _start(job, {node["NodeID"]: ranks for node in ray.nodes()}, POOL_S, of_job=False)
+        save_pool(stack, environment, _of_pool, code, ranks)
+    except OSError as error:  # a full disk, a file that goes as it is looked at: the run is done
+        logger.warning("no processes for the next run: %s", error)
 
 
 def start_spares(job: Job, nodes: Iterable[str]) -> None:

@@ -12,6 +12,7 @@ import secrets
 import sysconfig
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from orchestration.processes import MARKER, end_processes
 from orchestration.stack import ROOT, Stack
@@ -23,19 +24,25 @@ PACKAGES = ("orchestration", "inception", "datasets")
 def take_pool(stack: Stack, environment: Mapping[str, str]) -> tuple[int, dict[str, str]]:
     """The processes that wait for ranks with that environment, this run's alone from now on; ->
     (how many, what is to be added to the ranks' environment for Ray to give them these)."""
-    mine = stack.folder / f"{FILE}.{os.getpid()}"
-    try:
-        (stack.folder / FILE).rename(mine)  # two runs may begin at once
-        found = json.loads(mine.read_text())
-        mine.unlink()
-    except (OSError, ValueError):
-        return 0, {}
-    if found["ray"] != stack.ray_temp:  # they ended with their Ray
+    found = _claim(stack)
+    if found is None:
         return 0, {}
     if found["environment"] != dict(environment) or found["code"] != code_now():
         end_processes((), marker=found["marker"])
         return 0, {}
     return int(found["ranks"]), {MARKER: found["marker"]}
+
+
+def _claim(stack: Stack) -> dict[str, Any] | None:
+    """What the file holds of a pool that is there; nobody else gets it then."""
+    mine = stack.folder / f"{FILE}.{os.getpid()}"
+    try:
+        (stack.folder / FILE).rename(mine)  # two runs may begin at once
+        found: dict[str, Any] = json.loads(mine.read_text())
+        mine.unlink()
+    except (OSError, ValueError):
+        return None
+    return found if found["ray"] == stack.ray_temp else None  # else they ended with their Ray
 
 
 def new_pool(stack: Stack) -> dict[str, str]:
@@ -48,7 +55,8 @@ def save_pool(
 ) -> None:
     """Keeps for the next run what was asked for: so many processes of `code`, in `environment` and
     what was added. Of the pool that another run left meanwhile nothing stays."""
-    take_pool(stack, {})
+    if (other := _claim(stack)) is not None:
+        end_processes((), marker=other["marker"])
     values = {
         "ray": stack.ray_temp,
         "environment": dict(environment),

@@ -19,7 +19,7 @@ ENVIRONMENT = {"RAYCEPTION_RANK": "cpu"}
 
 @pytest.fixture
 def stack(tmp_path: Path) -> Stack:
-    return replace(new_stack(tmp_path), ray_temp="/tmp/one")
+    return replace(new_stack(tmp_path), ray_temp="one")
 
 
 @pytest.fixture
@@ -76,7 +76,7 @@ def test_a_pool_ends_where_another_takes_its_place(
 def test_a_pool_of_a_ray_that_has_ended_is_none(stack: Stack) -> None:
     added = new_pool(stack)
     save_pool(stack, ENVIRONMENT, added, code_now(), 2)
-    assert take_pool(replace(stack, ray_temp="/tmp/other"), ENVIRONMENT) == (0, {})
+    assert take_pool(replace(stack, ray_temp="other"), ENVIRONMENT) == (0, {})
 
 
 def test_a_changed_module_is_other_code(tmp_path: Path) -> None:
