@@ -11,7 +11,8 @@ from orchestration.job import Job
 from orchestration.job_places import LOCAL, Cluster
 
 SPOT = {"ray.io/market-type": "spot"}  # the label that Ray's own autoscalers give
-PAUSE_S = 2.0
+FIRST_PAUSE_S, PAUSE_S = 0.25, 2.0
+QUIET_S = 3.0  # what a dead group held is free within a second or two: no word of that
 SAY_EVERY_S = 60.0
 
 
@@ -113,12 +114,14 @@ def settle(
     limit_s: float,
     pause_s: float = PAUSE_S,
 ) -> tuple[Job, Room]:
-    """The job on the one accelerator that it gets, once there is room; what is waited for is said.
+    """The job on the one accelerator that it gets, once there is room; what is waited for longer
+    than a moment is said.
 
     A cluster whose autoscaler can make the room is not waited for: it begins when it is asked.
     Raises ServiceError: there can never be room, or there was none for `limit_s`.
     """
-    began, said = time.monotonic(), -SAY_EVERY_S
+    began, said = time.monotonic(), QUIET_S - SAY_EVERY_S
+    pause_now = min(FIRST_PAUSE_S, pause_s)
     while True:
         room = choose(job, look_at())
         chosen = replace(job, cluster=replace(job.cluster, accelerators=str(room.accelerator)))
@@ -141,7 +144,8 @@ def settle(
         if waited - said >= SAY_EVERY_S:
             said = waited
             say(f"waiting for room: {what}")
-        time.sleep(pause_s)
+        time.sleep(pause_now)
+        pause_now = min(2 * pause_now, pause_s)
 
 
 def look() -> Nodes:

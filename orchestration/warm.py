@@ -98,9 +98,15 @@ def fill_pool(job: Job, stack: Stack) -> None:
 
 
 def start_spares(job: Job, nodes: Iterable[str]) -> None:
-    """Asks the nodes of a group's ranks, by id, one for each rank, for processes that wait until a
-    rank dies. Each holds some 0.4 GB of memory until the run ends."""
-    _start(job, Counter(nodes), SPARE_S)
+    """Asks for processes that wait until a rank dies: the nodes of a group's ranks (their ids, one
+    for each rank), and as many nodes more with room, where Ray may put ranks then. Each holds some
+    0.4 GB of memory until the run ends."""
+    ours = Counter(nodes)
+    most = max(ours.values(), default=0)
+    room = places(job.cluster, job.cluster.accelerator, look())
+    others = [node for node, ranks in sorted(room.items()) if ranks and node not in ours]
+    more = {node: min(room[node], most) for node in others[: len(ours)]}
+    _start(job, {**ours, **more}, SPARE_S)
 
 
 def _start(job: Job, by_node: Mapping[str, int], kept_s: int, *, of_job: bool = True) -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from orchestration import room as room_module
 from orchestration.errors import ServiceError
 from orchestration.job import Job
 from orchestration.load import load_job
@@ -86,7 +87,8 @@ def test_an_autoscaler_that_can_make_room_is_asked_and_not_waited_for() -> None:
         settle(IMAGENET, lambda: Nodes(live=[PLAIN], addable=[node()] * 3), say=print, limit_s=0)
 
 
-def test_room_that_others_have_is_waited_for_with_a_reason() -> None:
+def test_room_that_others_have_is_waited_for_with_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(room_module, "QUIET_S", 0.0)
     views = [Nodes(live=[node(free=f)] * 4, addable=[]) for f in (0.0, 0.5, 1.0)]
     lines: list[str] = []
     _, room = settle(IMAGENET, lambda: views.pop(0), say=lines.append, limit_s=60, pause_s=0.0)
@@ -95,6 +97,9 @@ def test_room_that_others_have_is_waited_for_with_a_reason() -> None:
         "waiting for room: 32 ranks of H100 wanted, room for 0 now and for 32 when other work is "
         "done"
     ]
+    monkeypatch.undo()  # a dead group's room, free again a moment later: nobody needs to know
+    views = [Nodes(live=[node(free=f)] * 4, addable=[]) for f in (0.0, 0.5, 1.0)]
+    settle(IMAGENET, lambda: views.pop(0), say=pytest.fail, limit_s=60, pause_s=0.01)
     full = Nodes(live=[node(free=0.25)] * 4, addable=[])
     with pytest.raises(ServiceError, match="32 ranks of H100 wanted, room for 8"):
         settle(IMAGENET, lambda: full, say=print, limit_s=0, pause_s=0.001)
