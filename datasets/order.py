@@ -210,11 +210,6 @@ def micro_batch_positions(step: int, index: int, *, global_batch: int, micro_bat
     return step * global_batch + index + num_micro_batches * np.arange(micro_batch, dtype=np.int64)
 
 
-def micro_batches_of_rank(rank: int, *, world_size: int, num_micro_batches: int) -> range:
-    """The micro-batches that a rank works: j = rank mod world_size."""
-    return range(rank, num_micro_batches, world_size)
-
-
 def eval_batches_of_rank(
     rank: int, *, world_size: int, num_samples: int, batch_size: int
 ) -> list[tuple[int, int]]:

@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from datasets.batch import Rows
 from datasets.errors import LoaderError
+from datasets.positions import part_places
 from datasets.views import Reader, TrainViews
 
 FETCH_STEPS = 2  # of a process, ahead of what it decodes
@@ -78,7 +79,7 @@ def steps_of_processes(views: TrainViews, workers: int, *, steps_ahead: int) -> 
                 parcel = next(parcels)
                 if isinstance(parcel, Exception):
                     raise parcel
-                rows.put(np.sort(part.places(step, views.order)), parcel)
+                rows.put(np.sort(part_places(part, step, views.order)), parcel)
             yield rows
     except (RuntimeError, OSError, EOFError) as error:
         # DataLoader's word for a death is a RuntimeError; what the dead one was just handing over

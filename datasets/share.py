@@ -1,17 +1,11 @@
-"""Which samples of a step are whose: a rank's micro-batches, and its loader processes' parts. Pure.
+"""How much of a step is whose: a rank's micro-batches, and its loader processes' parts. Pure.
 
-Processes take turns with their rank's lanes, so that a window is fetched once. Where the lanes do
-not divide evenly over them, each takes an equal number of samples instead, and a lane at a border
-is read by both neighbours: more bytes, the same batches.
+Which positions that are, positions.py says; here nothing needs numpy, and `plan` answers sooner.
 """
 
 from dataclasses import dataclass, replace
 from math import ceil, gcd
 from typing import Self
-
-import numpy as np
-
-from datasets.order import Ints, Order, micro_batch_positions, micro_batches_of_rank
 
 STEPS_AHEAD = 2  # steps that are fetched and decoded before they are asked for
 
@@ -36,56 +30,33 @@ class Share:
 
     @property
     def indices(self) -> range:
-        """The rank's micro-batches of a step."""
-        return micro_batches_of_rank(
-            self.rank, world_size=self.world_size, num_micro_batches=self.num_micro_batches
-        )
+        """The rank's micro-batches of a step: j = rank mod world_size."""
+        return range(self.rank, self.num_micro_batches, self.world_size)
 
     @property
     def step_samples(self) -> int:
         """Samples of the rank in a step, all its parts together."""
         return self.micro_batch_size * len(self.indices)
 
-    def positions(self, step: int) -> Ints:
-        """Global positions of the rank's micro-batches: int64 (micro-batches, micro_batch_size)."""
-        rows = [
-            micro_batch_positions(
-                step, j, global_batch=self.global_batch_size, micro_batch=self.micro_batch_size
-            )
-            for j in self.indices
-        ]
-        return np.stack(rows) if rows else np.empty((0, self.micro_batch_size), dtype=np.int64)
-
-    def places(self, step: int, order: Order) -> Ints:
-        """This part's places in positions(step), flattened: by epoch, lane, position."""
-        positions = self.positions(step).ravel()
-        lanes = positions % order.num_samples % order.num_lanes
-        sequence = np.lexsort((positions, lanes, positions // order.num_samples))
-        if self._has_whole_lanes(order.num_lanes):
-            turns = lanes[sequence] // self._stride(order.num_lanes) % self.parts
-            mine = sequence[turns == self.part]
-        else:
-            mine = np.array_split(sequence, self.parts)[self.part]
-        return np.asarray(mine, dtype=np.int64)
-
     def num_lanes(self, lanes: int) -> int:
         """At most how many of the order's lanes the rank, all its parts together, has open."""
         own = self._own_lanes(lanes)
         # A border between two parts can lie in a lane.
-        return own if self._has_whole_lanes(lanes) else own + self.parts - 1
+        return own if self.has_whole_lanes(lanes) else own + self.parts - 1
 
-    def _stride(self, lanes: int) -> int:
+    def stride(self, lanes: int) -> int:
         """A rank's positions are those = rank (mod world_size), where it divides the micro-batches:
         its lanes are this far apart."""
         return gcd(self.world_size, lanes) if self.num_micro_batches % self.world_size == 0 else 1
 
     def _own_lanes(self, lanes: int) -> int:
         if self.num_micro_batches % self.world_size == 0:
-            return lanes // self._stride(lanes)
+            return lanes // self.stride(lanes)
         # Micro-batch j has the positions = j (mod micro-batches).
         return min(lanes, len(self.indices) * lanes // gcd(self.num_micro_batches, lanes))
 
-    def _has_whole_lanes(self, lanes: int) -> bool:
+    def has_whole_lanes(self, lanes: int) -> bool:
+        """Whether each part takes whole lanes of the rank's, not an equal number of samples."""
         is_aligned = self.num_micro_batches % self.world_size == 0
         return self.parts == 1 or (is_aligned and self._own_lanes(lanes) % self.parts == 0)
 

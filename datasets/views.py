@@ -30,6 +30,7 @@ from datasets.errors import DataError
 from datasets.manifest import Manifest
 from datasets.nvjpeg import GpuDecoder
 from datasets.order import Order, Window
+from datasets.positions import part_places, rank_positions
 from datasets.randaugment import rand_augment
 from datasets.region import Box
 from datasets.share import Share
@@ -141,7 +142,7 @@ class TrainViews:
             decode_ahead=ahead,
         )
         for step in count(self.first_step):
-            size = len(self.share.places(step, self.order))
+            size = len(part_places(self.share, step, self.order))
             for _ in range(size):
                 next(done)
             yield made.popleft() if size else self.empty(0)
@@ -182,7 +183,7 @@ class TrainViews:
     def _slots(self, made: deque[Rows]) -> Iterator[tuple[Rows, int]]:
         """Where each sample goes; a step's rows are made when its first sample comes."""
         for step in count(self.first_step):
-            places = self.share.places(step, self.order)
+            places = part_places(self.share, step, self.order)
             if len(places):
                 rows = self.empty(len(places))
                 made.append(rows)
@@ -191,8 +192,8 @@ class TrainViews:
 
     def _positions(self) -> Iterator[int]:
         for step in count(self.first_step):
-            places = self.share.places(step, self.order)
-            yield from self.share.positions(step).ravel()[places].tolist()
+            places = part_places(self.share, step, self.order)
+            yield from rank_positions(self.share, step).ravel()[places].tolist()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -99,11 +99,14 @@ def validate(file: File, overrides: Overrides = None, as_json: AsJson = False) -
 @app.command()
 def plan(file: File, overrides: Overrides = None, as_json: AsJson = False) -> None:
     """Print every number that follows from a job; starts nothing."""
-    from orchestration.plan import make_plan
-    from orchestration.storage import measure_data
+    from orchestration.plan import make_plan, stated_data
 
     job = load_job(file, overrides or [])
-    train_samples, val_samples, shape = measure_data(job)
+    if (data := stated_data(job)) is None:
+        from orchestration.storage import measure_data
+
+        data = measure_data(job)
+    train_samples, val_samples, shape = data
     made = make_plan(job, train_samples=train_samples, val_samples=val_samples, shape=shape)
     if as_json:
         print_json(asdict(made))

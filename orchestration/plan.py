@@ -68,6 +68,18 @@ class Plan:
         return step * self.global_batch_size / self.train_samples
 
 
+def stated_data(job: Job) -> tuple[int, int, ShardShape | None] | None:
+    """(train samples, val samples, shape of the training shards where it is known) as the job
+    states them; None where they are the manifests' to say."""
+    data = job.data
+    if data.train_samples is None or data.val_samples is None:
+        return None
+    shape = None
+    if data.train_shard_samples is not None and data.train_sample_bytes is not None:
+        shape = ShardShape(data.train_sample_bytes, data.train_shard_samples)
+    return data.train_samples, data.val_samples, shape
+
+
 def build_job_architecture(job: Job) -> Architecture:
     """The network that the job names."""
     model = job.model

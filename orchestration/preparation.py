@@ -28,6 +28,7 @@ from orchestration.tracking.runs import send_file
 logger = logging.getLogger(__name__)
 
 LOOK_EVERY_S = 0.5
+FINISH_LIMIT_S = 120.0  # each thing that is sent has a limit of its own, of seconds
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -68,9 +69,11 @@ class Preparation:
         self._is_over.set()
 
     def finish(self) -> Sent:
-        """Training has ended: waits for what was begun."""
+        """Training has ended: waits for what was begun, but not for ever."""
         self._is_over.set()
-        self._thread.join()
+        self._thread.join(FINISH_LIMIT_S)
+        if self._thread.is_alive():
+            logger.warning("not sent yet: no end of it within %.0f s", FINISH_LIMIT_S)
         return self._sent
 
     def _work(self) -> None:
@@ -81,6 +84,9 @@ class Preparation:
         try:
             if self._samples is not None:
                 self._send_samples(self._samples)
+        except TOLD_IN_ONE_LINE as error:  # a picture is no reason to end a run
+            logger.warning("no picture of the first training samples: %s", error)
+        try:
             if self._wait_for(self._is_evaluated):
                 send_evaluation(self._job, self._store, self._run, self._run_url)
                 self._sent = Sent(evaluation=True)

@@ -43,19 +43,13 @@ def ray_path(url: str, config: StoreConfig) -> str:
     return f"{url}?{urlencode(query, safe=':')}" if query else url
 
 
-def measure_data(job: Job) -> tuple[int, int, ShardShape | None]:
-    """(train samples, val samples, shape of the training shards where it is known): as the job
-    states them, else from the manifests.
+def measure_data(job: Job) -> tuple[int, int, ShardShape]:
+    """(train samples, val samples, shape of the training shards), from the manifests.
 
     Raises JobError where they lie in an embedded store that is not running, DataError and
     StoreError as `load_manifest`.
     """
     data = job.data
-    if data.train_samples is not None and data.val_samples is not None:
-        shape = None
-        if data.train_shard_samples is not None and data.train_sample_bytes is not None:
-            shape = ShardShape(data.train_sample_bytes, data.train_shard_samples)
-        return data.train_samples, data.val_samples, shape
     stack = load_stack(stack_folder())
     needs_stack = job.storage.endpoint_url == LOCAL and data.train.startswith("s3://")
     if needs_stack and (stack is None or not stack.is_up("s3")):

@@ -73,5 +73,12 @@ def code_now(root: Path = ROOT) -> str:
     """Changes when a module of this checkout changes, or a package is installed."""
     files = [file for name in PACKAGES for file in sorted((root / name).rglob("*.py"))]
     packages = Path(sysconfig.get_path("purelib"))
-    seen = [(str(file), file.stat().st_mtime_ns) for file in (*files, packages)]
+    seen = [(str(file), _changed_at(file)) for file in (*files, packages)]
     return hashlib.sha256(repr(seen).encode()).hexdigest()
+
+
+def _changed_at(file: Path) -> int:
+    try:
+        return file.stat().st_mtime_ns
+    except OSError:  # gone since it was listed: changed
+        return -1

@@ -13,9 +13,9 @@ from datasets.order import (
     Order,
     eval_batches_of_rank,
     micro_batch_positions,
-    micro_batches_of_rank,
     random_words,
 )
+from datasets.share import Share
 
 shapes = st.fixed_dictionaries(
     {
@@ -97,9 +97,13 @@ def test_micro_batches_do_not_depend_on_the_world_size(
     batch = micro * num_micro_batches
     held: dict[int, list[int]] = {}
     for rank in range(world_size):
-        for j in micro_batches_of_rank(
-            rank, world_size=world_size, num_micro_batches=num_micro_batches
-        ):
+        share = Share(
+            rank=rank,
+            world_size=world_size,
+            global_batch_size=batch,
+            micro_batch_size=micro,
+        )
+        for j in share.indices:
             positions = micro_batch_positions(step, j, global_batch=batch, micro_batch=micro)
             assert (positions % num_micro_batches == j).all()
             assert j not in held

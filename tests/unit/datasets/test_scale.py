@@ -17,6 +17,7 @@ from datasets.loader import TrainLoader
 from datasets.manifest import Manifest
 from datasets.order import Order
 from datasets.pack import pack
+from datasets.positions import part_places, rank_positions
 from datasets.share import Share, loader_bytes
 from datasets.store import Store
 
@@ -31,10 +32,10 @@ def test_a_billion_samples_in_a_hundred_thousand_shards_over_4096_ranks() -> Non
     order = Order(seed=0, samples_per_shard=counts, num_lanes=lanes, pieces=4, slices=16)
     share = Share(rank=4095, world_size=4096, global_batch_size=batch, micro_batch_size=32)
     for step in (0, 7000, 500_000):  # the last in epoch 65
-        places = share.places(step, order)
+        places = part_places(share, step, order)
         assert len(places) == 32
         assert share.num_lanes(lanes) == 1
-        positions = share.positions(step).ravel()[places]
+        positions = rank_positions(share, step).ravel()[places]
         epoch, place = divmod(int(positions[0]), order.num_samples)
         window = next(order.windows(epoch, place % lanes, place // lanes))
         assert len(window.samples) <= 4 * (10_000 // 16 + 1)

@@ -5,6 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from datasets.order import Order
+from datasets.positions import part_places, rank_positions
 from datasets.share import Share, loader_bytes
 
 
@@ -32,11 +33,11 @@ def test_ranks_and_their_parts_are_a_partition_of_every_step(
             rank=rank, world_size=world_size, global_batch_size=batch,
             micro_batch_size=micro_batch,
         )  # fmt: skip
-        positions = whole.positions(step).ravel()
+        positions = rank_positions(whole, step).ravel()
         opened = set()
         mine: list[int] = []
         for share in whole.split(parts):
-            places = share.places(step, order).tolist()
+            places = part_places(share, step, order).tolist()
             mine += places
             epochs_and_lanes = [
                 (int(p) // order.num_samples, int(p) % order.num_samples % lanes)
@@ -60,7 +61,7 @@ def test_processes_that_divide_the_lanes_open_each_lane_once() -> None:
         for part in share.split(4):
             lanes = set()
             for step in range(16):  # one epoch, so that no lane is opened anew
-                positions = part.positions(step).ravel()[part.places(step, order)]
+                positions = rank_positions(part, step).ravel()[part_places(part, step, order)]
                 lanes |= {int(p) % order.num_lanes for p in positions}
             opened += lanes
     assert sorted(opened) == list(range(32))
