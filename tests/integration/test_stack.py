@@ -17,7 +17,8 @@ from tests.integration.conftest import Home
 from tests.waiting import wait_for
 
 
-def test_up_status_down(home: Home) -> None:
+def test_up_a_killed_store_and_down(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A store that is killed has every object that it acknowledged when it is up again."""
     up = home.call("stack", "up")
     assert up.returncode == 0, up.stderr
     status = json.loads(home.call("stack", "status", "--json").stdout)
@@ -37,25 +38,6 @@ def test_up_status_down(home: Home) -> None:
         assert secret not in up.stdout + up.stderr
         for log in (home.folder / "logs").glob("*.log"):
             assert secret not in log.read_text(errors="replace"), log.name
-    down = home.call("stack", "down")
-    assert down.returncode == 0
-    home.wait_until_empty(5)
-    assert "was not running" in home.call("stack", "down").stdout
-
-
-def test_services_that_hold_data_listen_on_loopback_only(shared_home: Home) -> None:
-    for part in ("s3", "mlflow"):
-        main = psutil.Process(shared_home.state["processes"][part][0])
-        for process in [main, *main.children(recursive=True)]:
-            for connection in process.net_connections(kind="tcp"):
-                if connection.status == psutil.CONN_LISTEN:
-                    assert connection.laddr.ip == "127.0.0.1", f"{part}: {connection.laddr}"
-
-
-def test_killed_store_loses_no_acknowledged_object(
-    home: Home, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    assert home.call("stack", "up").returncode == 0
 
     def connect() -> Store:
         stack = load_stack(home.folder)
@@ -79,7 +61,20 @@ def test_killed_store_loses_no_acknowledged_object(
     store = connect()
     for url, content in written.items():
         assert store.read(url) == content, url
-    assert home.call("stack", "down").returncode == 0
+
+    down = home.call("stack", "down")
+    assert down.returncode == 0
+    home.wait_until_empty(5)
+    assert "was not running" in home.call("stack", "down").stdout
+
+
+def test_services_that_hold_data_listen_on_loopback_only(shared_home: Home) -> None:
+    for part in ("s3", "mlflow"):
+        main = psutil.Process(shared_home.state["processes"][part][0])
+        for process in [main, *main.children(recursive=True)]:
+            for connection in process.net_connections(kind="tcp"):
+                if connection.status == psutil.CONN_LISTEN:
+                    assert connection.laddr.ip == "127.0.0.1", f"{part}: {connection.laddr}"
 
 
 def test_port_in_use_is_said(home: Home) -> None:

@@ -4,6 +4,7 @@ import contextlib
 import json
 import signal
 import time
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -38,52 +39,91 @@ def points_of(home: Home, run_id: str) -> dict[str, list[tuple[int, float]]]:
     }
 
 
-@pytest.mark.timeout(600)
-def test_a_killed_worker_and_services_leave_no_trace(
-    finished: Finished, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.timeout(900)
+def test_everything_that_dies_leaves_no_trace(
+    finished: Finished, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """Half the quickstart once more: a worker is killed, then MLflow, then the store, each started
-    again where it is a service. Every point of every metric is in MLflow once, and bitwise the
-    value that it has in the run to which nothing happened."""
-    home = finished.home
+    """The quickstart once more. A worker is killed. The run is resumed while its driver lives,
+    which leaves it alone then. MLflow and the store are killed and started again; MLflow is killed
+    again, and the second driver with it. A third goes on to the end on another number of ranks,
+    and `sync` tells MLflow when it is back. Every point of every metric is there once, and bitwise
+    the value that it has in the run to which nothing happened."""
+    home, to_store = finished.home, ("--endpoint-url", "local")
     store = store_of(home, monkeypatch)
-    process = home.start("run", JOB)
-    url = wait_for_step(home, store, process, 45)
-    next(p for p in home.processes() if "RayTrainWorker" in p.name()).send_signal(signal.SIGKILL)
-    wait_for_step(home, store, process, 90)
     port = str(home.state["ports"]["mlflow"])
+    # By its URL: what is called local would be started again.
+    first = home.start("run", JOB, f"tracking.uri=http://127.0.0.1:{port}")
+    url = wait_for_step(home, store, first, 45)
+    next(p for p in home.processes() if "RayTrainWorker" in p.name()).send_signal(signal.SIGKILL)
+    wait_for_step(home, store, first, 90)
+    run_id = json.loads(store.read(f"{url}/run.json"))["run_id"]
+
+    other = Home(tmp_path)
+    other.environment = home.environment
+    second = other.start("resume", url, *to_store)
+    assert first.wait(120) == 3
+    said = " ".join((home.folder / "stderr").read_text().split())
+    assert f"{url}: got another driver, process {second.pid} on " in said
+    assert "restart 1 of 3" in (home.folder / "stdout").read_text()
+    assert client(home).get_run(run_id).info.status == "RUNNING"
+    wait_for_step(other, store, second, 135)
     home.kill("mlflow")
-    wait_for_step(home, store, process, 135)
     home.kill("s3")
     time.sleep(8)
-    assert process.poll() is None, (home.folder / "stderr").read_text()
-    up = home.call("stack", "up", "--mlflow-port", port)
-    assert up.returncode == 0, up.stderr
-    wait_for_step(home, store, process, 180)
-    process.send_signal(signal.SIGINT)  # half of it will do
-    assert process.wait(120) == 130, (home.folder / "stderr").read_text()
-    assert "restart 1 of 3" in (home.folder / "stdout").read_text()
-    run_id = json.loads(store.read(f"{url}/run.json"))["run_id"]
-    run = client(home).get_run(run_id)
-    assert run.info.status == "KILLED"
-    assert int(run.data.tags["rayception.attempts"]) >= 2
-    last = steps_as_if_nothing_had_happened(home, run_id, finished)
-    assert 180 <= last < 360
-    assert not list(store.list(f"{url}/outbox/"))
+    assert second.poll() is None, (other.folder / "stderr").read_text()
+    assert home.call("stack", "up", "--mlflow-port", port).returncode == 0
+    wait_for_step(other, store, second, 225)
     assert len(checkpoint_names(store, url)) <= 4  # the newest three, and the best
+    home.kill("mlflow")
+    second.send_signal(signal.SIGKILL)
+    second.wait(30)
+
+    refused = home.call("resume", url, "optim.lr=0.1", *to_store)
+    assert refused.returncode == 2
+    assert "optim.lr: got 0.1, but the run began with 0.045" in refused.stderr
+    third = ("resume", url, "cluster.accelerators=CPU:1", *to_store, "--json")
+    done = home.call(*third, timeout_s=400)
+    assert done.returncode == 0, done.stderr
+    outcome = json.loads(done.stdout)
+    assert outcome["run"]["run_id"] == run_id
+    assert outcome["metrics"] == pytest.approx(finished.outcome["metrics"], rel=1e-6)
+    assert outcome["model_uri"] is None
+    assert home.call("stack", "up", "--mlflow-port", port).returncode == 0
+    assert client(home).get_run(run_id).info.status == "RUNNING"
+    synced = home.call("sync", url, *to_store, "--json")
+    assert synced.returncode == 0, synced.stderr
+    assert json.loads(synced.stdout)["ended"] == "FINISHED"
+    run = client(home).get_run(run_id)
+    assert run.info.status == "FINISHED"
+    assert run.data.tags["rayception.model"].startswith("models:/")
+    assert run.data.tags["rayception.now.cluster.accelerators"] == "CPU:1"
+    assert int(run.data.tags["rayception.attempts"]) >= 4
+    assert steps_as_if_nothing_had_happened(home, run_id, finished, sum_rel=1e-6) == 360
+    assert not list(store.list(f"{url}/outbox/"))
+    again = home.call("resume", url, *to_store)
+    assert again.returncode == 2
+    assert "got a run that is complete" in again.stderr
+    assert "fork" in again.stderr
 
 
-def steps_as_if_nothing_had_happened(home: Home, run_id: str, finished: Finished) -> int:
-    """-> the run's last step."""
+def steps_as_if_nothing_had_happened(
+    home: Home, run_id: str, finished: Finished, *, sum_rel: float = 0.0
+) -> int:
+    """-> the run's last step. sum_rel: by how much the losses of evaluations may differ."""
     found = points_of(home, run_id)
     assert len(found) == 10
     last = found["train/loss"][-1][0]
     assert [step for step, _ in found["train/loss"]] == list(range(1, last + 1))
     undisturbed = points_of(finished.home, finished.outcome["run"]["run_id"])
-    assert found == {
-        key: [(step, value) for step, value in points if step <= last]
-        for key, points in undisturbed.items()
-    }
+    assert found.keys() == undisturbed.keys()
+    for key, points in undisturbed.items():
+        expected = [(step, value) for step, value in points if step <= last]
+        if sum_rel and key in ("val/loss", "val_ema/loss"):
+            assert [step for step, _ in found[key]] == [step for step, _ in expected]
+            values = [value for _, value in expected]
+            assert [value for _, value in found[key]] == pytest.approx(values, rel=sum_rel)
+        else:
+            assert found[key] == expected, key
     return last
 
 

@@ -4,7 +4,6 @@ import json
 import re
 import signal
 import time
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -57,59 +56,6 @@ def wait_for_step(home: Home, store: Store, process: Any, step: int) -> str:
 
 def steps_of(home: Home, run_id: str) -> list[int]:
     return [p.step for p in client(home).get_metric_history(run_id, "train/loss")]
-
-
-@pytest.mark.timeout(600)
-def test_a_driver_that_was_taken_over_and_one_that_was_killed(
-    finished: Finished, store: Store, tmp_path: Path
-) -> None:
-    """A run is resumed while its driver lives, which leaves it alone then; MLflow and the second
-    driver are killed, and a third goes on to the end without MLflow, on another number of ranks;
-    `sync` tells MLflow when it is back."""
-    home = finished.home
-    port = str(home.state["ports"]["mlflow"])
-    # By its URL: what is called local would be started again.
-    process = home.start("run", *SHORT, f"tracking.uri=http://127.0.0.1:{port}")
-    url = wait_for_step(home, store, process, 45)
-    record = json.loads(store.read(f"{url}/run.json"))
-    other = Home(tmp_path)
-    other.environment = home.environment
-    second = other.start("resume", url, "--endpoint-url", "local")
-    assert process.wait(120) == 3
-    said = " ".join((home.folder / "stderr").read_text().split())
-    assert f"{url}: got another driver, process {second.pid} on " in said
-    assert client(home).get_run(record["run_id"]).info.status == "RUNNING"
-    wait_for_step(other, store, second, 90)
-    home.kill("mlflow")
-    second.send_signal(signal.SIGKILL)
-    second.wait(30)
-    refused = home.call("resume", url, "optim.lr=0.1", "--endpoint-url", "local")
-    assert refused.returncode == 2
-    assert "optim.lr: got 0.1, but the run began with 0.045" in refused.stderr
-    done = home.call(
-        "resume", url, "cluster.accelerators=CPU:1", "--endpoint-url", "local", "--json",
-        timeout_s=400,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    outcome = json.loads(done.stdout)
-    assert outcome["run"]["run_id"] == record["run_id"]
-    assert outcome["metrics"]["val_ema/top1"] > 80
-    assert outcome["model_uri"] is None
-    up = home.call("stack", "up", "--mlflow-port", port)
-    assert up.returncode == 0, up.stderr
-    assert client(home).get_run(record["run_id"]).info.status == "RUNNING"
-    synced = home.call("sync", url, "--endpoint-url", "local", "--json")
-    assert synced.returncode == 0, synced.stderr
-    assert json.loads(synced.stdout)["ended"] == "FINISHED"
-    run = client(home).get_run(record["run_id"])
-    assert run.data.tags["rayception.model"].startswith("models:/")
-    assert run.info.status == "FINISHED"
-    assert run.data.tags["rayception.now.cluster.accelerators"] == "CPU:1"
-    assert steps_of(home, record["run_id"]) == list(range(1, 181))  # each once, none missing
-    again = home.call("resume", url, "--endpoint-url", "local")
-    assert again.returncode == 2
-    assert "got a run that is complete" in again.stderr
-    assert "fork" in again.stderr
 
 
 @pytest.mark.exhaustive
