@@ -12,6 +12,7 @@ which 2.60 is the oldest; the tests of whole runs hold it to newer ones.)
 import asyncio
 import contextlib
 import logging
+import warnings
 from typing import Any
 
 import ray
@@ -24,6 +25,7 @@ from ray.train.v2._internal.execution.worker_group import WorkerGroup
 from ray.train.v2._internal.execution.worker_group.state import WorkerGroupStateBuilder
 from ray.train.v2._internal.state.state_manager import TrainStateManager
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
+from ray.util.annotations import RayDeprecationWarning
 
 UNUSED = (DatasetsCallback, StateManagerCallback, PlacementGroupCleanerCallback)
 
@@ -80,19 +82,21 @@ class _States(StateManagerCallback):  # type: ignore[misc]
         self._run_name = train_run_context.get_run_config().name
         self._run_id = train_run_context.run_id
         self._job_id = ray.get_runtime_context().get_job_id()
-        self._state_manager.create_train_run(
-            id=self._run_id,
-            name=self._run_name,
-            job_id=self._job_id,
-            controller_actor_id=self._controller_actor_id,
-            controller_log_file_path=None,
-            run_config=train_run_context.run_config,
-            train_loop_config=None,
-            scaling_config=train_run_context.scaling_config,
-            backend_config=train_run_context.backend_config,
-            datasets={},
-            dataset_config=train_run_context.dataset_config,
-        )
+        with warnings.catch_warnings():  # Ray Train's own use of what Ray Data deprecates
+            warnings.simplefilter("ignore", RayDeprecationWarning)
+            self._state_manager.create_train_run(
+                id=self._run_id,
+                name=self._run_name,
+                job_id=self._job_id,
+                controller_actor_id=self._controller_actor_id,
+                controller_log_file_path=None,
+                run_config=train_run_context.run_config,
+                train_loop_config=None,
+                scaling_config=train_run_context.scaling_config,
+                backend_config=train_run_context.backend_config,
+                datasets={},
+                dataset_config=train_run_context.dataset_config,
+            )
 
 
 class _WorkerGroup(WorkerGroup):  # type: ignore[misc]

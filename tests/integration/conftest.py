@@ -113,6 +113,13 @@ def shared_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Home]:
         yield home
 
 
+@pytest.fixture(scope="session")
+def other_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Home]:
+    """One more of the kind, for tests of the other process: they need none of the finished runs."""
+    with kept_stack(tmp_path_factory.mktemp("home")) as home:
+        yield home
+
+
 @pytest.fixture(scope="module")
 def module_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Home]:
     """One that a module has for itself."""

@@ -57,17 +57,17 @@ def check_skipped(home: Home, done: "subprocess.CompletedProcess[str]") -> None:
 
 
 @pytest.mark.exhaustive
-def test_run_skips_up_to_its_limit_in_the_rank(module_home: Home, damaged: Path) -> None:
-    check_skipped(module_home, module_home.call(*arguments(damaged, 10), "data.loader_workers=0"))
+def test_run_skips_up_to_its_limit_in_the_rank(other_home: Home, damaged: Path) -> None:
+    check_skipped(other_home, other_home.call(*arguments(damaged, 10), "data.loader_workers=0"))
 
 
 @pytest.fixture(scope="module")
-def pool(module_home: Home, damaged: Path) -> list[int]:
+def pool(other_home: Home, damaged: Path) -> list[int]:
     """A run in loader processes has ended; -> the processes that then wait for the next one's
     ranks."""
-    done = module_home.call(*arguments(damaged, 10), "data.loader_workers=2")
-    check_skipped(module_home, done)
-    marker = json.loads((module_home.folder / FILE).read_text())["marker"]
+    done = other_home.call(*arguments(damaged, 10), "data.loader_workers=2")
+    check_skipped(other_home, done)
+    marker = json.loads((other_home.folder / FILE).read_text())["marker"]
     wait_for(lambda: len(marked_processes(marker)) == 2, 60, lambda: "no processes of the pool")
     return [process.pid for process in marked_processes(marker)]
 
@@ -77,11 +77,11 @@ def test_run_skips_up_to_its_limit(pool: list[int]) -> None:
 
 
 def test_a_loss_that_is_no_number_ends_at_once_and_names_its_samples(
-    module_home: Home, damaged: Path, pool: list[int], tmp_path: Path
+    other_home: Home, damaged: Path, pool: list[int], tmp_path: Path
 ) -> None:
     """No restart would help; both ranks write the names of what they had in the step. Its ranks are
     the processes that the run before it left waiting on the kept stack."""
-    done = module_home.call(
+    done = other_home.call(
         *arguments(damaged, 10), "optim.lr=1e30", "optim.clip_norm=null",
         "optim.weight_decay=0", f"checkpoint.storage={tmp_path.as_uri()}",
         "tracking.log_every_steps=5",
@@ -94,7 +94,7 @@ def test_a_loss_that_is_no_number_ends_at_once_and_names_its_samples(
     names = [name for file in files for name in json.loads(file.read_text())["samples"]]
     assert len(set(names)) == 32  # the whole batch, each sample once
     assert all(re.fullmatch(r"digit-\d{4}", name) for name in names)
-    logs = Path(module_home.state["ray_temp"]) / "session_latest" / "logs"
+    logs = Path(other_home.state["ray_temp"]) / "session_latest" / "logs"
     for pid in pool:
         [log] = logs.glob(f"worker-*-{pid}.err")
         assert "begins after step 0" in log.read_text()
@@ -103,8 +103,8 @@ def test_a_loss_that_is_no_number_ends_at_once_and_names_its_samples(
 
 @pytest.mark.exhaustive
 @pytest.mark.parametrize("limit", [0, 2])
-def test_run_stops_above_its_limit(module_home: Home, damaged: Path, limit: int) -> None:
-    done = module_home.call(*arguments(damaged, limit))
+def test_run_stops_above_its_limit(other_home: Home, damaged: Path, limit: int) -> None:
+    done = other_home.call(*arguments(damaged, limit))
     assert done.returncode == 4
     words = "data.max_damaged: got 3 damaged" if limit else "no whole image"
     assert words in done.stderr

@@ -109,6 +109,7 @@ def test_a_submission_is_stopped_resumed_followed_and_found_in_mlflow(
     assert found["status"] == "SUCCEEDED"
     listed = json.loads(called(laptop, "list", "--json").stdout)
     assert submission in [one["id"] for one in listed]
+    assert "Warning" not in done.stdout
     # What the cluster can be asked for holds no credential.
     everything = json.dumps(listed) + done.stdout
     for secret in cluster.state["secrets"].values():

@@ -56,6 +56,7 @@ def test_everything_that_dies_leaves_no_trace(
     url = wait_for_step(home, store, first, 45)
     next(p for p in home.processes() if "RayTrainWorker" in p.name()).send_signal(signal.SIGKILL)
     wait_for_step(home, store, first, 90)
+    assert "packed" not in (home.folder / "stdout").read_text()  # the data are there already
     run_id = json.loads(store.read(f"{url}/run.json"))["run_id"]
 
     other = Home(tmp_path)

@@ -134,6 +134,7 @@ def test_what_people_look_at_is_there(mlflow_run: Any, finished: Finished, tmp_p
     }
 
 
+@pytest.mark.exhaustive
 def test_second_run_finds_the_data_and_walks_the_same_losses(
     finished: Finished, mlflow_run: Any, store: Store
 ) -> None:

@@ -5,24 +5,23 @@ import json
 import pytest
 
 from datasets.store import Store
-from tests.integration.quickstart.conftest import JOB, Finished
+from tests.integration.conftest import Home
+from tests.integration.quickstart.conftest import JOB
 from tests.integration.quickstart.test_resume import client, steps_of, store_of
 
 SHORT = (JOB, "schedule.epochs=0.25", "schedule.warmup_epochs=0")
 
 
 @pytest.fixture
-def store(finished: Finished, monkeypatch: pytest.MonkeyPatch) -> Store:
-    return store_of(finished.home, monkeypatch)
+def store(other_home: Home, monkeypatch: pytest.MonkeyPatch) -> Store:
+    return store_of(other_home, monkeypatch)
 
 
 @pytest.mark.timeout(300)
-def test_a_named_run_leaves_out_a_named_step_and_ends_once(
-    finished: Finished, store: Store
-) -> None:
+def test_a_named_run_leaves_out_a_named_step_and_ends_once(other_home: Home, store: Store) -> None:
     """What an earlier attempt named as without a finite loss is left out where the job says so:
     every other step is done, at its own place. A complete run of that name is not begun again."""
-    home, name = finished.home, "named-run.1"
+    home, name = other_home, "named-run.1"
     bad = f"s3://runs/{name}/not-finite/step-000000007/rank-0.json"
     store.write(bad, json.dumps({"rank": 0, "step": 7, "samples": ["digit-0001"]}).encode())
     done = home.call("run", *SHORT, "loss.not_finite=skip", "--name", name, "--json")
