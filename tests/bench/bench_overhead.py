@@ -77,7 +77,7 @@ def bare_loop(home: Path, given: list[str], ranks: int) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--size", type=int, default=139, help="pixels")
     parser.add_argument("--ranks", type=int, default=1, help="the services take a core too")
     parser.add_argument("--json", action="store_true")
