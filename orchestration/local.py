@@ -175,7 +175,7 @@ def _locked(path: Path, kind: int, what: str) -> Iterator[IO[str]]:
 
 def _choose_ports(stack: Stack, missing: list[str], wanted: Mapping[str, int]) -> Mapping[str, int]:
     """The wanted ports, else those of last time where still free, else free ones."""
-    ports = dict(stack.ports)
+    ports = services.reserved(stack.ports, wanted)
     for part in missing:
         for name in PORT_NAMES[part]:
             if name in wanted:
@@ -252,12 +252,12 @@ def _wait_ready(
             elif started[part].poll() is not None:
                 raise ServiceError(
                     f"{part}: got exit code {started[part].returncode} at its start; "
-                    f"{_last_line(log)}. See {log}."
+                    f"{services.last_words(log)}. See {log}."
                 )
             elif time.monotonic() - begin > START_LIMIT_S:
                 raise ServiceError(
-                    f"{part}: got no answer within {START_LIMIT_S:.0f} s; {_last_line(log)}. "
-                    f"See {log}, and run the command again."
+                    f"{part}: got no answer within {START_LIMIT_S:.0f} s; "
+                    f"{services.last_words(log)}. See {log}, and run the command again."
                 )
         time.sleep(0.1)
 
@@ -280,11 +280,6 @@ def _keep_ray_logs(temp: Path, target: Path) -> None:
             shutil.rmtree(target, ignore_errors=True)
             shutil.copytree(session / "logs", target, symlinks=True, dirs_exist_ok=True)
     shutil.rmtree(temp, ignore_errors=True)
-
-
-def _last_line(log: Path) -> str:
-    lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
-    return lines[-1].strip()[:300] if lines else "it printed nothing"
 
 
 def _reap(folder: Path) -> None:

@@ -77,6 +77,13 @@ def free_ports(count: int) -> list[int]:
     )
 
 
+def reserved(kept: Mapping[str, int], wanted: Mapping[str, int]) -> dict[str, int]:
+    """The kept ports; free_ports gives none of these to another service, which would bind it before
+    its own does."""
+    _handed_out.update(kept.values(), wanted.values())
+    return dict(kept)
+
+
 def is_port_free(port: int) -> bool:
     with socket.socket() as one:
         one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -224,3 +231,11 @@ def _answers(url: str) -> bool:
             return bool(response.status == 200)
     except (OSError, urllib.error.URLError):
         return False
+
+
+def last_words(log: Path) -> str:
+    """Why a service ended: its last line, or why Ray's core gave up, which stands above it."""
+    text = log.read_text(errors="replace").strip()
+    at = text.rfind("Check failed")
+    line = text[at:].splitlines()[0] if at >= 0 else text.rpartition("\n")[2]
+    return line.strip()[:300] or "it printed nothing"

@@ -1,0 +1,33 @@
+"""Ports of the embedded services, and why one of them ended."""
+
+from pathlib import Path
+
+import pytest
+
+from orchestration import services
+
+
+def test_no_service_gets_a_port_that_another_keeps(monkeypatch: pytest.MonkeyPatch) -> None:
+    [port] = services.free_ports(1)
+    monkeypatch.setattr(services, "_handed_out", set())
+    monkeypatch.setattr(services, "PORT_RANGE", (port, port + 3))
+    kept = {"ray": port, "s3": port + 1}
+    assert services.reserved(kept, {"mlflow": port + 1}) == kept
+    monkeypatch.setattr(services, "is_port_free", lambda port: True)
+    assert services.free_ports(1) == [port + 2]
+
+
+@pytest.mark.parametrize(
+    ("log", "words"),
+    [
+        ("", "it printed nothing"),
+        ("one\n  two \n\n", "two"),
+        (
+            "a C b) bug. Check failed: server_ The port is 2.\n\n.See x",
+            "Check failed: server_ The port is 2.",
+        ),
+    ],
+)
+def test_the_last_words_say_why(tmp_path: Path, log: str, words: str) -> None:
+    (tmp_path / "log").write_text(log)
+    assert services.last_words(tmp_path / "log") == words
