@@ -175,7 +175,8 @@ def _locked(path: Path, kind: int, what: str) -> Iterator[IO[str]]:
 
 def _choose_ports(stack: Stack, missing: list[str], wanted: Mapping[str, int]) -> Mapping[str, int]:
     """The wanted ports, else those of last time where still free, else free ones."""
-    ports = services.reserved(stack.ports, wanted)
+    ports = dict(stack.ports)
+    services.reserve([*ports.values(), *wanted.values()])
     for part in missing:
         for name in PORT_NAMES[part]:
             if name in wanted:

@@ -43,12 +43,13 @@ def end_processes(
     """
     processes = [process for who in whos if (process := find_process(who)) is not None]
     hopeless = [process for who in at_once if (process := find_process(who)) is not None]
-    everything = [one for process in [*processes, *hopeless] for one in _family(process)]
+    everything = [one for process in processes for one in _family(process)]
     for process in processes:
         with contextlib.suppress(psutil.NoSuchProcess):
             process.terminate()
-    for process in hopeless:
-        _kill(_family(process))
+    dying = [one for process in hopeless for one in _family(process)]
+    _kill(dying)
+    everything += dying
     psutil.wait_procs(processes, timeout=patience_s)
     if marker is not None:
         everything += marked_processes(marker)

@@ -13,7 +13,7 @@ import socket
 import sys
 import urllib.error
 import urllib.request
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -77,11 +77,9 @@ def free_ports(count: int) -> list[int]:
     )
 
 
-def reserved(kept: Mapping[str, int], wanted: Mapping[str, int]) -> dict[str, int]:
-    """The kept ports; free_ports gives none of these to another service, which would bind it before
-    its own does."""
-    _handed_out.update(kept.values(), wanted.values())
-    return dict(kept)
+def reserve(ports: Iterable[int]) -> None:
+    """free_ports gives none of these away: another service would bind it before its own does."""
+    _handed_out.update(ports)
 
 
 def is_port_free(port: int) -> bool:

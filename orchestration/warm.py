@@ -2,9 +2,10 @@
 
 Right after the cluster is joined, every node with room for ranks is asked to start processes in the
 ranks' own environment, beside what the driver still has to do; Ray gives an idle process to the
-actor that asks next with the same environment. Once ranks have trained for a while, their nodes are
-asked for spare ones: after a death, the next ranks begin with what takes the longest behind them. A
-kept stack is asked for those of its next run at the end of this one (worker_pool.py).
+actor that asks next with the same environment. Once ranks have trained for a while, their nodes and
+as many others are asked for spare ones: after a death, the next ranks begin with what takes the
+longest behind them. A kept stack is asked for those of its next run at the end of this one
+(worker_pool.py).
 """
 
 import json

@@ -1,4 +1,4 @@
-"""A run whose driver is gone goes on, and others begin from it."""
+"""A run begins from a finished one's checkpoint; one whose store is away waits for it."""
 
 import json
 import re
