@@ -19,6 +19,8 @@ from typing import Any
 
 import pytest
 
+from tests.waiting import BUSY
+
 ROOT = Path(__file__).resolve().parents[1]
 # None of these starts a thread, so that a fork of the server is safe. torch imports the second by
 # itself where an optimizer is made, which would be in every rank anew.
@@ -47,13 +49,13 @@ def run_ranks(work: Callable[..., None], world_size: int, *arguments: Any, limit
     """Calls `work(rank, *arguments)` on every rank; one that fails, or is not done in time, fails
     the test."""
     ranks = [start(work, rank, *arguments) for rank in range(world_size)]
-    end = time.monotonic() + limit_s
+    end = time.monotonic() + BUSY * limit_s
     try:
         while running := [rank for rank in ranks if rank.exitcode is None]:
             if any(rank.exitcode for rank in ranks):
                 break  # the others would wait for it
             if time.monotonic() > end:
-                pytest.fail(f"{world_size} ranks were not done after {limit_s} s")
+                pytest.fail(f"{world_size} ranks were not done after {BUSY * limit_s} s")
             wait([rank.sentinel for rank in running], timeout=1.0)
         assert [rank.exitcode for rank in ranks] == [0] * world_size
     finally:

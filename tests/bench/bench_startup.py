@@ -9,6 +9,7 @@ once a turn, what other verbs take from command to prompt.
 import argparse
 import json
 import os
+import shutil
 import statistics
 import subprocess
 import sys
@@ -39,6 +40,7 @@ class Home:
     """A stack of its own, and commands on it, timed from their start to their end."""
 
     def __init__(self, folder: Path) -> None:
+        self.folder = folder
         clean = {k: v for k, v in os.environ.items() if not k.startswith(("AWS_", "RAY"))}
         self.environment = clean | {"RAYCEPTION_HOME": str(folder)}
 
@@ -50,7 +52,10 @@ class Home:
         )  # fmt: skip
         took_s = time.monotonic() - began
         if done.returncode:
-            sys.exit(f"{' '.join(arguments[:2])}: got exit code {done.returncode}: {done.stderr}")
+            sys.exit(
+                f"{' '.join(arguments[:2])}: got exit code {done.returncode}: {done.stderr}\n"
+                f"Its stack may still run, and its logs are in {self.folder}."
+            )
         return took_s, done.stdout
 
     def run(self) -> dict[str, float]:
@@ -74,26 +79,27 @@ def main() -> None:
     def timed(name: str, took_s: float) -> None:
         verbs.setdefault(name, []).append(took_s)
 
-    with tempfile.TemporaryDirectory() as folder:
-        home = Home(Path(folder) / "home")
-        image = Path(folder) / "one.png"
-        Image.new("L", (8, 8), 128).save(image)
-        home.run()  # packs the data; what is read from disk for the first time is not counted
-        for _ in range(given.turns):
-            runs["cold"].append(home.run())
-            timed("quickstart, stack cold", home.call("run", JOB)[0])
-            timed("stack up", home.call("stack", "up")[0])
-            said = json.loads(home.call("run", JOB, *SMALL, "--json")[1])
-            time.sleep(POOL_S)
-            runs["warm"].append(home.run())
-            time.sleep(POOL_S)
-            url = said["checkpoint_url"].rpartition("/")[0]
-            weights = Path(folder) / "weights.safetensors"
-            home.call("export", url, "--to", str(weights), "--endpoint-url", "local")
-            timed("predict", home.call("predict", str(image), "--checkpoint", str(weights))[0])
-            home.call("stack", "down")
-            for verb in (("plan", JOB), ("validate", JOB), ("--help",)):
-                timed(verb[0], home.call(*verb)[0])
+    folder = Path(tempfile.mkdtemp(prefix="bench-startup-"))  # stays where a command fails
+    home = Home(folder / "home")
+    image = folder / "one.png"
+    Image.new("L", (8, 8), 128).save(image)
+    home.run()  # packs the data; what is read from disk for the first time is not counted
+    for _ in range(given.turns):
+        runs["cold"].append(home.run())
+        timed("quickstart, stack cold", home.call("run", JOB)[0])
+        timed("stack up", home.call("stack", "up")[0])
+        said = json.loads(home.call("run", JOB, *SMALL, "--json")[1])
+        time.sleep(POOL_S)
+        runs["warm"].append(home.run())
+        time.sleep(POOL_S)
+        url = said["checkpoint_url"].rpartition("/")[0]
+        weights = folder / "weights.safetensors"
+        home.call("export", url, "--to", str(weights), "--endpoint-url", "local")
+        timed("predict", home.call("predict", str(image), "--checkpoint", str(weights))[0])
+        home.call("stack", "down")
+        for verb in (("plan", JOB), ("validate", JOB), ("--help",)):
+            timed(verb[0], home.call(*verb)[0])
+    shutil.rmtree(folder)
     told: dict[str, Any] = {
         "phases": {
             kind: {name: statistics.median(one[name] for one in turns) for name in turns[0]}

@@ -64,12 +64,15 @@ class Home:
         state: dict[str, Any] = json.loads((self.folder / "stack.json").read_text())
         return state
 
-    def processes(self) -> list[psutil.Process]:
-        """Every process that belongs to this home: services, their children, the reaper."""
+    def processes(self, named: str = "") -> list[psutil.Process]:
+        """Every process that belongs to this home (services, their children, the reaper), or those
+        that have `named` in their name."""
         found = []
         for process in psutil.process_iter():
             try:
-                if process.environ().get("RAYCEPTION_HOME") == str(self.folder):
+                if process.environ().get("RAYCEPTION_HOME") != str(self.folder):
+                    continue
+                if named in process.name():
                     found.append(process)
             except psutil.Error:
                 continue

@@ -185,5 +185,5 @@ def test_what_is_started_for_a_look_ends_with_it(home: Home, tmp_path: Path) -> 
     assert uri is not None
     assert MlflowClient(tracking_uri=uri[0]).search_experiments()
     process.send_signal(signal.SIGINT)
-    assert process.wait(30) == 130
+    assert process.wait(90) == 130
     home.wait_until_empty()

@@ -12,6 +12,7 @@ import psutil
 import pytest
 
 from datasets.store import Store, StoreConfig
+from orchestration.processes import find_process
 from orchestration.stack import load_stack
 from tests.integration.conftest import Home
 from tests.waiting import wait_for
@@ -52,9 +53,9 @@ def test_up_a_killed_store_and_down(home: Home, monkeypatch: pytest.MonkeyPatch)
         url, content = f"s3://data/kill/{number}", os.urandom(1000 + 5000 * number)
         store.write(url, content)
         written[url] = content
-    pid = home.state["processes"]["s3"][0]
-    os.kill(pid, signal.SIGKILL)
-    wait_for(lambda: not psutil.pid_exists(pid) or psutil.Process(pid).status() == "zombie", 10)
+    server = home.state["processes"]["s3"]
+    os.kill(server[0], signal.SIGKILL)
+    wait_for(lambda: find_process(server) is None, 10)
     status = json.loads(home.call("stack", "status", "--json").stdout)
     assert status["services"]["s3"]["is_up"] is False
     assert home.call("stack", "up").returncode == 0  # starts what is missing
@@ -130,9 +131,9 @@ def test_interrupted_run_leaves_no_process(home: Home, how: signal.Signals) -> N
         lambda: "in MLflow experiment" in stdout.read_text() or process.poll() is not None, 120
     )
     assert process.poll() is None, (home.folder / "stderr").read_text()
-    wait_for(lambda: any("RayTrainWorker" in p.name() for p in home.processes()), 90)
+    wait_for(lambda: home.processes("RayTrainWorker"), 90)
     os.killpg(process.pid, how)
-    code = process.wait(60)
+    code = process.wait(120)
     home.wait_until_empty(60)
     if how is signal.SIGINT:
         assert code == 130

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from tests.integration.conftest import ROOT, Home
-from tests.waiting import wait_for
+from tests.waiting import BUSY, wait_for
 
 JOB = "jobs/quickstart.yaml"
 SHORT = ["schedule.epochs=0.4", "schedule.warmup_epochs=0"]
@@ -75,7 +75,7 @@ def submit_and_stop(cluster: Home, laptop: Home) -> Any:
     )
     began = time.monotonic()
     assert json.loads(called(laptop, "stop", submission, "--json").stdout)["status"] == "STOPPED"
-    assert time.monotonic() - began < 90
+    assert time.monotonic() - began < 30 * BUSY
     assert json.loads(called(laptop, "status", submission, "--json").stdout)["status"] == "STOPPED"
     client = mlflow(cluster)
     experiment = client.get_experiment_by_name("quickstart")
@@ -160,24 +160,34 @@ def test_an_actor_gets_the_process_that_was_asked_for_ahead(
     """With and without a runtime environment of the job, as `submit` gives one: Ray compares texts,
     and writes them in two ways."""
     code = f"""
-import os, psutil, ray
+import contextlib, os, psutil, ray, time
 from orchestration import warm
 from orchestration.load import load_job
+from orchestration.rank_imports import KIND_VARIABLE
 from tests.waiting import wait_for
 ray.init(address="127.0.0.1:{cluster.state["ports"]["ray"]}", runtime_env={of_job!r})
 job = load_job("{JOB}", ["cluster.accelerators=CPU:1"])
-def idle():
-    return {{p.pid for p in psutil.process_iter() if "ray::IDLE" in p.name()}}
-before = idle()
+def waiting():
+    "Of this stack, in the environment of ranks; other stacks of this machine come and go."
+    found = set()
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            variables = process.environ()
+            ours = variables.get("RAYCEPTION_HOME") == os.environ["RAYCEPTION_HOME"]
+            if ours and KIND_VARIABLE in variables and "ray::IDLE" in process.name():
+                found.add(process.pid)
+    return found
+before = waiting()
 warm.start_early(job)
-wait_for(lambda: idle() - before, 60, "a process")
-asked_for = idle() - before
+wait_for(lambda: waiting() - before, 60, "a process")
+asked_for = waiting() - before
 class Actor:
     def pid(self):
         return os.getpid()
 environment = {{"env_vars": warm.set_environment(job)}}
 actor = ray.remote(num_cpus=1, runtime_env=environment)(Actor).remote()
-assert ray.get(actor.pid.remote(), timeout=60) in asked_for
+pid = ray.get(actor.pid.remote(), timeout=60)
+assert pid in asked_for, (pid, before, asked_for)
 """
     token = cluster.state["secrets"]["ray_token"]
     done = subprocess.run(

@@ -8,7 +8,7 @@ import pytest
 
 from tests.integration.cluster.conftest import RayCluster, submission_of
 from tests.integration.cluster.test_survives import Run, revive, working
-from tests.waiting import wait_for
+from tests.waiting import BUSY, wait_for
 
 JOB = "jobs/quickstart.yaml"
 ONE = ["cluster.accelerators=CPU:1", "schedule.epochs=0.25", "schedule.warmup_epochs=0"]
@@ -37,7 +37,7 @@ def test_a_missing_gpu_type_is_answered_and_does_not_hang(cluster: RayCluster) -
     assert "got A100:1 or H200:1 on 1 nodes" in done.stdout
     assert "3 GPUs (H100)" in done.stdout
     print(f"missing GPU type: {time.monotonic() - began:.1f} s")  # noqa: T201 - with -s
-    assert time.monotonic() - began < 60
+    assert time.monotonic() - began < 20 * BUSY
 
 
 def test_preflight_asks_every_node_and_says_all_at_once(cluster: RayCluster) -> None:

@@ -54,7 +54,7 @@ def test_everything_that_dies_leaves_no_trace(
     # By its URL: what is called local would be started again.
     first = home.start("run", JOB, f"tracking.uri=http://127.0.0.1:{port}")
     url = wait_for_step(home, store, first, 45)
-    next(p for p in home.processes() if "RayTrainWorker" in p.name()).send_signal(signal.SIGKILL)
+    home.processes("RayTrainWorker")[0].send_signal(signal.SIGKILL)
     wait_for_step(home, store, first, 90)
     assert "packed" not in (home.folder / "stdout").read_text()  # the data are there already
     run_id = json.loads(store.read(f"{url}/run.json"))["run_id"]
@@ -158,10 +158,9 @@ def test_mlflow_killed_for_a_minute_leaves_no_trace_in_the_metrics(
 
 
 def signal_ranks(home: Home, number: signal.Signals) -> None:
-    for process in home.processes():
+    for process in home.processes("RayTrainWorker"):
         with contextlib.suppress(psutil.Error):
-            if "RayTrainWorker" in process.name():
-                process.send_signal(number)
+            process.send_signal(number)
 
 
 @pytest.mark.exhaustive

@@ -195,7 +195,7 @@ def test_killed_worker_goes_on_from_its_checkpoint(
         lambda: stdout.read_text(),
     )
     assert process.poll() is None, (home.folder / "stderr").read_text()
-    victim = next(p for p in home.processes() if "RayTrainWorker" in p.name())
+    victim = home.processes("RayTrainWorker")[0]
     victim.send_signal(signal.SIGKILL)
     assert process.wait(300) == 0, (home.folder / "stderr").read_text()
     shown = stdout.read_text()

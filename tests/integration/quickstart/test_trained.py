@@ -117,7 +117,7 @@ def test_an_ensemble_at_12_crops_outlives_a_killed_worker(
     output = home.folder / "stdout"
 
     def scorers() -> list[Any]:
-        return [p for p in home.processes() if "Scorer.score" in p.name()]
+        return home.processes("Scorer.score")
 
     wait_for(lambda: len(scorers()) == 2 or process.poll() is not None, 120, output.read_text)
     assert process.poll() is None, (home.folder / "stderr").read_text()

@@ -1,5 +1,6 @@
 """Loader processes: the same batches as without, damage and deaths told, nothing left behind."""
 
+import contextlib
 import multiprocessing
 import os
 import signal
@@ -131,11 +132,12 @@ def assert_told_in_one_line(store: Store, url: str, words: str, packed: Packed) 
 
 def children() -> list[psutil.Process]:
     """The loader processes of this one."""
-    return [
-        process
-        for process in psutil.Process().children()
-        if "spawn_main" in " ".join(process.cmdline())
-    ]
+    found = []
+    for process in psutil.Process().children():
+        with contextlib.suppress(psutil.Error):  # it ends as it is looked at
+            if "spawn_main" in " ".join(process.cmdline()):
+                found.append(process)
+    return found
 
 
 def test_a_killed_process_is_noticed_and_none_is_left(packed: Packed) -> None:
