@@ -20,6 +20,7 @@ from tests.integration.quickstart.test_resume import (
     store_of,
     wait_for_step,
 )
+from tests.waiting import wait_for
 
 AWAY_S = 60.0
 
@@ -67,6 +68,10 @@ def test_everything_that_dies_leaves_no_trace(
     assert f"{url}: got another driver, process {second.pid} on " in said
     assert "restart 1 of 3" in (home.folder / "stdout").read_text()
     assert client(home).get_run(run_id).info.status == "RUNNING"
+    told = other.folder / "stdout"  # the first may have come as far before it left
+    wait_for(
+        lambda: "\nstep " in told.read_text() or second.poll() is not None, 240, told.read_text
+    )
     wait_for_step(other, store, second, 135)
     home.kill("mlflow")
     home.kill("s3")
