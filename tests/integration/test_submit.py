@@ -160,21 +160,22 @@ def test_an_actor_gets_the_process_that_was_asked_for_ahead(
     """With and without a runtime environment of the job, as `submit` gives one: Ray compares texts,
     and writes them in two ways."""
     code = f"""
-import contextlib, os, psutil, ray, time
+import contextlib, os, psutil, ray
+from pathlib import Path
 from orchestration import warm
 from orchestration.load import load_job
 from orchestration.rank_imports import KIND_VARIABLE
+from tests.integration.conftest import Home
 from tests.waiting import wait_for
+home = Home(Path(os.environ["RAYCEPTION_HOME"]))
 ray.init(address="127.0.0.1:{cluster.state["ports"]["ray"]}", runtime_env={of_job!r})
 job = load_job("{JOB}", ["cluster.accelerators=CPU:1"])
 def waiting():
-    "Of this stack, in the environment of ranks; other stacks of this machine come and go."
+    "In the environment of ranks."
     found = set()
-    for process in psutil.process_iter():
+    for process in home.processes("ray::IDLE"):
         with contextlib.suppress(psutil.Error):
-            variables = process.environ()
-            ours = variables.get("RAYCEPTION_HOME") == os.environ["RAYCEPTION_HOME"]
-            if ours and KIND_VARIABLE in variables and "ray::IDLE" in process.name():
+            if KIND_VARIABLE in process.environ():
                 found.add(process.pid)
     return found
 before = waiting()
