@@ -15,6 +15,7 @@ from tests.waiting import BUSY, wait_for
 
 JOB = "jobs/quickstart.yaml"
 SHORT = ["schedule.epochs=0.4", "schedule.warmup_epochs=0"]
+EPOCH = ["schedule.epochs=1", "schedule.warmup_epochs=0"]  # 45 steps: it trains when `stop` arrives
 
 
 @pytest.fixture(scope="module")
@@ -68,14 +69,15 @@ def mlflow(cluster: Home) -> Any:
 
 def submit_and_stop(cluster: Home, laptop: Home) -> Any:
     """A job is stopped as soon as its run has begun; -> the run, as MLflow has it."""
-    sent = called(laptop, "submit", JOB, *places(cluster), *SHORT, "--json")
+    sent = called(laptop, "submit", JOB, *places(cluster), *EPOCH, "--json")
     submission = json.loads(sent.stdout)["submission"]
-    wait_for(
-        lambda: "run quickstart-" in laptop.call("logs", submission).stdout, 120, "a run's start"
-    )
+    # Followed, as a look that is a command of its own may take longer than the run.
+    follower, log = laptop.start("logs", "--follow", submission), laptop.folder / "stdout"
+    wait_for(lambda: "run quickstart-" in log.read_text(), 120, log.read_text)
     began = time.monotonic()
     assert json.loads(called(laptop, "stop", submission, "--json").stdout)["status"] == "STOPPED"
     assert time.monotonic() - began < 30 * BUSY
+    assert follower.wait(30 * BUSY) != 0  # stopped is no success
     assert json.loads(called(laptop, "status", submission, "--json").stdout)["status"] == "STOPPED"
     client = mlflow(cluster)
     experiment = client.get_experiment_by_name("quickstart")
@@ -102,7 +104,7 @@ def test_a_submission_is_stopped_resumed_followed_and_found_in_mlflow(
     assert run_id[1] == stopped.info.run_id
     run = mlflow(cluster).get_run(run_id[1])
     assert run.info.status == "FINISHED"
-    assert steps_of(cluster, run_id[1]) == list(range(1, 19))
+    assert steps_of(cluster, run_id[1]) == list(range(1, 46))
     page = f"{url(cluster, 'dashboard')}/#/jobs/{submission}"
     assert run.data.tags["rayception.submission_page"] == page
     found = json.loads(called(laptop, "status", submission, "--json").stdout)
@@ -150,7 +152,7 @@ def test_a_submission_is_stopped_and_goes_on_while_mlflow_is_away(
     called(cluster, "stack", "up", "--mlflow-port", port)
     called(cluster, "sync", run_url, "--endpoint-url", "local")
     assert mlflow(cluster).get_run(newest.info.run_id).info.status == "FINISHED"
-    assert steps_of(cluster, newest.info.run_id) == list(range(1, 19))
+    assert steps_of(cluster, newest.info.run_id) == list(range(1, 46))
 
 
 @pytest.mark.parametrize("of_job", [{}, {"env_vars": {"A": "\u00e9 1"}}], ids=["run", "submission"])
