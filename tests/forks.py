@@ -30,9 +30,9 @@ IMPORTED = (
     "tests.unit.inception.ranks",
     "tests.unit.datasets.victim",
     "orchestration.cli",
-    "orchestration.plan",
-    "datasets.audit",
-    "datasets.files",
+    "orchestration.job.plan",
+    "datasets.packing.audit",
+    "datasets.packing.files",
 )
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(list(IMPORTED))

@@ -58,7 +58,7 @@ def test_lock_pins_every_requirement_of_the_project() -> None:
 
 
 def test_a_rank_that_sends_no_metrics_imports_no_mlflow() -> None:
-    code = "import sys, orchestration.worker; sys.exit('mlflow' in sys.modules)"
+    code = "import sys, orchestration.worker.train_loop; sys.exit('mlflow' in sys.modules)"
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120
     )

@@ -14,8 +14,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from datasets.images.region import Box
 from datasets.order import AUGMENT, random_words
-from datasets.region import Box
 
 TRIES = 10
 SCALES_OF_224 = (256, 288, 320, 352)  # GoogLeNet's shorter sides

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from datasets.errors import ImageError
-from datasets.labels import files_of
-from datasets.region import Box, decode_region
+from datasets.images.region import Box, decode_region
+from datasets.shards.labels import files_of
 
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
 JPEG_MAGIC = b"\xff\xd8"

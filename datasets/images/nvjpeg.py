@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from datasets.decode import JPEG_MAGIC, MAX_PIXELS, decode_image
 from datasets.errors import LoaderError
-from datasets.region import Box
+from datasets.images.decode import JPEG_MAGIC, MAX_PIXELS, decode_image
+from datasets.images.region import Box
 
 
 class _Thread(local):

@@ -13,7 +13,7 @@ import torch
 from PIL import Image, ImageEnhance, ImageOps
 from torch import Tensor
 
-from datasets.augment import OPERATIONS
+from datasets.images.augment import OPERATIONS
 
 GREY = (128, 128, 128)
 LARGEST = 10.0  # magnitude

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import get_worker_info
 
-from datasets.augment import COLOURS
 from datasets.errors import DataError, ImageError, LabelError
+from datasets.images.augment import COLOURS
 
 FIRST_MESSAGES = 5  # of damaged samples, kept for the log
 KINDS = ("shard", "image", "label")  # of damage: its range was lost, its image or its label is bad

@@ -10,7 +10,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from datasets.batch import MicroBatch
+from datasets.loading.batch import MicroBatch
 
 # TF-slim's four orders of (brightness 0, saturation 1, hue 2, contrast 3).
 ORDERS = ((0, 1, 2, 3), (1, 0, 3, 2), (3, 2, 0, 1), (2, 1, 3, 0))

@@ -9,15 +9,15 @@ from collections.abc import Iterator
 from types import TracebackType
 from typing import Any, Self
 
-from datasets.augment import Augment
-from datasets.batch import Damages, MicroBatch, Rows
-from datasets.manifest import Manifest
-from datasets.nvjpeg import GpuDecoder
+from datasets.images.augment import Augment
+from datasets.images.nvjpeg import GpuDecoder
+from datasets.loading.batch import Damages, MicroBatch, Rows
+from datasets.loading.processes import steps_of_processes
+from datasets.loading.share import STEPS_AHEAD, Share
+from datasets.loading.views import EvalViews, Reader, TrainViews
 from datasets.order import Order, eval_batches_of_rank
-from datasets.processes import steps_of_processes
-from datasets.share import STEPS_AHEAD, Share
-from datasets.store import Store
-from datasets.views import EvalViews, Reader, TrainViews
+from datasets.shards.manifest import Manifest
+from datasets.storage.store import Store
 
 
 class _Loader:

@@ -7,8 +7,8 @@ is read by both neighbours: more bytes, the same batches. Pure.
 
 import numpy as np
 
+from datasets.loading.share import Share
 from datasets.order import Ints, Order, micro_batch_positions
-from datasets.share import Share
 
 
 def rank_positions(share: Share, step: int) -> Ints:

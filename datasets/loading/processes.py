@@ -18,10 +18,10 @@ from typing import Any
 import numpy as np
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from datasets.batch import Rows
 from datasets.errors import LoaderError
-from datasets.positions import part_places
-from datasets.views import Reader, TrainViews
+from datasets.loading.batch import Rows
+from datasets.loading.positions import part_places
+from datasets.loading.views import Reader, TrainViews
 
 FETCH_STEPS = 2  # of a process, ahead of what it decodes
 # The rows of a process' part of a step, or what ended its work.

@@ -17,11 +17,11 @@ import webdataset as wds
 from webdataset.tariterators import base_plus_ext
 
 from datasets.errors import DataError, ShardError
-from datasets.manifest import Manifest
 from datasets.order import Order, Window
-from datasets.store import Store
-from datasets.tar import BLOCK_BYTES, members
-from datasets.transfer import buffer
+from datasets.shards.manifest import Manifest
+from datasets.shards.tar import BLOCK_BYTES, members
+from datasets.storage.store import Store
+from datasets.storage.transfer import buffer
 
 REQUEST_BYTES = 8 * 2**20  # of one range request
 GROUP = 8  # samples handed to a decoding thread at once

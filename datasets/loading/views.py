@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from datasets.augment import (
+from datasets.errors import DataError
+from datasets.images.augment import (
     Augment,
     center_box,
     colour_of,
@@ -24,18 +25,14 @@ from datasets.augment import (
     resize_into,
     views_of,
 )
-from datasets.batch import Rows, empty_rows
-from datasets.decode import decode_crop, decode_image, find_image
-from datasets.errors import DataError
-from datasets.manifest import Manifest
-from datasets.nvjpeg import GpuDecoder
-from datasets.order import Order, Window
-from datasets.positions import part_places, rank_positions
-from datasets.randaugment import rand_augment
-from datasets.region import Box
-from datasets.share import Share
-from datasets.store import Store
-from datasets.stream import (
+from datasets.images.decode import decode_crop, decode_image, find_image
+from datasets.images.nvjpeg import GpuDecoder
+from datasets.images.randaugment import rand_augment
+from datasets.images.region import Box
+from datasets.loading.batch import Rows, empty_rows
+from datasets.loading.positions import part_places, rank_positions
+from datasets.loading.share import Share
+from datasets.loading.stream import (
     Runs,
     Sample,
     Ticket,
@@ -45,6 +42,9 @@ from datasets.stream import (
     stream,
     train_tickets,
 )
+from datasets.order import Order, Window
+from datasets.shards.manifest import Manifest
+from datasets.storage.store import Store
 
 FETCHES = 4  # runs fetched at once, of one process
 # (sample, its image's bytes, its name for errors, the rows and the one of them to fill)

@@ -10,13 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from datasets.augment import center_box
-from datasets.decode import decode_image, find_image
 from datasets.errors import DataError
-from datasets.manifest import Manifest
+from datasets.images.augment import center_box
+from datasets.images.decode import decode_image, find_image
+from datasets.loading.stream import Sample, fetch_window, split_samples
 from datasets.order import Window, random_words
-from datasets.store import Store
-from datasets.stream import Sample, fetch_window, split_samples
+from datasets.shards.manifest import Manifest
+from datasets.storage.store import Store
 
 _CHOICE = 18  # the Philox stream of an inspection's choice
 TILE = 96

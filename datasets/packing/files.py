@@ -9,11 +9,11 @@ from pathlib import Path
 
 import numpy as np
 
-from datasets.decode import IMAGE_EXTENSIONS
 from datasets.errors import DataError
+from datasets.images.decode import IMAGE_EXTENSIONS
+from datasets.loading.stream import Sample
 from datasets.order import random_words
-from datasets.pack import ShardPlan
-from datasets.stream import Sample
+from datasets.packing.pack import ShardPlan
 
 TAR_OVERHEAD_BYTES = 2560  # two headers, a label's block and half a block of padding twice
 _SHUFFLE = 17  # the Philox stream of the packing order

@@ -13,9 +13,10 @@ from dataclasses import dataclass
 import numpy as np
 from braceexpand import braceexpand
 
-from datasets.decode import IMAGE_EXTENSIONS
 from datasets.errors import DataError, LabelError
-from datasets.labels import (
+from datasets.images.decode import IMAGE_EXTENSIONS
+from datasets.loading.stream import split_name
+from datasets.shards.labels import (
     DEFAULT_RULE,
     LABEL_EXTENSIONS,
     MAX_LABEL_BYTES,
@@ -24,10 +25,9 @@ from datasets.labels import (
     label_extension,
     label_text,
 )
-from datasets.manifest import Manifest, Shard, is_pattern, split_folder
-from datasets.store import Entry, Store
-from datasets.stream import split_name
-from datasets.tar import BLOCK_BYTES, Member, walk
+from datasets.shards.manifest import Manifest, Shard, is_pattern, split_folder
+from datasets.shards.tar import BLOCK_BYTES, Member, walk
+from datasets.storage.store import Entry, Store
 
 NEAR_BYTES = 32 * 2**10  # members closer than this are fetched together
 FAR_BYTES = 4 * 2**10

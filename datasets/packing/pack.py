@@ -18,10 +18,10 @@ import numpy as np
 import webdataset as wds
 
 from datasets.errors import DataError
-from datasets.manifest import Manifest, Shard, save_manifest
-from datasets.store import Store
-from datasets.stream import Sample, split_samples
-from datasets.tar import BLOCK_BYTES, members
+from datasets.loading.stream import Sample, split_samples
+from datasets.shards.manifest import Manifest, Shard, save_manifest
+from datasets.shards.tar import BLOCK_BYTES, members
+from datasets.storage.store import Store
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

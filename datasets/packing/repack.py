@@ -12,13 +12,13 @@ from functools import partial
 import numpy as np
 
 from datasets.errors import DataError, LabelError
-from datasets.index import Listing, list_shards, name_classes
-from datasets.labels import class_number
-from datasets.manifest import Manifest
+from datasets.loading.stream import Sample, fetch_window, with_bytes
 from datasets.order import Window
-from datasets.pack import ShardPlan
-from datasets.store import Entry, Store
-from datasets.stream import Sample, fetch_window, with_bytes
+from datasets.packing.index import Listing, list_shards, name_classes
+from datasets.packing.pack import ShardPlan
+from datasets.shards.labels import class_number
+from datasets.shards.manifest import Manifest
+from datasets.storage.store import Entry, Store
 
 Picked = tuple[int, int, str, int]  # shard, sample, key, class
 

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 import numpy as np
 from PIL import Image
 
+from datasets.loading.stream import Sample
 from datasets.order import random_words
-from datasets.stream import Sample
 
 DIGITS_TRAIN = 1437  # of 1,797: four fifths
 _SPLIT = 16  # the Philox stream of the split, apart from the order's

@@ -22,9 +22,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from datasets.errors import DataError
-from datasets.labels import DEFAULT_RULE, class_number, label_text
-from datasets.store import Store
-from datasets.tar import BLOCK_BYTES
+from datasets.shards.labels import DEFAULT_RULE, class_number, label_text
+from datasets.shards.tar import BLOCK_BYTES
+from datasets.storage.store import Store
 
 FORMAT = 1
 INDEX_FILE = "index.json"

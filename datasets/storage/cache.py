@@ -18,7 +18,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from datasets.errors import StoreError
-from datasets.transfer import buffer
+from datasets.storage.transfer import buffer
 
 PART_BYTES = 8 * 2**20
 PAGE_BYTES = 128 * 2**10

@@ -4,9 +4,9 @@ from threading import Lock
 from typing import Any
 from urllib.parse import urlsplit
 
-from datasets import transfer
 from datasets.errors import DataError, StoreBusyError, StoreError
-from datasets.transfer import Answer, Entry, changed_object, receive
+from datasets.storage import transfer
+from datasets.storage.transfer import Answer, Entry, changed_object, receive
 
 ATTEMPTS = 5  # of one request
 REPEATED = (429, 500, 502, 503, 504)

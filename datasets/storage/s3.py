@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from threading import Lock
 from typing import Any, TypeVar
 
-from datasets import transfer
 from datasets.errors import DataError, StoreBusyError, StoreError
-from datasets.transfer import Answer, Entry, changed_object, receive
+from datasets.storage import transfer
+from datasets.storage.transfer import Answer, Entry, changed_object, receive
 
 ATTEMPTS = 5  # of one request
 

@@ -3,12 +3,12 @@
 Every call is bounded: 5 s to connect, 30 s of silence, a handful of attempts. http(s) is read only.
 """
 
-from datasets.cache import DiskCache
-from datasets.disk import disk_path, files_below, on_disk, read_part, write_whole
 from datasets.errors import DataError, StoreError
-from datasets.http import Http, shown
-from datasets.s3 import S3, StoreConfig
-from datasets.transfer import Entry, buffer, short_object
+from datasets.storage.cache import DiskCache
+from datasets.storage.disk import disk_path, files_below, on_disk, read_part, write_whole
+from datasets.storage.http import Http, shown
+from datasets.storage.s3 import S3, StoreConfig
+from datasets.storage.transfer import Entry, buffer, short_object
 
 __all__ = ["Entry", "Store", "StoreConfig"]
 

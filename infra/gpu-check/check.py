@@ -47,7 +47,7 @@ def peak_gib():
 
 
 def micro_batches(count, size, pixels, device):
-    from datasets.batch import MicroBatch
+    from datasets.loading.batch import MicroBatch
 
     made = []
     for index in range(count):
@@ -325,11 +325,11 @@ def syncs(tiny):
 
 def data(tiny):
     """Images per second of the training loader, by threads and by processes, from file:// shards."""
-    from datasets.augment import Augment
-    from datasets.loader import TrainLoader
+    from datasets.images.augment import Augment
+    from datasets.loading.loader import TrainLoader
     from datasets.order import Order
-    from datasets.pack import pack
-    from datasets.store import Store
+    from datasets.packing.pack import pack
+    from datasets.storage.store import Store
 
     try:
         from tests.bench.images import make_images
@@ -378,8 +378,8 @@ def data(tiny):
 
 def copies(tiny):
     """Batches reach the device intact while pinned rows are made and dropped as fast as can be."""
-    from datasets.batch import empty_rows
-    from datasets.device import on_device
+    from datasets.loading.batch import empty_rows
+    from datasets.loading.device import on_device
 
     bad, sums = 0, []
     for number in range(4 if tiny else 300):

@@ -8,12 +8,12 @@ from rich.console import Console
 from rich.table import Table
 
 from inception.errors import unknown_name
-from orchestration.connect import on_cluster
-from orchestration.data_verbs import AsJson, Endpoint, progress_bar, quiet, using_store
+from orchestration.cli.data import AsJson, Endpoint, progress_bar, quiet, using_store
+from orchestration.cli.tables import kept_for_json, print_json, print_panel, say
+from orchestration.cluster.connect import on_cluster
 from orchestration.errors import JobError
-from orchestration.load import override
-from orchestration.rules import choose
-from orchestration.tables import kept_for_json, print_json, print_panel, say
+from orchestration.job.load import override
+from orchestration.job.rules import choose
 
 console = Console(highlight=False)
 CROPS = (1, 12, 144)
@@ -53,12 +53,12 @@ def evaluate(
     choose("--weights", weights, ("raw", "average", "both"))
     entries = _read_blacklist(blacklist) if blacklist is not None else []
     with kept_for_json(as_json), using_store(endpoint_url) as store:
-        from orchestration.trained import load_trained
+        from orchestration.evaluation.trained import load_trained
 
         found = [load_trained(store, url) for url in urls]
         job = override(found[0].job, overrides)
         with on_cluster(job, quiet) as stack, progress_bar() as bar:
-            from orchestration.evaluate_run import evaluate_run
+            from orchestration.evaluation.evaluate_run import evaluate_run
 
             task = bar.add_task("chunks scored", total=None)
             result = evaluate_run(
@@ -102,7 +102,7 @@ def predict(
     as_json: AsJson = False,
 ) -> None:
     """Say what is on images: the likeliest classes of each."""
-    from orchestration.trained import WEIGHTS, load_trained, look_at
+    from orchestration.evaluation.trained import WEIGHTS, load_trained, look_at
 
     _check_crops(crops)
     if weights is not None:
@@ -136,8 +136,8 @@ def export(
     as_json: AsJson = False,
 ) -> None:
     """Write a checkpoint's network as safetensors, torch.export (.pt2) or ONNX."""
-    from orchestration.export import FORMATS, write
-    from orchestration.trained import WEIGHTS, load_trained
+    from orchestration.evaluation.export import FORMATS, write
+    from orchestration.evaluation.trained import WEIGHTS, load_trained
 
     if to.suffix not in FORMATS:
         raise JobError(

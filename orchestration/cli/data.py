@@ -11,15 +11,15 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from orchestration.cli.tables import print_json, print_panel
 from orchestration.errors import JobError
-from orchestration.job_places import LOCAL
-from orchestration.rules import without_secrets
-from orchestration.tables import print_json, print_panel
+from orchestration.job.cluster import LOCAL
+from orchestration.job.rules import without_secrets
 
 if TYPE_CHECKING:
-    from datasets.store import Store
-    from orchestration.local import Say
-    from orchestration.stack import Stack
+    from datasets.storage.store import Store
+    from orchestration.stack.local import Say
+    from orchestration.stack.state import Stack
 
 console = Console(highlight=False)
 
@@ -42,8 +42,8 @@ def verify(
     as_json: AsJson = False,
 ) -> None:  # fmt: skip
     """Read everything and report each damaged shard and sample; exit code 2 if there is one."""
-    from datasets import audit
-    from datasets.manifest import load_manifest
+    from datasets.packing import audit
+    from datasets.shards.manifest import load_manifest
 
     store = open_store(endpoint_url)
     manifest = load_manifest(store, checked_url(url))
@@ -75,8 +75,8 @@ def inspect(
     as_json: AsJson = False,
 ) -> None:
     """Say what a split holds, and draw a contact sheet of it."""
-    from datasets import audit
-    from datasets.manifest import load_manifest
+    from datasets.packing import audit
+    from datasets.shards.manifest import load_manifest
 
     store = open_store(endpoint_url)
     contents = audit.inspect(store, load_manifest(store, checked_url(url)), look_at=look_at)
@@ -112,9 +112,9 @@ def inspect(
 
 def open_store(endpoint_url: str | None) -> "Store":
     """The store of an --endpoint-url; credentials come from the environment."""
-    from datasets.store import Store, StoreConfig
-    from orchestration.services import REGION, s3_environment
-    from orchestration.stack import load_stack, stack_folder
+    from datasets.storage.store import Store, StoreConfig
+    from orchestration.stack.services import REGION, s3_environment
+    from orchestration.stack.state import load_stack, stack_folder
 
     if endpoint_url != "local":
         return Store(StoreConfig(endpoint_url=endpoint_url))
@@ -146,8 +146,8 @@ def embedded(parts: frozenset[str], tell: "Say" = quiet) -> Iterator["Stack | No
     if not parts:
         yield None
         return
-    from orchestration.local import using
-    from orchestration.stack import stack_folder
+    from orchestration.stack.local import using
+    from orchestration.stack.state import stack_folder
 
     with using(stack_folder(), parts, num_cpus=1, say=tell) as stack:
         yield stack

@@ -9,8 +9,8 @@ from rich.table import Table
 
 from inception.cost import count_cost
 from inception.family import MODEL_NAMES, build_architecture
-from orchestration.load import load_options
-from orchestration.tables import print_json
+from orchestration.cli.tables import print_json
+from orchestration.job.load import load_options
 
 console = Console(highlight=False)
 

@@ -13,8 +13,8 @@ from rich.progress import Progress as Bars
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 
-from orchestration.moment import Progress, clock, describe, parse_line, to_line
-from orchestration.plan import Plan
+from orchestration.job.plan import Plan
+from orchestration.run.progress import Progress, clock, describe, parse_line, to_line
 
 POLL_S = 0.5
 LINE_EVERY_S = 5.0  # where there is no terminal to redraw

@@ -9,16 +9,16 @@ from typing import Annotated, Any
 import typer
 import yaml
 
-from orchestration.compose import compose
-from orchestration.data_verbs import AsJson
+from orchestration.cli.data import AsJson
+from orchestration.cli.tables import say
 from orchestration.errors import JobError
-from orchestration.job import Job
-from orchestration.kuberay import config_map, ray_job
-from orchestration.load import load_job, to_yaml
-from orchestration.nodes import CLOUDS
-from orchestration.ray_up import PROVIDERS, cluster_yaml
-from orchestration.rules import choose
-from orchestration.tables import say
+from orchestration.job.job import Job
+from orchestration.job.load import load_job, to_yaml
+from orchestration.job.rules import choose
+from orchestration.manifests.compose import compose
+from orchestration.manifests.kuberay import config_map, ray_job
+from orchestration.manifests.nodes import CLOUDS
+from orchestration.manifests.ray_up import PROVIDERS, cluster_yaml
 
 # The options of each target besides --image; those of another one are refused.
 OPTIONS = {

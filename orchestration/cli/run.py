@@ -12,22 +12,22 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from orchestration.connect import on_cluster
-from orchestration.data_verbs import AsJson, Endpoint, using_store
+from orchestration.cli.data import AsJson, Endpoint, using_store
+from orchestration.cli.submissions import send_on, send_sweep
+from orchestration.cli.tables import kept_for_json, own_name, print_json, print_outcome, say
+from orchestration.cluster.connect import on_cluster
+from orchestration.driver.sweep import Trial, cells, digest, expand, summarize, to_markdown
 from orchestration.errors import TOLD_IN_ONE_LINE, JobError, ServiceError, TrainingError
-from orchestration.job import Job
-from orchestration.job_places import LOCAL, is_remote
-from orchestration.load import from_dict, load_job, override
-from orchestration.phases import Phases
-from orchestration.submit_verbs import send_on, send_sweep
-from orchestration.sweep import Trial, cells, digest, expand, summarize, to_markdown
-from orchestration.tables import kept_for_json, own_name, print_json, print_outcome, say
+from orchestration.job.cluster import LOCAL, is_remote
+from orchestration.job.job import Job
+from orchestration.job.load import from_dict, load_job, override
+from orchestration.run.phases import Phases
 
 if TYPE_CHECKING:
-    from orchestration.checkpoint import TrainState
-    from orchestration.local import Say
-    from orchestration.run_record import Earlier
-    from orchestration.stack import Stack
+    from orchestration.run.checkpoint import TrainState
+    from orchestration.run.record import Earlier
+    from orchestration.stack.local import Say
+    from orchestration.stack.state import Stack
 
 console = Console(highlight=False)
 MAX_NOTE = 5000  # letters of a description; MLflow takes 8,000
@@ -78,7 +78,7 @@ def resume(
     as_json: AsJson = False,
 ) -> None:
     """Go on with a run that ended before its end: same samples, same MLflow run, any cluster."""
-    from orchestration.run_record import find_earlier, load_record
+    from orchestration.run.record import find_earlier, load_record
 
     began = time.monotonic()
     url = url.rstrip("/")
@@ -103,8 +103,8 @@ def fork(
     as_json: AsJson = False,
 ) -> None:
     """Begin a new run from a checkpoint of another one: its state, its place in the data."""
-    from orchestration.run_record import check_forked
-    from orchestration.trained import find_checkpoint
+    from orchestration.evaluation.trained import find_checkpoint
+    from orchestration.run.record import check_forked
 
     began = time.monotonic()
     if address is not None:
@@ -171,9 +171,10 @@ def _sweep(
     trials: list[Trial], stack: "Stack | None", tell: "Say", screen: Console, limit: int
 ) -> tuple[dict[str, float], str]:
     """Runs what has not run yet; -> (top-1 by trial, where the parent is seen)."""
-    from orchestration.driver import drive
-    from orchestration.introduce import tracking_uri
-    from orchestration.render import show_progress
+    from orchestration.cli.panel import show_progress
+    from orchestration.cluster.prestart import start_early
+    from orchestration.driver.driver import drive
+    from orchestration.driver.run_start import tracking_uri
     from orchestration.tracking.runs import (
         NOTE_TAG,
         close_run,
@@ -181,7 +182,6 @@ def _sweep(
         log_text,
         open_parent,
     )
-    from orchestration.warm import start_early
 
     job = trials[0].job
     names = list(dict.fromkeys(trial.job.name for trial in trials))
@@ -192,7 +192,7 @@ def _sweep(
     top1 = finished_children(parent)
     one_by_one, has_run = trials, False
     if limit > 1:
-        from orchestration.sweep_submissions import run_some_at_once
+        from orchestration.driver.sweep_submissions import run_some_at_once
 
         top1 = run_some_at_once(trials, parent, top1, limit=limit, tell=tell)
         one_by_one = []
@@ -244,9 +244,9 @@ def _train(
     phases.end("command")
     tell, screen = _voices(as_json)
     with kept_for_json(as_json), on_cluster(job, tell, phases, is_training=True) as stack:
-        from orchestration.driver import drive
-        from orchestration.introduce import tracking_uri
-        from orchestration.render import show_progress
+        from orchestration.cli.panel import show_progress
+        from orchestration.driver.driver import drive
+        from orchestration.driver.run_start import tracking_uri
         from orchestration.tracking.run_ref import RunRef
 
         parent = None

@@ -1,4 +1,4 @@
-"""The verbs that look at runs in MLflow: ui, runs, compare."""
+"""The verbs for runs in MLflow: ui, runs, compare, and sync, which sends what MLflow missed."""
 
 import contextlib
 import datetime
@@ -16,16 +16,17 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from orchestration.data_verbs import AsJson, embedded, quiet
+from orchestration.cli.data import AsJson, Endpoint, embedded, quiet, using_store
+from orchestration.cli.tables import kept_for_json, print_json, say
 from orchestration.errors import JobError
-from orchestration.job_places import LOCAL, is_remote
-from orchestration.moment import clock
-from orchestration.rules import choose, without_secrets
-from orchestration.tables import print_json, say
+from orchestration.job.cluster import LOCAL, is_remote
+from orchestration.job.load import from_dict
+from orchestration.job.rules import choose, without_secrets
+from orchestration.run.progress import clock
 
 if TYPE_CHECKING:
-    from orchestration.local import Say
-    from orchestration.stack import Stack
+    from orchestration.stack.local import Say
+    from orchestration.stack.state import Stack
     from orchestration.tracking.table import Comparison, RunRow
 
 console = Console(highlight=False)
@@ -244,3 +245,27 @@ def _plain(row: "RunRow") -> dict[str, Any]:
 
 def _finite(value: float | None) -> float | None:
     return value if value is not None and math.isfinite(value) else None
+
+
+def sync(
+    url: Annotated[str, typer.Argument(metavar="RUN", help="URL of the run's folder in storage.")],
+    endpoint_url: Endpoint = None,
+    as_json: AsJson = False,
+) -> None:
+    """Send MLflow what it did not take while it was away: points, files, the run's end."""
+    from orchestration.run.record import load_record
+
+    url = url.rstrip("/")
+    with kept_for_json(as_json), using_store(endpoint_url) as store:
+        from orchestration.driver.run_end import sync_run
+        from orchestration.driver.run_start import run_of
+
+        record = load_record(store, url)
+        job = from_dict(record.job)
+        with embedded(job.uses() - {"ray"}) as stack:
+            sent = sync_run(job, store, run_of(record, job, stack), url)
+    if as_json:
+        print_json(sent)
+        return
+    ended = f", and that it has {str(sent['ended']).lower()}" if sent["ended"] else ""
+    say(f"sent {sent['points']:,} points and {sent['files']} files of {record.name}{ended}")

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from orchestration.data_verbs import (
+from orchestration.cli.data import (
     DEFAULT_THREADS,
     SCHEMES,
     AsJson,
@@ -17,12 +17,12 @@ from orchestration.data_verbs import (
     open_store,
     progress_bar,
 )
+from orchestration.cli.tables import print_json, print_panel
 from orchestration.errors import JobError
-from orchestration.rules import without_secrets
-from orchestration.tables import print_json, print_panel
+from orchestration.job.rules import without_secrets
 
 if TYPE_CHECKING:
-    from datasets.manifest import Manifest
+    from datasets.shards.manifest import Manifest
 
 errors = Console(stderr=True, highlight=False)
 
@@ -47,10 +47,10 @@ def pack(
     as_json: AsJson = False,
 ) -> None:
     """Pack images or tars into shards with an index; a killed pack goes on where it was."""
-    from datasets.files import list_images, plan_shards
-    from datasets.index import find_shards
-    from datasets.pack import pack_shards
-    from datasets.repack import plan_repack
+    from datasets.packing.files import list_images, plan_shards
+    from datasets.packing.index import find_shards
+    from datasets.packing.pack import pack_shards
+    from datasets.packing.repack import plan_repack
 
     url = checked_url(destination)
     store = open_store(endpoint_url)
@@ -101,8 +101,8 @@ def index(
     as_json: AsJson = False,
 ) -> None:
     """Index tar shards that somebody else wrote, by their headers alone."""
-    from datasets.index import find_shards, index_shards
-    from datasets.manifest import save_manifest
+    from datasets.packing.index import find_shards, index_shards
+    from datasets.shards.manifest import save_manifest
 
     if len(urls) > 1:
         raise JobError(

@@ -11,16 +11,16 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from orchestration.data_verbs import AsJson, quiet
+from orchestration.cli.data import AsJson, quiet
+from orchestration.cli.tables import kept_for_json, print_json, print_panel, say
+from orchestration.cluster.versions import ON_CLUSTER, VERSIONS
+from orchestration.driver.sweep import Trial
 from orchestration.errors import JobError, exit_code_of
-from orchestration.job_places import is_remote
-from orchestration.load import load_job
-from orchestration.sweep import Trial
-from orchestration.tables import kept_for_json, print_json, print_panel, say
-from orchestration.versions import ON_CLUSTER, VERSIONS
+from orchestration.job.cluster import is_remote
+from orchestration.job.load import load_job
 
 if TYPE_CHECKING:
-    from orchestration.submit import Cluster
+    from orchestration.cluster.jobs_api import Cluster
 
 console = Console(highlight=False)
 DRAIN_LIMIT_S = 60.0
@@ -91,7 +91,7 @@ def send_sweep(
     as_json: bool,
 ) -> None:
     """Has a cluster drive a sweep: the jobs travel, and are spread over grid and seeds there."""
-    from orchestration.parcel import JOB_FILE
+    from orchestration.cluster.working_dir import JOB_FILE
 
     job = trials[0].job
     cluster = _cluster(job.cluster.address)
@@ -122,21 +122,21 @@ def preflight(
     GPU types and room, data and secrets on every node, storage, MLflow, versions. Exit code 3 (or
     2) where it could not.
     """
-    from orchestration.connect import on_cluster
+    from orchestration.cluster.connect import on_cluster
 
     job = load_job(file, overrides or [])
     if is_remote(job.cluster.address):
         cluster = _cluster(job.cluster.address)
-        from orchestration.parcel import JOB_FILE
+        from orchestration.cluster.working_dir import JOB_FILE
 
         asked = ("preflight", JOB_FILE, ON_CLUSTER)
         said = cluster.ask(asked, job=job, limit_s=PREFLIGHT_LIMIT_S)
     else:
         with kept_for_json(as_json), on_cluster(job, quiet) as stack:
-            from datasets.store import Store
-            from orchestration.introduce import tracking_uri
-            from orchestration.preflight import look_before
-            from orchestration.storage import build_store_config
+            from datasets.storage.store import Store
+            from orchestration.cluster.preflight import look_before
+            from orchestration.driver.run_start import tracking_uri
+            from orchestration.run.storage import build_store_config
 
             config = build_store_config(job, stack)
             checks, notes = look_before(job, Store(config), config, tracking_uri(job, stack))
@@ -168,7 +168,7 @@ def preflight(
 
 def status(submission: Name, address: Address = None, as_json: AsJson = False) -> None:
     """Say how a submission fares."""
-    from orchestration.submit import describe
+    from orchestration.cluster.jobs_api import describe
 
     found = _cluster(address).find(submission)
     if as_json:
@@ -223,9 +223,9 @@ def drain(
 ) -> None:
     """Announce that a node will be taken away: runs on it save, leave and go on elsewhere."""
     if address == "auto":
-        from orchestration.connect import joined
-        from orchestration.drain import drain as drain_node
-        from orchestration.drain import wait_until_left
+        from orchestration.cluster.connect import joined
+        from orchestration.cluster.drain import drain as drain_node
+        from orchestration.cluster.drain import wait_until_left
 
         with joined("auto"):
             said = asdict(drain_node(node, notice))
@@ -242,7 +242,7 @@ def drain(
 
 def list_submissions(address: Address = None, as_json: AsJson = False) -> None:
     """List the submissions of a cluster, the newest first."""
-    from orchestration.submit import describe
+    from orchestration.cluster.jobs_api import describe
 
     found = _cluster(address).jobs()
     if as_json:
@@ -256,7 +256,7 @@ def list_submissions(address: Address = None, as_json: AsJson = False) -> None:
 
 def _follow(cluster: "Cluster", submission: str) -> None:
     """Ends as the submission does, with its exit code."""
-    from orchestration.render import Panel
+    from orchestration.cli.panel import Panel
 
     with Panel(console, submission) as panel:
         for line in cluster.follow(submission):
@@ -267,8 +267,8 @@ def _follow(cluster: "Cluster", submission: str) -> None:
 def _cluster(address: str | None) -> "Cluster":
     """The cluster of an --address. Its token, if it is the stack's, goes to the environment first:
     Ray reads it when it is imported."""
-    from orchestration.services import ray_environment
-    from orchestration.stack import load_stack, stack_folder
+    from orchestration.stack.services import ray_environment
+    from orchestration.stack.state import load_stack, stack_folder
 
     address = address or os.environ.get("RAY_API_SERVER_ADDRESS")
     stack = load_stack(stack_folder())
@@ -280,6 +280,6 @@ def _cluster(address: str | None) -> "Cluster":
             f"--address: got {address or 'nothing'}; the URL of a cluster's dashboard, such as "
             "http://head:8265. Write it, or set RAY_API_SERVER_ADDRESS."
         )
-    from orchestration.submit import Cluster
+    from orchestration.cluster.jobs_api import Cluster
 
     return Cluster(address)

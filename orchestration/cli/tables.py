@@ -10,12 +10,12 @@ from rich.console import Console
 from rich.panel import Panel
 from rich.table import Table
 
-from orchestration.job import Job
-from orchestration.job_places import LOCAL
+from orchestration.job.cluster import LOCAL
+from orchestration.job.job import Job
 
 if TYPE_CHECKING:
-    from orchestration.driver import Outcome
-    from orchestration.plan import Plan
+    from orchestration.driver.driver import Outcome
+    from orchestration.job.plan import Plan
 
 
 def print_plan(console: Console, job: Job, plan: "Plan") -> None:
@@ -30,7 +30,7 @@ def print_plan(console: Console, job: Job, plan: "Plan") -> None:
 
 def plan_rows(job: Job, plan: "Plan") -> dict[str, str]:
     """The plan in words."""
-    from orchestration.plan import learning_rate_at  # numpy
+    from orchestration.job.plan import learning_rate_at  # numpy
 
     accelerator = job.cluster.accelerator
     device = f"{accelerator.type} GPUs" if accelerator.is_gpu else "CPU ranks"

@@ -5,10 +5,10 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from orchestration.accelerators import Accelerator
 from orchestration.errors import ServiceError
-from orchestration.job import Job
-from orchestration.job_places import LOCAL, Cluster
+from orchestration.job.accelerators import Accelerator
+from orchestration.job.cluster import LOCAL, Cluster
+from orchestration.job.job import Job
 
 SPOT = {"ray.io/market-type": "spot"}  # the label that Ray's own autoscalers give
 FIRST_PAUSE_S, PAUSE_S = 0.25, 2.0

@@ -6,8 +6,8 @@ import subprocess
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from orchestration.job_places import SECRET_NAME
-from orchestration.stack import ROOT
+from orchestration.job.cluster import SECRET_NAME
+from orchestration.stack.state import ROOT
 
 CHECKOUT_FILE = "submitted-checkout.json"  # in what travels to a cluster, which has no git
 MAX_DIFF_BYTES = 500_000

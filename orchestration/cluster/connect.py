@@ -10,13 +10,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 from orchestration.errors import JobError, ServiceError
-from orchestration.job import Job
-from orchestration.job_places import LOCAL, is_remote
-from orchestration.phases import Phases
+from orchestration.job.cluster import LOCAL, is_remote
+from orchestration.job.job import Job
+from orchestration.run.phases import Phases
 
 if TYPE_CHECKING:
-    from orchestration.local import Say
-    from orchestration.stack import Stack
+    from orchestration.stack.local import Say
+    from orchestration.stack.state import Stack
 
 
 @contextlib.contextmanager
@@ -28,8 +28,8 @@ def on_cluster(
 
     Raises JobError for a cluster elsewhere, ServiceError where one does not start or answer.
     """
-    from orchestration.local import using
-    from orchestration.stack import stack_folder
+    from orchestration.stack.local import using
+    from orchestration.stack.state import stack_folder
 
     if is_remote(job.cluster.address):
         raise JobError(
@@ -46,7 +46,7 @@ def on_cluster(
             num_cpus = max(os.cpu_count() or 1, cluster.accelerator.count * cluster.cpus_per_worker)
             tell(f"starting {', '.join(sorted(job.uses()))} (data in {folder})")
             # Beside the services' start, not before it: Ray takes its token at its import.
-            load = partial(import_module, "orchestration.driver")
+            load = partial(import_module, "orchestration.driver.driver")
             up = using(folder, job.uses(), num_cpus=num_cpus, say=tell, meanwhile=load)
             stack = held.enter_context(up)
             phases.end("stack")
@@ -55,10 +55,10 @@ def on_cluster(
         phases.end("ray")
         kept = stack if stack is not None and stack.kept and job.cluster.address == LOCAL else None
         if is_training:
-            from orchestration.warm import fill_pool, start_early
+            from orchestration.cluster.prestart import fill_pool, start_early
 
             start_early(job, kept)
-        import_module("orchestration.driver")
+        import_module("orchestration.driver.driver")
         phases.end("imports")
         yield stack
         if is_training and kept is not None:

@@ -20,11 +20,11 @@ from urllib.parse import urlencode
 from ray.exceptions import RayError
 from ray.job_submission import JobStatus, JobSubmissionClient
 
+from orchestration.cluster.versions import ON_CLUSTER
+from orchestration.cluster.working_dir import JOB_FILE, runtime_env, staged
 from orchestration.errors import JobError, RayceptionError, ServiceError, TrainingError
-from orchestration.job import Job
-from orchestration.job_places import Environment
-from orchestration.parcel import JOB_FILE, runtime_env, staged
-from orchestration.versions import ON_CLUSTER
+from orchestration.job.cluster import Environment
+from orchestration.job.job import Job
 
 PROGRAM = ("python", "-m", "orchestration.cli")
 STOP_LIMIT_S = 120.0

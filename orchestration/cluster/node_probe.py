@@ -14,12 +14,12 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from datasets.errors import DataError
-from datasets.manifest import index_url, load_manifest
-from datasets.store import Store, StoreConfig
+from datasets.shards.manifest import index_url, load_manifest
+from datasets.storage.store import Store, StoreConfig
+from orchestration.cluster.versions import differing, versions
 from orchestration.errors import TOLD_IN_ONE_LINE
-from orchestration.job import Job
-from orchestration.nodes import HEALTH_CHECKS
-from orchestration.versions import differing, versions
+from orchestration.job.job import Job
+from orchestration.manifests.nodes import HEALTH_CHECKS
 
 # A busy node sets up its runtime environment and starts a process first: 15 s were not enough for
 # two submissions at once on four machines with two cores.

@@ -11,13 +11,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from datasets.manifest import Manifest, index_url, load_manifest
-from datasets.store import Store, StoreConfig
+from datasets.shards.manifest import Manifest, index_url, load_manifest
+from datasets.storage.store import Store, StoreConfig
+from orchestration.cluster.versions import VERSIONS
 from orchestration.errors import TOLD_IN_ONE_LINE, JobError, ServiceError
-from orchestration.job import Job
-from orchestration.local import Say
-from orchestration.stack import ROOT
-from orchestration.versions import VERSIONS
+from orchestration.job.job import Job
+from orchestration.stack.local import Say
+from orchestration.stack.state import ROOT
 
 PACKAGES = ("orchestration", "inception", "datasets")
 SAMPLES_PER_SHARD = 128  # of a packed `data.source`
@@ -43,8 +43,8 @@ def prepare_data(job: Job, store: Store, say: Say) -> tuple[Manifest, Manifest]:
     for split in ("train", "val"):
         url = getattr(job.data, split)
         if job.data.source and not store.exists(index_url(url)):
-            from datasets.pack import pack  # webdataset imports torch
-            from datasets.sources import digits
+            from datasets.packing.pack import pack  # webdataset imports torch
+            from datasets.packing.sources import digits
 
             samples, classes = digits(split, seed=0)
             manifest = pack(
@@ -99,14 +99,14 @@ def look_before(
     """
     import ray
 
-    from orchestration.probe import (
+    from orchestration.cluster.capacity import choose, look
+    from orchestration.cluster.node_probe import (
         Questions,
         ask_nodes,
         differences,
         slow_to_notice,
         splits_to_ask,
     )
-    from orchestration.room import choose, look
 
     def say_room() -> str:
         room = choose(job, look())

@@ -25,11 +25,11 @@ from ray.core.generated.node_manager_pb2 import PrestartWorkersRequest
 from ray.core.generated.node_manager_pb2_grpc import NodeManagerServiceStub
 from ray.runtime_env import RuntimeEnv
 
-from orchestration.job import Job
-from orchestration.rank_imports import CPU, CPUS_VARIABLE, GPU, KIND_VARIABLE
-from orchestration.room import look, places
-from orchestration.stack import Stack
-from orchestration.worker_pool import code_now, new_pool, save_pool, take_pool
+from orchestration.cluster.capacity import look, places
+from orchestration.cluster.worker_imports import CPU, CPUS_VARIABLE, GPU, KIND_VARIABLE
+from orchestration.job.job import Job
+from orchestration.stack.state import Stack
+from orchestration.stack.worker_pool import code_now, new_pool, save_pool, take_pool
 
 logger = logging.getLogger(__name__)
 
@@ -64,7 +64,7 @@ def _environment(job: Job) -> dict[str, str]:
     if not POLL_IS_GIVEN:  # anew for each run: those of a sweep have one process
         os.environ[POLL_VARIABLE] = _poll_s(job)
     return {name: os.environ[name] for name in (*RAY_TRAIN, POLL_VARIABLE)} | {
-        WORKER_PROCESS_SETUP_HOOK_ENV_VAR: "orchestration.rank_imports.begin",
+        WORKER_PROCESS_SETUP_HOOK_ENV_VAR: "orchestration.cluster.worker_imports.begin",
         KIND_VARIABLE: GPU if job.cluster.accelerator.is_gpu else CPU,
         CPUS_VARIABLE: str(job.cluster.cpus_per_worker),
     }

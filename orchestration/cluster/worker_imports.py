@@ -26,7 +26,7 @@ def begin() -> None:
     # Before this process serves: Ray unpickles an actor's class from within that package, and where
     # a thread is still importing a package, Python does not wait before it imports a part of it.
     import_module("ray.train")
-    modules = ["torch", "orchestration.worker"]
+    modules = ["torch", "orchestration.worker.train_loop"]
     if os.environ.get(KIND_VARIABLE) == CPU:
         # The first optimizer imports it, for 1.3 s. Not where a GPU is to come: the process has
         # none yet, and CUDA keeps what it saw first.

@@ -14,14 +14,14 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from orchestration.checkout import CHECKOUT_FILE, read_checkout
+from orchestration.cluster.checkout import CHECKOUT_FILE, read_checkout
+from orchestration.cluster.versions import DASHBOARD, VERSIONS, versions
 from orchestration.errors import JobError
-from orchestration.job import Job
-from orchestration.job_places import Environment
-from orchestration.load import to_yaml
-from orchestration.rules import without_secrets
-from orchestration.stack import ROOT
-from orchestration.versions import DASHBOARD, VERSIONS, versions
+from orchestration.job.cluster import Environment
+from orchestration.job.job import Job
+from orchestration.job.load import to_yaml
+from orchestration.job.rules import without_secrets
+from orchestration.stack.state import ROOT
 
 JOB_FILE = "submitted-job.yaml"
 MAX_UPLOAD_BYTES = 50 * 2**20  # the checkout is under one; what is above is not meant

@@ -13,12 +13,12 @@ import ray
 from ray.train import TrainingFailedError
 
 from datasets.errors import StoreError
-from datasets.store import Store
+from datasets.storage.store import Store
+from orchestration.driver.retry_policy import what_died
 from orchestration.errors import TakenOver
-from orchestration.job import Job
-from orchestration.phases import PHASES, STARTUP, Phases, split
-from orchestration.supervise import what_died
-from orchestration.timeline import (
+from orchestration.job.job import Job
+from orchestration.run.phases import PHASES, STARTUP, Phases, split
+from orchestration.run.timeline import (
     TIMELINE_FILE,
     UNKNOWN,
     Attempt,

@@ -9,26 +9,26 @@ from dataclasses import replace
 import ray
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 
-from datasets.store import Store
-from orchestration.assignment import Assignment, train_loop
-from orchestration.checkpoint import (
+from datasets.storage.store import Store
+from orchestration.cluster.capacity import SPOT, Nodes, Room, look, measure, settle
+from orchestration.cluster.preflight import check_storage
+from orchestration.cluster.prestart import set_environment
+from orchestration.driver.attempt_history import Chronicle
+from orchestration.driver.controller import DriverTrainer
+from orchestration.driver.node_watcher import Lookout
+from orchestration.driver.retry_policy import train_in_rounds
+from orchestration.driver.run_start import submission_tags
+from orchestration.job.job import Job
+from orchestration.run.checkpoint import (
     Summary,
     checkpoint_name,
     checkpoint_names,
     newest_summary,
 )
-from orchestration.chronicle import Chronicle
-from orchestration.controller import DriverTrainer
-from orchestration.group import GroupConfig
-from orchestration.introduce import submission_tags
-from orchestration.job import Job
-from orchestration.local import Say
-from orchestration.lookout import Lookout
-from orchestration.preflight import check_storage
-from orchestration.room import SPOT, Nodes, Room, look, measure, settle
-from orchestration.storage import ray_path
-from orchestration.supervise import train_in_rounds
-from orchestration.warm import set_environment
+from orchestration.run.storage import ray_path
+from orchestration.stack.local import Say
+from orchestration.worker.process_group import GroupConfig
+from orchestration.worker.worker_config import Assignment, train_loop
 
 # A rank that waits this long for another one has lost it. (A dead node's ranks are known sooner:
 # Ray ends the group when its health checks fail.)

@@ -13,15 +13,15 @@ from functools import partial
 from typing import Any
 
 from datasets.errors import StoreError
-from datasets.manifest import Manifest
-from datasets.store import Store, StoreConfig
-from orchestration.assignment import Assignment
-from orchestration.checkpoint import TrainState
-from orchestration.chronicle import Chronicle
-from orchestration.claim import check_claim, make_claim, save_claim
-from orchestration.end import end_run
-from orchestration.errors import TakenOver
-from orchestration.introduce import (
+from datasets.shards.manifest import Manifest
+from datasets.storage.store import Store, StoreConfig
+from orchestration.cluster.capacity import choose, look, settle
+from orchestration.cluster.preflight import check_imports, check_init, look_before, prepare_data
+from orchestration.driver.attempt_history import Chronicle
+from orchestration.driver.attempts import train_run
+from orchestration.driver.preparation import Preparation
+from orchestration.driver.run_abort import end_run
+from orchestration.driver.run_start import (
     Start,
     begin_run,
     fresh_name,
@@ -32,24 +32,24 @@ from orchestration.introduce import (
     tags_of,
     tracking_uri,
 )
-from orchestration.job import Job
-from orchestration.job_places import LOCAL
-from orchestration.load import to_dict
-from orchestration.local import Say
-from orchestration.metrics import top1_of
-from orchestration.phases import Phases
-from orchestration.plan import Plan, make_plan
-from orchestration.preflight import check_imports, check_init, look_before, prepare_data
-from orchestration.preparation import Preparation
-from orchestration.progress import make_board
-from orchestration.room import choose, look, settle
-from orchestration.rounds import train_run
-from orchestration.run_record import RUN_FILE, Earlier, find_earlier
-from orchestration.stack import Stack
-from orchestration.storage import build_store_config, shard_shape
-from orchestration.timeline import life_tags
+from orchestration.errors import TakenOver
+from orchestration.job.cluster import LOCAL
+from orchestration.job.job import Job
+from orchestration.job.load import to_dict
+from orchestration.job.plan import Plan, make_plan
+from orchestration.run.checkpoint import TrainState
+from orchestration.run.lease import check_claim, make_claim, save_claim
+from orchestration.run.metrics import top1_of
+from orchestration.run.phases import Phases
+from orchestration.run.record import RUN_FILE, Earlier, find_earlier
+from orchestration.run.storage import build_store_config, shard_shape
+from orchestration.run.timeline import life_tags
+from orchestration.stack.local import Say
+from orchestration.stack.state import Stack
 from orchestration.tracking.run_ref import RunRef
 from orchestration.tracking.runs import child_tags, status_of
+from orchestration.worker.progress_actor import make_board
+from orchestration.worker.worker_config import Assignment
 
 Watch = Callable[[Any, Plan], Any]
 HAND_OVER_S = 60.0  # what a driver that was taken over holds is free within
@@ -151,7 +151,9 @@ def drive(
             chronicle.close()
             told |= life_tags(chronicle.attempts)
             sent = prepared.finish()
-            from orchestration.conclude import conclude_run  # torch: imported while ranks trained
+            from orchestration.driver.run_end import (
+                conclude_run,  # torch: imported while ranks trained
+            )
 
             model_uri = conclude_run(job, store, run, run_url, last, told, say, sent=sent)
     except BaseException as error:

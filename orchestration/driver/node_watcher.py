@@ -15,12 +15,12 @@ from typing import Any
 import ray
 from ray._private.state import state
 
-from orchestration.accelerators import Accelerator
+from orchestration.cluster.capacity import look, measure
+from orchestration.cluster.prestart import start_spares
 from orchestration.errors import TakenOver
-from orchestration.job import Job
-from orchestration.job_places import LOCAL
-from orchestration.room import look, measure
-from orchestration.warm import start_spares
+from orchestration.job.accelerators import Accelerator
+from orchestration.job.cluster import LOCAL
+from orchestration.job.job import Job
 
 logger = logging.getLogger(__name__)
 

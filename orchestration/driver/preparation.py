@@ -15,12 +15,12 @@ from typing import Any
 
 import ray
 
-from datasets.manifest import Manifest
-from datasets.store import Store
+from datasets.shards.manifest import Manifest
+from datasets.storage.store import Store
 from orchestration.errors import TOLD_IN_ONE_LINE
-from orchestration.job import Job
-from orchestration.moment import Progress
-from orchestration.plan import Plan
+from orchestration.job.job import Job
+from orchestration.job.plan import Plan
+from orchestration.run.progress import Progress
 from orchestration.tracking.outbox import Outbox
 from orchestration.tracking.run_ref import RunRef
 from orchestration.tracking.runs import send_file
@@ -79,7 +79,7 @@ class Preparation:
     def _work(self) -> None:
         if not self._wait_for(lambda progress: True):
             return
-        from orchestration.conclude import log_curves, send_evaluation
+        from orchestration.driver.run_end import log_curves, send_evaluation
 
         try:
             if self._samples is not None:
@@ -108,7 +108,7 @@ class Preparation:
         return progress["step"] == self._plan.total_steps and progress["is_evaluated"]
 
     def _send_samples(self, train: Manifest) -> None:
-        from orchestration.gallery import of_samples
+        from orchestration.report.run_report import of_samples
 
         picture = of_samples(self._job, self._plan, self._store, train)
         outbox = Outbox(self._store, self._run_url)

@@ -3,9 +3,9 @@
 import contextlib
 
 from datasets.errors import StoreError
-from datasets.store import Store
-from orchestration.checkpoint import checkpoint_tags
+from datasets.storage.store import Store
 from orchestration.errors import ServiceError
+from orchestration.run.checkpoint import checkpoint_tags
 from orchestration.tracking.outbox import Outbox
 from orchestration.tracking.run_ref import RunRef
 from orchestration.tracking.runs import close_run
@@ -22,7 +22,9 @@ def end_run(store: Store, run: RunRef, run_url: str, status: str, tags: dict[str
     except ServiceError:
         Outbox(store, run_url).keep_end(status, tags)
         return
-    from orchestration.conclude import log_pictures  # matplotlib: after the status, which hurries
+    from orchestration.driver.run_end import (
+        log_pictures,  # matplotlib: after the status, which hurries
+    )
 
     with contextlib.suppress(ServiceError, StoreError):
         log_pictures(store, run, run_url)

@@ -5,21 +5,20 @@ import io
 
 from PIL import Image
 
-from datasets.audit import read_sample
 from datasets.errors import StoreError
-from datasets.manifest import Manifest, load_manifest
-from datasets.store import Store
+from datasets.packing.audit import read_sample
+from datasets.shards.manifest import Manifest, load_manifest
+from datasets.storage.store import Store
 from inception.predictions import assess
-from orchestration.checkpoint import Summary, checkpoint_tags, newest_summary
+from orchestration.driver.preparation import Sent
 from orchestration.errors import ServiceError, TrainingError
-from orchestration.final_network import read_network
-from orchestration.gallery import DRAWN, of_evaluation, of_history
-from orchestration.job import Job
-from orchestration.local import Say
-from orchestration.pages import timeline_page
-from orchestration.preparation import Sent
-from orchestration.said import load_predictions
-from orchestration.timeline import load_attempts
+from orchestration.job.job import Job
+from orchestration.report.html import timeline_page
+from orchestration.report.run_report import DRAWN, of_evaluation, of_history
+from orchestration.run.checkpoint import Summary, checkpoint_tags, newest_summary
+from orchestration.run.predictions_file import load_predictions
+from orchestration.run.timeline import load_attempts
+from orchestration.stack.local import Say
 from orchestration.tracking.model import log_classifier, register_model
 from orchestration.tracking.outbox import Outbox
 from orchestration.tracking.run_ref import RunRef
@@ -34,6 +33,7 @@ from orchestration.tracking.runs import (
     tag_run,
 )
 from orchestration.tracking.writer import send_kept
+from orchestration.worker.final_network import read_network
 
 
 def conclude_run(

@@ -11,20 +11,21 @@ import shlex
 from dataclasses import dataclass
 from typing import Any
 
-from datasets.manifest import Manifest
-from datasets.store import Store
-from orchestration.checkout import Checkout, read_checkout
-from orchestration.checkpoint import TrainState, save_checkpoint
-from orchestration.claim import Claim, save_claim
+from datasets.shards.manifest import Manifest
+from datasets.storage.store import Store
+from orchestration.cluster.checkout import Checkout, read_checkout
+from orchestration.cluster.preflight import check_storage
+from orchestration.cluster.versions import DASHBOARD
 from orchestration.errors import JobError, ServiceError
-from orchestration.job import Job
-from orchestration.job_places import LOCAL
-from orchestration.load import flatten, to_dict, to_yaml
-from orchestration.local import Say
-from orchestration.plan import Plan
-from orchestration.preflight import check_storage
-from orchestration.run_record import RUN_FILE, Earlier, RunRecord, save_record
-from orchestration.stack import Stack
+from orchestration.job.cluster import LOCAL
+from orchestration.job.job import Job
+from orchestration.job.load import flatten, to_dict, to_yaml
+from orchestration.job.plan import Plan
+from orchestration.run.checkpoint import TrainState, save_checkpoint
+from orchestration.run.lease import Claim, save_claim
+from orchestration.run.record import RUN_FILE, Earlier, RunRecord, save_record
+from orchestration.stack.local import Say
+from orchestration.stack.state import Stack
 from orchestration.tracking.outbox import Outbox
 from orchestration.tracking.run_ref import RunRef
 from orchestration.tracking.runs import (
@@ -40,7 +41,6 @@ from orchestration.tracking.runs import (
     run_status,
     status_of,
 )
-from orchestration.versions import DASHBOARD
 
 logger = logging.getLogger(__name__)
 

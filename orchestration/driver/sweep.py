@@ -9,8 +9,8 @@ from pathlib import Path
 from statistics import mean, stdev
 
 from orchestration.errors import JobError
-from orchestration.job import Job
-from orchestration.load import load_job, to_yaml
+from orchestration.job.job import Job
+from orchestration.job.load import load_job, to_yaml
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -10,13 +10,13 @@ from collections.abc import Sequence
 
 import ray
 
+from orchestration.cluster.jobs_api import ENDED_WORDS, Cluster
+from orchestration.cluster.versions import ON_CLUSTER
+from orchestration.driver.sweep import Trial, digest
 from orchestration.errors import RayceptionError, ServiceError
-from orchestration.local import Say
-from orchestration.submit import ENDED_WORDS, Cluster
-from orchestration.sweep import Trial, digest
+from orchestration.stack.local import Say
 from orchestration.tracking.run_ref import RunRef
 from orchestration.tracking.runs import finished_children
-from orchestration.versions import ON_CLUSTER
 
 PAUSE_S = 2.0
 MAX_SILENT_S = 300.0  # without an answer of the Jobs API

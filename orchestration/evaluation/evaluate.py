@@ -14,16 +14,16 @@ import ray
 import torch
 from ray.exceptions import RayError, RayTaskError
 
-from datasets.augment import views_of
-from datasets.loader import EvalLoader
-from datasets.manifest import load_manifest
-from datasets.store import Store, StoreConfig
+from datasets.images.augment import views_of
+from datasets.loading.loader import EvalLoader
+from datasets.shards.manifest import load_manifest
+from datasets.storage.store import Store, StoreConfig
 from inception.precision import autocast_for, to_device_format
 from inception.predictions import Predictions, average_probabilities, gather, predict
 from orchestration.errors import TOLD_IN_ONE_LINE, JobError, ServiceError, TrainingError
-from orchestration.job import Job
-from orchestration.load import from_dict, to_dict
-from orchestration.trained import WEIGHTS, Trained, load_trained
+from orchestration.evaluation.trained import WEIGHTS, Trained, load_trained
+from orchestration.job.job import Job
+from orchestration.job.load import from_dict, to_dict
 
 CHUNK_BATCHES = 4  # of one actor's turn: short enough for an even end, long enough to read ahead
 START_LIMIT_S = 300.0

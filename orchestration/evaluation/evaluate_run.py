@@ -4,25 +4,25 @@ import json
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from datasets.manifest import load_manifest
-from datasets.store import Store
+from datasets.shards.manifest import load_manifest
+from datasets.storage.store import Store
 from inception.predictions import assess
-from orchestration.evaluation import build_request, check_members, kinds_of, score
-from orchestration.gallery import of_evaluation
-from orchestration.introduce import run_of, tracking_uri
-from orchestration.job import Job
-from orchestration.scorecard import (
+from orchestration.driver.run_start import run_of, tracking_uri
+from orchestration.evaluation.evaluate import build_request, check_members, kinds_of, score
+from orchestration.evaluation.trained import Trained
+from orchestration.job.job import Job
+from orchestration.report.run_report import of_evaluation
+from orchestration.report.scorecard import (
     class_rows,
     confused_pairs,
     figures,
     metrics_of,
     without_blacklisted,
 )
-from orchestration.stack import Stack
-from orchestration.storage import build_store_config
+from orchestration.run.storage import build_store_config
+from orchestration.stack.state import Stack
 from orchestration.tracking.run_ref import RunRef
 from orchestration.tracking.runs import close_run, log_file, log_metrics, log_text, open_run
-from orchestration.trained import Trained
 
 TOLD = 5  # classes and pairs that a result names
 Count = Callable[[int], object]

@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from inception.graph import evaluation_graph
 from inception.network import InceptionNet
 from orchestration.errors import JobError
-from orchestration.trained import METADATA, Trained, describe
+from orchestration.evaluation.trained import METADATA, Trained, describe
 
 FORMATS = (".safetensors", ".pt2", ".onnx")
 

@@ -13,22 +13,22 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from datasets.augment import fill_views, views_of
-from datasets.batch import empty_rows
-from datasets.decode import decode_image
-from datasets.store import Store
+from datasets.images.augment import fill_views, views_of
+from datasets.images.decode import decode_image
+from datasets.loading.batch import empty_rows
+from datasets.storage.store import Store
 from inception.errors import ModelError
 from inception.network import InceptionNet, build_network
 from inception.precision import autocast_for, to_device_format
 from inception.predictions import average_probabilities
-from orchestration.checkpoint import TrainState, load_checkpoint, newest_checkpoint
 from orchestration.errors import JobError
-from orchestration.job import Job
-from orchestration.load import from_dict
-from orchestration.plan import build_job_architecture
-from orchestration.run_record import RunRecord, load_record
+from orchestration.job.job import Job
+from orchestration.job.load import from_dict
+from orchestration.job.plan import build_job_architecture
+from orchestration.run.checkpoint import TrainState, load_checkpoint, newest_checkpoint
+from orchestration.run.metrics import AVERAGE, RAW
+from orchestration.run.record import RunRecord, load_record
 
-RAW, AVERAGE = "raw", "average"
 WEIGHTS = (RAW, AVERAGE)
 METADATA = "rayception"  # key of an exported file's metadata
 

@@ -3,9 +3,9 @@
 import re
 from dataclasses import dataclass, field
 
-from orchestration.accelerators import Accelerator, parse_accelerator
 from orchestration.errors import JobError
-from orchestration.rules import at_least, choose, without_secrets
+from orchestration.job.accelerators import Accelerator, parse_accelerator
+from orchestration.job.rules import at_least, choose, without_secrets
 
 LOCAL = "local"
 SECRET_NAME = re.compile(r"SECRET|PASSWORD|PASSWD|TOKEN|CREDENTIAL|ACCESS_KEY|API_KEY", re.I)

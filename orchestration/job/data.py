@@ -4,7 +4,7 @@ import re
 from dataclasses import dataclass, field
 
 from orchestration.errors import JobError
-from orchestration.rules import at_least, choose, within, without_secrets
+from orchestration.job.rules import at_least, choose, within, without_secrets
 
 SOURCES = ("digits",)
 DECODERS = ("cpu", "nvjpeg")

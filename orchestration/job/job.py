@@ -10,9 +10,9 @@ import re
 from dataclasses import dataclass, field
 
 from orchestration.errors import JobError
-from orchestration.job_data import Data
-from orchestration.job_places import LOCAL, CheckpointPolicy, Cluster, Storage, Tracking
-from orchestration.job_recipe import Loss, Model, Optim, Schedule
+from orchestration.job.cluster import LOCAL, CheckpointPolicy, Cluster, Storage, Tracking
+from orchestration.job.data import Data
+from orchestration.job.recipe import Loss, Model, Optim, Schedule
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

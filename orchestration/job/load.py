@@ -24,7 +24,7 @@ from omegaconf.errors import (
 from inception.errors import ModelError
 from inception.options import Options
 from orchestration.errors import JobError
-from orchestration.job import Job
+from orchestration.job.job import Job
 
 
 def load_job(path: str | Path, overrides: Sequence[str] = ()) -> Job:

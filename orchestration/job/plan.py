@@ -7,12 +7,12 @@ workers and the terminal read it.
 from dataclasses import dataclass
 from math import ceil
 
-from datasets.share import Share, loader_bytes
+from datasets.loading.share import Share, loader_bytes
 from inception.cost import count_cost
 from inception.family import Architecture, build_architecture
 from inception.schedule import learning_rate, scaled_rate
 from orchestration.errors import JobError
-from orchestration.job import Job
+from orchestration.job.job import Job
 
 # Forward + backward is about three forward passes; a multiply-add is two operations.
 FLOPS_PER_MULTIPLY_ADD = 2

@@ -8,7 +8,7 @@ from inception.family import MODEL_NAMES, build_architecture, stage_names
 from inception.options import Options
 from inception.recipes import LR_SCALINGS, OPTIMIZER_NAMES, PRECISIONS, SCHEDULE_NAMES
 from orchestration.errors import JobError
-from orchestration.rules import above, at_least, choose, within, without_secrets
+from orchestration.job.rules import above, at_least, choose, within, without_secrets
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

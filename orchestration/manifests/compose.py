@@ -8,10 +8,10 @@ RAY_AUTH_TOKEN, from the environment of the command.
 import json
 from typing import Any
 
-from orchestration import nodes
-from orchestration.accelerators import AMD, Accelerator
 from orchestration.errors import JobError
-from orchestration.job import Job
+from orchestration.job.accelerators import AMD, Accelerator
+from orchestration.job.job import Job
+from orchestration.manifests import nodes
 
 DASHBOARD_PORT = 8265
 GCS_PORT = 6379

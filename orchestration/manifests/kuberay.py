@@ -9,12 +9,12 @@ from collections.abc import Mapping
 from importlib.metadata import version
 from typing import Any
 
-from orchestration import nodes
-from orchestration.accelerators import Accelerator
 from orchestration.errors import JobError
-from orchestration.job import Job
-from orchestration.load import to_yaml
-from orchestration.rules import choose
+from orchestration.job.accelerators import Accelerator
+from orchestration.job.job import Job
+from orchestration.job.load import to_yaml
+from orchestration.job.rules import choose
+from orchestration.manifests import nodes
 
 JOB_FILE = "/etc/rayception/job.yaml"
 PROGRAM = ("python", "-m", "orchestration.cli")

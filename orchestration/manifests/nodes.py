@@ -4,9 +4,9 @@ Kubernetes (node labels, taints). Pure; kuberay.py, ray_up.py and compose.py ren
 The labels are the clouds' own; `--node-selector` replaces them where a cluster has others.
 """
 
-from orchestration.accelerators import AMD, Accelerator
 from orchestration.errors import JobError
-from orchestration.job import Job
+from orchestration.job.accelerators import AMD, Accelerator
+from orchestration.job.job import Job
 
 CLOUDS = ("gke", "eks", "aks", "nvidia")  # nvidia: bare labels of its GPU feature discovery
 WORKING_DIR = "/home/ray/rayception"  # where an image has the checkout (infra/Dockerfile)

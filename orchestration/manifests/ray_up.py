@@ -8,11 +8,11 @@ containers take each name of `cluster.secrets` from the environment of their mac
 
 from typing import Any, NamedTuple
 
-from orchestration import nodes
-from orchestration.accelerators import AMD, Accelerator
 from orchestration.errors import JobError
-from orchestration.job import Job
-from orchestration.rules import choose
+from orchestration.job.accelerators import AMD, Accelerator
+from orchestration.job.job import Job
+from orchestration.job.rules import choose
+from orchestration.manifests import nodes
 
 PROVIDERS = ("aws", "gcp")
 HEAD_TYPE = "head"

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from orchestration.timeline import Attempt, costs, goodput
+from orchestration.run.timeline import Attempt, costs, goodput
 
 CSS = """
 body{font:14px/1.5 system-ui,sans-serif;color:#222;margin:24px;max-width:1040px}

@@ -7,27 +7,27 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from datasets.audit import center_square, read_sample
-from datasets.device import on_device
 from datasets.errors import DataError
-from datasets.manifest import Manifest
-from datasets.store import Store
+from datasets.loading.device import on_device
+from datasets.packing.audit import center_square, read_sample
+from datasets.shards.manifest import Manifest
+from datasets.storage.store import Store
 from inception.layers import normalize
 from inception.mix import Mix, mix
 from inception.predictions import Assessment, Predictions
 from inception.step import micro_batch_key
-from orchestration.feed import Feed
-from orchestration.job import Job
-from orchestration.pages import class_page, confusion_page
-from orchestration.pictures import (
+from orchestration.job.job import Job
+from orchestration.job.plan import Plan
+from orchestration.report.html import class_page, confusion_page
+from orchestration.report.plots import (
     confusion_picture,
     image_grid,
     learning_curves,
     rate_and_norm,
     time_split,
 )
-from orchestration.plan import Plan
-from orchestration.scorecard import class_rows, files_of
+from orchestration.report.scorecard import class_rows, files_of
+from orchestration.worker.loaders import Feed
 
 MISTAKES = 48
 SAMPLES = 32

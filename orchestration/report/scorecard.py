@@ -9,7 +9,7 @@ import torch
 
 from inception.predictions import Assessment, Predictions
 from orchestration.errors import JobError
-from orchestration.trained import AVERAGE, RAW
+from orchestration.run.metrics import AVERAGE, RAW
 
 PREFIXES = {RAW: "eval", AVERAGE: "eval_ema"}
 

@@ -18,9 +18,9 @@ from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 from datasets.errors import DataError
-from datasets.store import Store
+from datasets.storage.store import Store
 from orchestration.errors import TrainingError
-from orchestration.metrics import top1_of
+from orchestration.run.metrics import top1_of
 
 logger = logging.getLogger(__name__)
 

@@ -14,7 +14,7 @@ import socket
 from dataclasses import asdict, dataclass
 
 from datasets.errors import DataError, StoreError
-from datasets.store import Store
+from datasets.storage.store import Store
 from orchestration.errors import TakenOver
 
 CLAIM_FILE = "driver.json"

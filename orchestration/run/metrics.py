@@ -2,6 +2,8 @@
 
 from collections.abc import Mapping
 
+RAW, AVERAGE = "raw", "average"  # the weights as trained, and their running average
+
 
 def top1_of(metrics: Mapping[str, float]) -> float | None:
     """Percent of the held-out split, of the averaged weights where an average is kept; None before

@@ -6,7 +6,7 @@ import pickle
 import torch
 
 from datasets.errors import DataError
-from datasets.store import Store
+from datasets.storage.store import Store
 from inception.predictions import Predictions
 from orchestration.errors import TrainingError
 

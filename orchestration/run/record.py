@@ -8,10 +8,10 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from datasets.errors import DataError
-from datasets.store import Store
+from datasets.storage.store import Store
 from orchestration.errors import JobError
-from orchestration.job import Job
-from orchestration.load import flatten, from_dict, to_dict
+from orchestration.job.job import Job
+from orchestration.job.load import flatten, from_dict, to_dict
 
 FORMAT = 1
 RUN_FILE = "run.json"

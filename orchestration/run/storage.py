@@ -3,14 +3,14 @@
 import os
 from urllib.parse import unquote, urlencode, urlsplit
 
-from datasets.manifest import Manifest, load_manifest
-from datasets.store import Store, StoreConfig
+from datasets.shards.manifest import Manifest, load_manifest
+from datasets.storage.store import Store, StoreConfig
 from orchestration.errors import JobError
-from orchestration.job import Job
-from orchestration.job_places import LOCAL
-from orchestration.plan import ShardShape
-from orchestration.services import REGION, s3_environment
-from orchestration.stack import Stack, load_stack, stack_folder
+from orchestration.job.cluster import LOCAL
+from orchestration.job.job import Job
+from orchestration.job.plan import ShardShape
+from orchestration.stack.services import REGION, s3_environment
+from orchestration.stack.state import Stack, load_stack, stack_folder
 
 
 def build_store_config(job: Job, stack: Stack | None) -> StoreConfig:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 
 from datasets.errors import DataError
-from datasets.store import Store
+from datasets.storage.store import Store
 
 TIMELINE_FILE = "timeline.json"
 ATTEMPTS_TAG = "rayception.attempts"

@@ -21,11 +21,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import IO
 
-from orchestration import services
 from orchestration.errors import ServiceError
-from orchestration.processes import MARKER, Who, end_processes, find_process, identify
-from orchestration.services import Command, free_ports, is_port_free
-from orchestration.stack import PARTS, ROOT, Stack, load_stack, new_stack, save_stack
+from orchestration.stack import services
+from orchestration.stack.processes import MARKER, Who, end_processes, find_process, identify
+from orchestration.stack.services import Command, free_ports, is_port_free
+from orchestration.stack.state import PARTS, ROOT, Stack, load_stack, new_stack, save_stack
 
 PORT_NAMES = {"s3": ("s3",), "mlflow": ("mlflow",), "ray": ("ray", "dashboard")}
 START_LIMIT_S = 90.0
@@ -225,7 +225,7 @@ def _spawn(stack: Stack, part: str, command: Command) -> "subprocess.Popen[bytes
 
 def _spawn_reaper(folder: Path) -> Who:
     process = subprocess.Popen(
-        [sys.executable, "-m", "orchestration.local", str(folder)],
+        [sys.executable, "-m", "orchestration.stack.local", str(folder)],
         cwd=ROOT,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,

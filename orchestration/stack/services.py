@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from datasets.errors import StoreError
-from datasets.store import Store, StoreConfig
+from datasets.storage.store import Store, StoreConfig
 from orchestration.errors import ServiceError
 
 LOOPBACK = "127.0.0.1"

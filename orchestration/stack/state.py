@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from orchestration.errors import ServiceError
-from orchestration.processes import Who, find_process
-from orchestration.services import LOOPBACK, Secrets
+from orchestration.stack.processes import Who, find_process
+from orchestration.stack.services import LOOPBACK, Secrets
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 PARTS = ("s3", "mlflow", "ray")
 
 

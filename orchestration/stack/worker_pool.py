@@ -14,8 +14,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from orchestration.processes import MARKER, end_processes
-from orchestration.stack import ROOT, Stack
+from orchestration.stack.processes import MARKER, end_processes
+from orchestration.stack.state import ROOT, Stack
 
 FILE = "worker-pool.json"
 PACKAGES = ("orchestration", "inception", "datasets")

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from datasets.errors import DataError
-from datasets.store import Store
+from datasets.storage.store import Store
 
 Point = tuple[str, float, int, int]  # key, value, timestamp in ms, step
 

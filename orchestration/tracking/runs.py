@@ -20,7 +20,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
 from orchestration.errors import ServiceError
-from orchestration.metrics import top1_of
+from orchestration.run.metrics import top1_of
 from orchestration.tracking.outbox import Outbox
 from orchestration.tracking.run_ref import RunRef
 from orchestration.tracking.table_view import VIEW_TAG, saved_view

@@ -2,7 +2,7 @@
 
 This file is stored with the model and run from there, where no rayception is: it imports none of
 it, and nothing but what the model's requirements name. How an image becomes pixels is what
-datasets/decode.py and datasets/augment.py do, so that a class and its probability are those of
+datasets/images/decode.py and augment.py do, so that a class and its probability are those of
 `rayception predict`.
 """
 

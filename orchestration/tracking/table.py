@@ -11,9 +11,9 @@ from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
 from orchestration.errors import JobError
-from orchestration.metrics import top1_of
-from orchestration.rules import without_secrets
-from orchestration.timeline import ATTEMPTS_TAG
+from orchestration.job.rules import without_secrets
+from orchestration.run.metrics import top1_of
+from orchestration.run.timeline import ATTEMPTS_TAG
 from orchestration.tracking.run_ref import RunRef
 from orchestration.tracking.runs import STORAGE_TAG, SWEEP_TAG, answering
 from orchestration.tracking.table_view import VIEW_TAG, table_page

@@ -4,8 +4,14 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 
-from datasets.store import Store
-from orchestration.checkpoint import TrainState, copied, encode, prune_checkpoints, write_checkpoint
+from datasets.storage.store import Store
+from orchestration.run.checkpoint import (
+    TrainState,
+    copied,
+    encode,
+    prune_checkpoints,
+    write_checkpoint,
+)
 
 
 class CheckpointWriter:

@@ -9,10 +9,10 @@ import logging
 from typing import TYPE_CHECKING
 
 from datasets.errors import DataError
-from datasets.store import Store
-from orchestration.checkpoint import Summary, TrainState, load_checkpoint
-from orchestration.job import Job
-from orchestration.plan import build_job_architecture
+from datasets.storage.store import Store
+from orchestration.job.job import Job
+from orchestration.job.plan import build_job_architecture
+from orchestration.run.checkpoint import Summary, TrainState, load_checkpoint
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram

@@ -6,15 +6,15 @@ from typing import Any
 
 import torch
 
-from datasets.augment import Augment
-from datasets.cache import DiskCache
-from datasets.loader import EvalLoader, TrainLoader
-from datasets.manifest import Manifest
-from datasets.nvjpeg import GpuDecoder
+from datasets.images.augment import Augment
+from datasets.images.nvjpeg import GpuDecoder
+from datasets.loading.loader import EvalLoader, TrainLoader
 from datasets.order import Order
-from datasets.store import Store
-from orchestration.job import Job
-from orchestration.plan import Plan
+from datasets.shards.manifest import Manifest
+from datasets.storage.cache import DiskCache
+from datasets.storage.store import Store
+from orchestration.job.job import Job
+from orchestration.job.plan import Plan
 
 
 def build_cache(job: Job) -> DiskCache | None:

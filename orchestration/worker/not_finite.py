@@ -4,7 +4,7 @@ person finds them and a later attempt knows which steps to leave out."""
 import json
 from collections.abc import Sequence
 
-from datasets.store import Store
+from datasets.storage.store import Store
 
 FOLDER = "not-finite"
 MAX_SKIPPED = 10  # of such steps, under loss.not_finite: skip; a run with more is ill

@@ -25,7 +25,7 @@ from ray.train._internal.utils import get_address_and_port
 from ray.train.backend import Backend
 from ray.train.v2._internal.util import TrainingFramework
 
-from orchestration import rank_imports
+from orchestration.cluster import worker_imports as rank_imports
 
 DESTROY_LIMIT_S = 30.0  # of a group whose ranks have left
 

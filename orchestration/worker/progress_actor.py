@@ -10,7 +10,7 @@ from typing import Any
 
 import ray
 
-from orchestration.moment import Progress
+from orchestration.run.progress import Progress
 
 # Before a node's end: two looks of the ranks, a checkpoint as long as the last one twice over.
 LEAVE_MARGIN_S = 8.0

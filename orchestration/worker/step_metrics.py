@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING
 import torch
 import torch.distributed as dist
 
-from datasets.batch import KINDS, Damages
-from datasets.loader import TrainLoader
+from datasets.loading.batch import KINDS, Damages
+from datasets.loading.loader import TrainLoader
 from inception.step import StepResult
 from orchestration.errors import RollBack, TrainingError
-from orchestration.job import Job
-from orchestration.plan import Plan, learning_rate_at
-from orchestration.progress import Wish
+from orchestration.job.job import Job
+from orchestration.job.plan import Plan, learning_rate_at
+from orchestration.worker.progress_actor import Wish
 
 if TYPE_CHECKING:
     from orchestration.tracking.writer import MetricWriter

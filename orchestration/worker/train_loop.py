@@ -18,33 +18,33 @@ import ray.train
 import torch
 import torch.distributed as dist
 
-from datasets.batch import MicroBatch
-from datasets.loader import TrainLoader
-from datasets.manifest import load_manifest
-from datasets.store import Store
+from datasets.loading.batch import MicroBatch
+from datasets.loading.loader import TrainLoader
+from datasets.shards.manifest import load_manifest
+from datasets.storage.store import Store
 from inception.evaluate import evaluate
 from inception.predictions import Predictions, gather, predict
-from orchestration.assignment import Assignment
-from orchestration.checkpoint_writer import CheckpointWriter
 from orchestration.errors import TrainingError
-from orchestration.feed import (
+from orchestration.job.load import from_dict
+from orchestration.run.metrics import top1_of
+from orchestration.run.predictions_file import save_predictions
+from orchestration.run.progress import Progress
+from orchestration.tracking.outbox import Outbox
+from orchestration.worker.checkpoint_writer import CheckpointWriter
+from orchestration.worker.final_network import write_network
+from orchestration.worker.loaders import (
     Feed,
     build_cache,
     build_decoder,
     data_position,
 )
-from orchestration.final_network import write_network
-from orchestration.gauges import watch
-from orchestration.group import own_device
-from orchestration.learner import Learner
-from orchestration.load import from_dict
-from orchestration.metrics import top1_of
-from orchestration.moment import Progress
-from orchestration.not_finite import MAX_SKIPPED, name_samples, named_steps
-from orchestration.progress import Wish
-from orchestration.said import save_predictions
-from orchestration.steplog import StepLog
-from orchestration.tracking.outbox import Outbox
+from orchestration.worker.not_finite import MAX_SKIPPED, name_samples, named_steps
+from orchestration.worker.process_group import own_device
+from orchestration.worker.progress_actor import Wish
+from orchestration.worker.step_metrics import StepLog
+from orchestration.worker.system_metrics import watch
+from orchestration.worker.train_state import Learner
+from orchestration.worker.worker_config import Assignment
 
 if TYPE_CHECKING:
     from orchestration.tracking.writer import MetricWriter

@@ -13,9 +13,9 @@ import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
-from datasets.batch import MicroBatch
-from datasets.device import on_device
-from datasets.store import Store
+from datasets.loading.batch import MicroBatch
+from datasets.loading.device import on_device
+from datasets.storage.store import Store
 from inception.ema import WeightAverage
 from inception.mix import Mix
 from inception.network import build_network
@@ -24,10 +24,10 @@ from inception.precision import autocast_for, to_device_format
 from inception.statistics import average_bn_statistics
 from inception.step import StepResult, train_step
 from inception.weights import load_weights, read_weights
-from orchestration.checkpoint import TrainState, load_checkpoint, newest_checkpoint
 from orchestration.errors import TrainingError
-from orchestration.job import Job
-from orchestration.plan import Plan, build_job_architecture, learning_rate_at
+from orchestration.job.job import Job
+from orchestration.job.plan import Plan, build_job_architecture, learning_rate_at
+from orchestration.run.checkpoint import TrainState, load_checkpoint, newest_checkpoint
 
 logger = logging.getLogger(__name__)
 

@@ -6,8 +6,8 @@ Apart from the ranks' own code, so that a driver, which makes both, imports no t
 from dataclasses import dataclass
 from typing import Any
 
-from datasets.store import StoreConfig
-from orchestration.plan import Plan
+from datasets.storage.store import StoreConfig
+from orchestration.job.plan import Plan
 from orchestration.tracking.run_ref import RunRef
 
 
@@ -26,6 +26,6 @@ class Assignment:
 
 def train_loop(config: dict[str, Assignment]) -> None:
     """Entry of Ray Train on each rank. Raises TrainingError, DataError or StoreError."""
-    from orchestration.worker import Rank
+    from orchestration.worker.train_loop import Rank
 
     Rank(config["assignment"]).train()

@@ -17,18 +17,18 @@ import torch.multiprocessing as mp
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from datasets.device import on_device
-from datasets.manifest import load_manifest
-from datasets.store import Store
+from datasets.loading.device import on_device
+from datasets.shards.manifest import load_manifest
+from datasets.storage.store import Store
 from inception.layers import normalize
 from inception.loss import inception_loss
 from inception.network import build_network
 from inception.optim import build_optimizer
 from inception.precision import to_device_format
-from orchestration.feed import Feed
-from orchestration.load import load_job
-from orchestration.plan import build_job_architecture, make_plan
-from orchestration.tables import print_json
+from orchestration.cli.tables import print_json
+from orchestration.job.load import load_job
+from orchestration.job.plan import build_job_architecture, make_plan
+from orchestration.worker.loaders import Feed
 
 
 def work(rank: int, port: int, path: str, overrides: list[str], warmup: int, result: str) -> None:

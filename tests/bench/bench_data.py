@@ -20,13 +20,13 @@ from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
-from datasets.decode import decode_image
-from datasets.loader import TrainLoader
-from datasets.manifest import Manifest
+from datasets.images.decode import decode_image
+from datasets.images.region import has_regions
+from datasets.loading.loader import TrainLoader
 from datasets.order import Order
-from datasets.pack import pack
-from datasets.region import has_regions
-from datasets.store import Store
+from datasets.packing.pack import pack
+from datasets.shards.manifest import Manifest
+from datasets.storage.store import Store
 from tests.bench.bench_s3 import bench_s3
 from tests.bench.images import make_images
 from tests.bench.pipelines import (

@@ -23,13 +23,13 @@ from rich.table import Table
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from datasets.batch import MicroBatch
+from datasets.loading.batch import MicroBatch
 from inception.family import build_architecture
 from inception.network import build_network
 from inception.optim import build_optimizer
 from inception.precision import to_device_format
 from inception.step import train_step
-from orchestration.tables import print_json
+from orchestration.cli.tables import print_json
 from tests.bench.bare_import import without_init
 
 PIXELS, BATCH, CLASSES = 299, 32, 1000

@@ -13,15 +13,15 @@ from botocore.config import Config
 from rich.console import Console
 from rich.table import Table
 
-from datasets.augment import Augment
-from datasets.loader import TrainLoader
-from datasets.manifest import Manifest
+from datasets.images.augment import Augment
+from datasets.loading.loader import TrainLoader
+from datasets.loading.stream import REQUEST_BYTES, fetch_run, requests
 from datasets.order import Order
-from datasets.pack import pack
-from datasets.store import Store, StoreConfig
-from datasets.stream import REQUEST_BYTES, fetch_run, requests
-from orchestration import services
-from orchestration.services import Secrets
+from datasets.packing.pack import pack
+from datasets.shards.manifest import Manifest
+from datasets.storage.store import Store, StoreConfig
+from orchestration.stack import services
+from orchestration.stack.services import Secrets
 from tests.bench.rates import compare
 
 THREADS = 4

@@ -2,7 +2,7 @@
 
 Five steps of 48 images at 107 px, with the stack off (cold) and kept up (warm: the second run on
 it, whose ranks' processes wait since the first), a few turns of each; the phases are the run's own
-words (orchestration/phases.py), what its process still takes after them is `exit`. Beside them,
+words (orchestration/run/phases.py), what its process still takes after them is `exit`. Beside them,
 once a turn, what other verbs take from command to prompt.
 """
 
@@ -22,8 +22,8 @@ from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
-from orchestration.phases import PHASES
-from orchestration.tables import print_json
+from orchestration.cli.tables import print_json
+from orchestration.run.phases import PHASES
 
 ROOT = Path(__file__).resolve().parents[2]
 RAYCEPTION = str(Path(sys.executable).parent / "rayception")

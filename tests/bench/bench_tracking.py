@@ -17,14 +17,14 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from datasets.store import Store
+from datasets.storage.store import Store
 from inception.network import build_network
 from inception.optim import build_optimizer
 from inception.precision import to_device_format
 from inception.step import train_step
-from orchestration.load import load_job
-from orchestration.plan import build_job_architecture
-from orchestration.tables import print_json
+from orchestration.cli.tables import print_json
+from orchestration.job.load import load_job
+from orchestration.job.plan import build_job_architecture
 from orchestration.tracking.outbox import Outbox
 from orchestration.tracking.runs import close_run, open_run
 from orchestration.tracking.writer import MetricWriter

@@ -16,8 +16,8 @@ import webdataset as wds
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset, default_collate
 
-from datasets.augment import Augment, crop_box, draw, is_mirrored
-from datasets.manifest import Manifest
+from datasets.images.augment import Augment, crop_box, draw, is_mirrored
+from datasets.shards.manifest import Manifest
 from tests.bench.bare_import import without_init
 
 PIXELS, BATCH = 299, 64

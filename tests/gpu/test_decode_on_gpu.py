@@ -6,12 +6,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from datasets.augment import Augment
-from datasets.device import on_device
-from datasets.loader import TrainLoader
+from datasets.images.augment import Augment
+from datasets.loading.device import on_device
+from datasets.loading.loader import TrainLoader
 from datasets.order import Order
-from datasets.pack import pack
-from datasets.store import Store
+from datasets.packing.pack import pack
+from datasets.storage.store import Store
 from tests.unit.datasets.photos import photo_samples
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a G
 
 def test_nvjpeg_gives_the_cpus_batches_within_50_db(tmp_path: Path) -> None:
     pytest.importorskip("nvidia.nvimgcodec")
-    from datasets.nvjpeg import GpuDecoder
+    from datasets.images.nvjpeg import GpuDecoder
 
     split = pack(
         photo_samples(60), Store(), tmp_path.as_uri(), classes=["a", "b"], samples_per_shard=20

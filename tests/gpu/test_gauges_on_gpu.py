@@ -5,7 +5,7 @@ import time
 import pytest
 import torch
 
-from orchestration.gauges import read
+from orchestration.worker.system_metrics import read
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 

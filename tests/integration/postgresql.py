@@ -16,7 +16,7 @@ import psycopg
 import pytest
 from psycopg import sql
 
-from orchestration.services import LOOPBACK, free_ports
+from orchestration.stack.services import LOOPBACK, free_ports
 
 DEBIAN = Path("/usr/lib/postgresql")  # its binaries lie there, off the PATH
 RUN_AS = "postgres"  # who owns the cluster where we are root: initdb refuses to be

@@ -9,11 +9,11 @@ import psutil
 import pytest
 from mlflow.tracking import MlflowClient
 
-from datasets.pack import pack
-from datasets.sources import digits
-from datasets.store import Store
-from orchestration.processes import marked_processes
-from orchestration.worker_pool import FILE
+from datasets.packing.pack import pack
+from datasets.packing.sources import digits
+from datasets.storage.store import Store
+from orchestration.stack.processes import marked_processes
+from orchestration.stack.worker_pool import FILE
 from tests.integration.conftest import Home
 from tests.waiting import wait_for
 

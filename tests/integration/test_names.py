@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from datasets.store import Store
+from datasets.storage.store import Store
 from tests.integration.conftest import Home
 from tests.integration.quickstart.conftest import JOB
 from tests.integration.quickstart.test_resume import client, steps_of, store_of

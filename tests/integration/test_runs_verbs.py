@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from mlflow.tracking import MlflowClient
 
-from orchestration.timeline import ATTEMPTS_TAG
+from orchestration.run.timeline import ATTEMPTS_TAG
 from orchestration.tracking.run_ref import RunRef
 from orchestration.tracking.runs import (
     STORAGE_TAG,

@@ -23,20 +23,21 @@ from mlflow.tracking import MlflowClient
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
-from datasets.augment import fill_views
-from datasets.batch import empty_rows
-from datasets.decode import decode_image
+from datasets.images.augment import fill_views
+from datasets.images.decode import decode_image
+from datasets.loading.batch import empty_rows
 from inception.graph import evaluation_graph
 from inception.layers import normalize
 from inception.network import InceptionNet, build_network
-from orchestration.final_network import encode_graph
-from orchestration.job import Job
-from orchestration.load import load_job
-from orchestration.plan import build_job_architecture
+from orchestration.evaluation.trained import Trained, look_at
+from orchestration.job.job import Job
+from orchestration.job.load import load_job
+from orchestration.job.plan import build_job_architecture
+from orchestration.run.metrics import RAW
 from orchestration.tracking.model import log_classifier, register_model
 from orchestration.tracking.run_ref import RunRef
 from orchestration.tracking.runs import log_metrics, open_run, run_status
-from orchestration.trained import RAW, Trained, look_at
+from orchestration.worker.final_network import encode_graph
 from tests.integration.conftest import ROOT, Home
 from tests.unit.datasets.photos import photo_samples
 

@@ -11,9 +11,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from datasets.store import Store, StoreConfig
-from orchestration.processes import find_process
-from orchestration.stack import load_stack
+from datasets.storage.store import Store, StoreConfig
+from orchestration.stack.processes import find_process
+from orchestration.stack.state import load_stack
 from tests.integration.conftest import Home
 from tests.waiting import wait_for
 

@@ -164,9 +164,9 @@ def test_an_actor_gets_the_process_that_was_asked_for_ahead(
     code = f"""
 import contextlib, os, psutil, ray
 from pathlib import Path
-from orchestration import warm
-from orchestration.load import load_job
-from orchestration.rank_imports import KIND_VARIABLE
+from orchestration.cluster import prestart as warm
+from orchestration.job.load import load_job
+from orchestration.cluster.worker_imports import KIND_VARIABLE
 from tests.integration.conftest import Home
 from tests.waiting import wait_for
 home = Home(Path(os.environ["RAYCEPTION_HOME"]))

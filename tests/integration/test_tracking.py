@@ -9,8 +9,8 @@ import pytest
 from mlflow.tracking import MlflowClient
 
 from datasets.errors import StoreError
-from datasets.store import Entry, Store
-from orchestration.end import end_run
+from datasets.storage.store import Entry, Store
+from orchestration.driver.run_abort import end_run
 from orchestration.errors import ServiceError
 from orchestration.tracking.outbox import Outbox
 from orchestration.tracking.run_ref import RunRef

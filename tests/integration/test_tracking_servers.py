@@ -16,10 +16,10 @@ import pytest
 import yaml
 from mlflow.tracking import MlflowClient
 
-from datasets.store import Store, StoreConfig
+from datasets.storage.store import Store, StoreConfig
 from orchestration.errors import ServiceError
-from orchestration.processes import end_processes, identify
-from orchestration.services import LOOPBACK, REGION, free_ports, mlflow_is_ready
+from orchestration.stack.processes import end_processes, identify
+from orchestration.stack.services import LOOPBACK, REGION, free_ports, mlflow_is_ready
 from orchestration.tracking.outbox import Outbox
 from orchestration.tracking.run_ref import RunRef
 from orchestration.tracking.runs import close_run, log_text, open_run
@@ -54,7 +54,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     home = Home(tmp_path_factory.mktemp("home"))
     # The store alone: the run's Ray is to start with the password in its environment.
     code = (
-        "from orchestration.local import up; from orchestration.stack import stack_folder\n"
+        "from orchestration.stack.local import up\n"
+        "from orchestration.stack.state import stack_folder\n"
         "up(stack_folder(), frozenset({'s3'}), num_cpus=1, say=print)"
     )
     subprocess.run(

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from orchestration.nodes import HEALTH_CHECKS
-from orchestration.services import REGION, free_ports
+from orchestration.manifests.nodes import HEALTH_CHECKS
+from orchestration.stack.services import REGION, free_ports
 from tests.integration.cluster.machines import Machine, Network, why_not
 from tests.waiting import wait_for
 

@@ -307,7 +307,7 @@ def state(cluster: RayCluster, run: Run, step: int) -> dict[str, Any]:
 def open_store(cluster: RayCluster) -> str:
     """Code that makes `store`."""
     return (
-        "from datasets.store import Store, StoreConfig; "
+        "from datasets.storage.store import Store, StoreConfig; "
         f"store = Store(StoreConfig(endpoint_url='{cluster.s3_url}', region='us-east-1', "
         "addressing='path')); "
     )

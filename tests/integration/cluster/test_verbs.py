@@ -142,7 +142,7 @@ def test_no_secret_is_anywhere_that_can_be_asked(cluster: RayCluster) -> None:
         f"c = MlflowClient(tracking_uri='{cluster.mlflow_url}'); "
         "print([r.to_dictionary() for e in c.search_experiments() "
         "for r in c.search_runs([e.experiment_id])]); "
-        "from datasets.store import Store, StoreConfig; "
+        "from datasets.storage.store import Store, StoreConfig; "
         f"s = Store(StoreConfig(endpoint_url='{cluster.s3_url}', region='us-east-1', "
         "addressing='path')); "
         "print([s.read(e.url) for e in s.list('s3://runs/') if e.url.endswith('.json')])",

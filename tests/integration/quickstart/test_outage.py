@@ -10,7 +10,7 @@ from typing import Any
 import psutil
 import pytest
 
-from orchestration.checkpoint import checkpoint_names
+from orchestration.run.checkpoint import checkpoint_names
 from tests.integration.conftest import Home
 from tests.integration.quickstart.conftest import JOB, Finished
 from tests.integration.quickstart.test_resume import (

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from datasets.store import Store, StoreConfig
-from orchestration.checkpoint import checkpoint_names, load_checkpoint
+from datasets.storage.store import Store, StoreConfig
+from orchestration.run.checkpoint import checkpoint_names, load_checkpoint
 from tests.integration.conftest import Home
 from tests.integration.quickstart.conftest import JOB, Finished
 from tests.waiting import wait_for

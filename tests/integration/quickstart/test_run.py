@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from datasets.store import Store, StoreConfig
-from orchestration.checkpoint import load_checkpoint
-from orchestration.phases import PHASES, STARTUP
+from datasets.storage.store import Store, StoreConfig
+from orchestration.run.checkpoint import load_checkpoint
+from orchestration.run.phases import PHASES, STARTUP
 from tests.integration.conftest import Home
 from tests.integration.quickstart.conftest import JOB, Finished
 from tests.integration.quickstart.test_resume import wait_for_step
@@ -57,7 +57,7 @@ def test_every_step_and_epoch_is_in_mlflow_once(mlflow_run: Any) -> None:
 
 
 def test_job_in_mlflow_runs_again(mlflow_run: Any, tmp_path: Path) -> None:
-    from orchestration.load import load_job
+    from orchestration.job.load import load_job
 
     client, run = mlflow_run
     path = client.download_artifacts(run.info.run_id, "job.yaml", str(tmp_path))

@@ -149,7 +149,7 @@ def exported(
 
 
 def test_exports_agree(exported: dict[str, Path]) -> None:
-    from orchestration.trained import load_trained
+    from orchestration.evaluation.trained import load_trained
 
     trained = load_trained(None, str(exported["safetensors"]))  # type: ignore[arg-type]
     assert trained.classes == tuple("0123456789")

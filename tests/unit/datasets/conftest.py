@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from datasets import transfer
-from datasets.manifest import Manifest
-from datasets.pack import pack
-from datasets.sources import digits
-from datasets.store import Store, StoreConfig
-from orchestration import services
-from orchestration.services import Secrets
+from datasets.packing.pack import pack
+from datasets.packing.sources import digits
+from datasets.shards.manifest import Manifest
+from datasets.storage import transfer
+from datasets.storage.store import Store, StoreConfig
+from orchestration.stack import services
+from orchestration.stack.services import Secrets
 from tests.waiting import wait_for
 
 SECRETS = Secrets(access_key="testkey", secret_key="testsecret", ray_token="")

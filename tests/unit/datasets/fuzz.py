@@ -13,10 +13,10 @@ from collections import Counter
 import numpy as np
 from PIL import Image
 
-from datasets.decode import decode_crop, decode_image
 from datasets.errors import DataError
-from datasets.labels import find_rule
-from datasets.stream import split_samples
+from datasets.images.decode import decode_crop, decode_image
+from datasets.loading.stream import split_samples
+from datasets.shards.labels import find_rule
 
 
 def tars(choose: random.Random) -> list[bytes]:

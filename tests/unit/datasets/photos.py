@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import numpy as np
 from PIL import Image
 
-from datasets.stream import Sample
+from datasets.loading.stream import Sample
 
 
 def photo_samples(count: int) -> Iterator[Sample]:

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from datasets import cache as cache_module
-from datasets.cache import DiskCache
 from datasets.errors import StoreError
-from datasets.s3 import S3
-from datasets.store import Store
+from datasets.storage import cache as cache_module
+from datasets.storage.cache import DiskCache
+from datasets.storage.s3 import S3
+from datasets.storage.store import Store
 
 PART = 1000
 OBJECTS = {f"o{i}": random.Random(i).randbytes(3500 + 137 * i) for i in range(6)}

@@ -9,11 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from datasets.augment import evaluation_boxes
-from datasets.loader import EvalLoader
-from datasets.pack import pack
-from datasets.region import Box
-from datasets.store import Store
+from datasets.images.augment import evaluation_boxes
+from datasets.images.region import Box
+from datasets.loading.loader import EvalLoader
+from datasets.packing.pack import pack
+from datasets.storage.store import Store
 
 
 def boxes(height: int, width: int, crops: int, size: int = 299) -> list[Box]:

@@ -6,16 +6,16 @@ from typing import Any
 import pytest
 import torch
 
-from datasets import transfer
-from datasets.augment import Augment
-from datasets.batch import MicroBatch
 from datasets.errors import DataError, StoreError
-from datasets.loader import EvalLoader, TrainLoader
-from datasets.manifest import Manifest, load_manifest
+from datasets.images.augment import Augment
+from datasets.loading.batch import MicroBatch
+from datasets.loading.loader import EvalLoader, TrainLoader
 from datasets.order import Order
-from datasets.pack import pack
-from datasets.sources import digits
-from datasets.store import Store, StoreConfig
+from datasets.packing.pack import pack
+from datasets.packing.sources import digits
+from datasets.shards.manifest import Manifest, load_manifest
+from datasets.storage import transfer
+from datasets.storage.store import Store, StoreConfig
 from tests.unit.datasets.faults import FAULTS, NOTHING, faulty
 
 pytestmark = pytest.mark.usefixtures("short_pauses")

@@ -9,10 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from datasets import decode
-from datasets.augment import Augment, center_box, crop_box, draw, is_mirrored, resize_into
-from datasets.decode import decode_image
 from datasets.errors import DataError
+from datasets.images import decode
+from datasets.images.augment import Augment, center_box, crop_box, draw, is_mirrored, resize_into
+from datasets.images.decode import decode_image
 
 
 def encoded(image: Image.Image, format_: str = "PNG", **options: object) -> bytes:

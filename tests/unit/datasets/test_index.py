@@ -14,15 +14,15 @@ import pytest
 import webdataset as wds
 from PIL import Image
 
-from datasets.augment import Augment
 from datasets.errors import DataError, ShardError, StoreError
-from datasets.index import Indexed, find_shards, index_shards
-from datasets.loader import EvalLoader
-from datasets.manifest import Manifest, index_url, load_manifest, save_manifest
-from datasets.pack import pack_shards
-from datasets.repack import plan_repack
-from datasets.store import Store
-from datasets.stream import Sample
+from datasets.images.augment import Augment
+from datasets.loading.loader import EvalLoader
+from datasets.loading.stream import Sample
+from datasets.packing.index import Indexed, find_shards, index_shards
+from datasets.packing.pack import pack_shards
+from datasets.packing.repack import plan_repack
+from datasets.shards.manifest import Manifest, index_url, load_manifest, save_manifest
+from datasets.storage.store import Store
 from tests.forks import rayception
 
 RAYCEPTION = str(Path(sys.executable).parent / "rayception")
@@ -302,7 +302,7 @@ def test_the_verbs(tmp_path: Path) -> None:
 
 def test_an_indexed_split_trains(tmp_path: Path) -> None:
     """The order and the loader need nothing that only `pack` writes."""
-    from datasets.loader import TrainLoader
+    from datasets.loading.loader import TrainLoader
     from datasets.order import Order
 
     write_shards(tmp_path, with_gnu_tar, "json")

@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from datasets.decode import find_image
 from datasets.errors import ImageError, LabelError
-from datasets.labels import find_rule
-from datasets.manifest import Manifest
+from datasets.images.decode import find_image
+from datasets.shards.labels import find_rule
+from datasets.shards.manifest import Manifest
 
 TEN = tuple(str(number) for number in range(10))
 

@@ -11,16 +11,16 @@ import pytest
 import torch
 import webdataset as wds
 
-from datasets.augment import Augment
-from datasets.batch import MicroBatch
 from datasets.errors import DataError
-from datasets.loader import EvalLoader, TrainLoader
-from datasets.manifest import Manifest, load_manifest
+from datasets.images.augment import Augment
+from datasets.loading.batch import MicroBatch
+from datasets.loading.loader import EvalLoader, TrainLoader
+from datasets.loading.stream import Runs, build_pipeline, fetch_run, stream, train_tickets
 from datasets.order import Order, Window
-from datasets.pack import pack
-from datasets.sources import digits
-from datasets.store import Store
-from datasets.stream import Runs, build_pipeline, fetch_run, stream, train_tickets
+from datasets.packing.pack import pack
+from datasets.packing.sources import digits
+from datasets.shards.manifest import Manifest, load_manifest
+from datasets.storage.store import Store
 
 Packed = tuple[Store, Manifest]
 BATCH, MICRO, PIXELS = 48, 8, 16

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from datasets.manifest import Manifest
-from datasets.store import Store
+from datasets.shards.manifest import Manifest
+from datasets.storage.store import Store
 from tests.forks import start
 from tests.unit.datasets.victim import began_file, lines_of, work
 

@@ -15,15 +15,15 @@ import psutil
 import pytest
 import torch
 
-from datasets.augment import Augment
-from datasets.batch import MicroBatch
 from datasets.errors import DataError, LoaderError, StoreError
-from datasets.loader import TrainLoader
-from datasets.manifest import Manifest
+from datasets.images.augment import Augment
+from datasets.loading.batch import MicroBatch
+from datasets.loading.loader import TrainLoader
 from datasets.order import Order
-from datasets.pack import pack
-from datasets.sources import digits
-from datasets.store import Store
+from datasets.packing.pack import pack
+from datasets.packing.sources import digits
+from datasets.shards.manifest import Manifest
+from datasets.storage.store import Store
 from tests import forks
 from tests.waiting import wait_for
 
@@ -166,7 +166,7 @@ def kill_one_and_go_on(packed: Packed) -> None:
 
 
 def rank_process(url: str, pids: "Connection[list[int], list[int]]") -> None:
-    from datasets.manifest import load_manifest
+    from datasets.shards.manifest import load_manifest
 
     store = Store()
     with loader(store, load_manifest(store, url), workers=2) as made:

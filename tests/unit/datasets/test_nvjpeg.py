@@ -7,13 +7,13 @@ from itertools import islice
 import pytest
 import torch
 
-from datasets.augment import Augment
 from datasets.errors import ImageError
-from datasets.loader import EvalLoader, TrainLoader
-from datasets.manifest import Manifest
+from datasets.images.augment import Augment
+from datasets.loading.loader import EvalLoader, TrainLoader
 from datasets.order import Order
-from datasets.pack import pack
-from datasets.store import Store
+from datasets.packing.pack import pack
+from datasets.shards.manifest import Manifest
+from datasets.storage.store import Store
 from tests.unit.datasets.photos import photo_samples
 
 pytest.importorskip("nvidia.nvimgcodec")
@@ -27,7 +27,7 @@ def split(tmp_path_factory: pytest.TempPathFactory) -> Manifest:
 
 
 def test_it_gives_the_cpus_batches_up_to_rounding(split: Manifest) -> None:
-    from datasets.nvjpeg import GpuDecoder
+    from datasets.images.nvjpeg import GpuDecoder
 
     order = Order(seed=0, samples_per_shard=split.samples_per_shard, num_lanes=4, pieces=2)
     found = []
@@ -52,7 +52,7 @@ def test_it_gives_the_cpus_batches_up_to_rounding(split: Manifest) -> None:
 
 
 def test_threads_do_not_get_each_others_pixels() -> None:
-    from datasets.nvjpeg import GpuDecoder
+    from datasets.images.nvjpeg import GpuDecoder
 
     decoder = GpuDecoder(torch.device("cpu"))
     images = [sample["jpg"] for sample in photo_samples(60) if "jpg" in sample]
@@ -74,7 +74,7 @@ def test_threads_do_not_get_each_others_pixels() -> None:
 
 
 def test_damage_is_the_cpus_word(tmp_path_factory: pytest.TempPathFactory) -> None:
-    from datasets.nvjpeg import GpuDecoder
+    from datasets.images.nvjpeg import GpuDecoder
 
     decoder = GpuDecoder(torch.device("cpu"))
     target = torch.empty(1, 32, 32, 3, dtype=torch.uint8).permute(0, 3, 1, 2)

@@ -9,13 +9,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from datasets.errors import DataError
+from datasets.loading.share import Share
 from datasets.order import (
     Order,
     eval_batches_of_rank,
     micro_batch_positions,
     random_words,
 )
-from datasets.share import Share
 
 shapes = st.fixed_dictionaries(
     {

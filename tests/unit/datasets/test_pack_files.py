@@ -14,12 +14,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from datasets.audit import inspect, verify
 from datasets.errors import DataError
-from datasets.files import list_images, plan_shards
-from datasets.manifest import Manifest, load_manifest
-from datasets.pack import pack, pack_shards
-from datasets.store import Store
+from datasets.packing.audit import inspect, verify
+from datasets.packing.files import list_images, plan_shards
+from datasets.packing.pack import pack, pack_shards
+from datasets.shards.manifest import Manifest, load_manifest
+from datasets.storage.store import Store
 from tests.forks import rayception
 
 ROOT = Path(__file__).resolve().parents[3]

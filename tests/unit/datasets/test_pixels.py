@@ -12,13 +12,13 @@ import simplejpeg
 import torch
 from PIL import Image
 
-from datasets import region
-from datasets.augment import Augment, colour_of, crop_box, draw, resize_into
-from datasets.batch import empty_rows
-from datasets.decode import decode_crop
-from datasets.device import ORDERS, on_device, recoloured
 from datasets.errors import ImageError
-from datasets.randaugment import NAMES, rand_augment
+from datasets.images import region
+from datasets.images.augment import Augment, colour_of, crop_box, draw, resize_into
+from datasets.images.decode import decode_crop
+from datasets.images.randaugment import NAMES, rand_augment
+from datasets.loading.batch import empty_rows
+from datasets.loading.device import ORDERS, on_device, recoloured
 
 
 @pytest.fixture(scope="module")

@@ -12,14 +12,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from datasets.augment import Augment
-from datasets.loader import TrainLoader
-from datasets.manifest import Manifest
+from datasets.images.augment import Augment
+from datasets.loading.loader import TrainLoader
+from datasets.loading.positions import part_places, rank_positions
+from datasets.loading.share import Share, loader_bytes
 from datasets.order import Order
-from datasets.pack import pack
-from datasets.positions import part_places, rank_positions
-from datasets.share import Share, loader_bytes
-from datasets.store import Store
+from datasets.packing.pack import pack
+from datasets.shards.manifest import Manifest
+from datasets.storage.store import Store
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -63,11 +63,11 @@ import json, sys, weakref
 from itertools import islice
 import psutil
 from datasets import stream, views
-from datasets.augment import Augment
-from datasets.loader import TrainLoader
-from datasets.manifest import load_manifest
+from datasets.images.augment import Augment
+from datasets.loading.loader import TrainLoader
+from datasets.shards.manifest import load_manifest
 from datasets.order import Order
-from datasets.store import Store
+from datasets.storage.store import Store
 
 live = {"now": 0, "peak": 0}
 

@@ -4,9 +4,9 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from datasets.loading.positions import part_places, rank_positions
+from datasets.loading.share import Share, loader_bytes
 from datasets.order import Order
-from datasets.positions import part_places, rank_positions
-from datasets.share import Share, loader_bytes
 
 
 def order_of(counts: list[int], lanes: int) -> Order:

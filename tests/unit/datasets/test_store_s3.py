@@ -11,7 +11,7 @@ from urllib.parse import quote
 import pytest
 
 from datasets.errors import DataError, StoreError
-from datasets.store import Store, StoreConfig
+from datasets.storage.store import Store, StoreConfig
 
 CONTENT = bytes(range(256)) * 20_000  # 5.1 MB
 

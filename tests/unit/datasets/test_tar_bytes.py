@@ -14,12 +14,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from datasets.errors import DataError
-from datasets.manifest import Manifest
+from datasets.loading.stream import fetch_window, split_samples
 from datasets.order import Window
-from datasets.pack import describe_shard
-from datasets.store import Store
-from datasets.stream import fetch_window, split_samples
-from datasets.tar import members
+from datasets.packing.pack import describe_shard
+from datasets.shards.manifest import Manifest
+from datasets.shards.tar import members
+from datasets.storage.store import Store
 
 NAMES = [
     "a.jpg",

@@ -7,11 +7,11 @@ import os
 import signal
 from pathlib import Path
 
-from datasets.augment import Augment
-from datasets.loader import TrainLoader
-from datasets.manifest import load_manifest
+from datasets.images.augment import Augment
+from datasets.loading.loader import TrainLoader
 from datasets.order import Order
-from datasets.store import Store
+from datasets.shards.manifest import load_manifest
+from datasets.storage.store import Store
 
 BATCH, MICRO = 48, 8
 

@@ -3,13 +3,13 @@
 import pytest
 from ray.util.accelerators import accelerators as ray_names
 
-from orchestration.accelerators import (
+from orchestration.errors import JobError
+from orchestration.job.accelerators import (
     GPU_TYPES,
     NOT_TRAINED_ON,
     Accelerator,
     parse_accelerator,
 )
-from orchestration.errors import JobError
 
 
 def test_every_name_that_ray_knows_is_taken_or_refused_with_a_reason() -> None:

@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from datasets.errors import StoreError
-from datasets.store import Store
-from orchestration.checkpoint import (
+from datasets.storage.store import Store
+from orchestration.errors import TrainingError
+from orchestration.run.checkpoint import (
     TrainState,
     checkpoint_name,
     checkpoint_names,
@@ -19,8 +20,7 @@ from orchestration.checkpoint import (
     prune_checkpoints,
     save_checkpoint,
 )
-from orchestration.checkpoint_writer import CheckpointWriter
-from orchestration.errors import TrainingError
+from orchestration.worker.checkpoint_writer import CheckpointWriter
 
 
 def state(step: int) -> TrainState:

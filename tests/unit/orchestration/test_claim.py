@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from datasets.store import Store
-from orchestration.claim import CLAIM_FILE, check_claim, make_claim, save_claim
+from datasets.storage.store import Store
 from orchestration.errors import TakenOver
+from orchestration.run.lease import CLAIM_FILE, check_claim, make_claim, save_claim
 
 
 @pytest.fixture

@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
-from orchestration.compose import compose
+from orchestration.cli.render import as_yaml
 from orchestration.errors import JobError
-from orchestration.job import Job
-from orchestration.load import load_job
-from orchestration.render_verbs import as_yaml
+from orchestration.job.job import Job
+from orchestration.job.load import load_job
+from orchestration.manifests.compose import compose
 
 LAW = re.compile(r"^\S.*?: got .+; .+\. .+[.?]$")
 MARKER = "a-secret-value-that-travels-nowhere"

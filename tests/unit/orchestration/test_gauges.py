@@ -8,7 +8,7 @@ from typing import Any
 import pynvml
 import pytest
 
-from orchestration import gauges
+from orchestration.worker import system_metrics as gauges
 
 GIB = 2**30
 

@@ -8,8 +8,8 @@ import pytest
 from inception.cost import count_cost
 from inception.family import build_architecture
 from orchestration.errors import JobError
-from orchestration.load import flatten, load_job, to_dict
-from orchestration.plan import build_job_architecture, learning_rate_at, make_plan
+from orchestration.job.load import flatten, load_job, to_dict
+from orchestration.job.plan import build_job_architecture, learning_rate_at, make_plan
 
 ROOT = Path(__file__).resolve().parents[3]
 JOBS = ROOT / "jobs"

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from orchestration.errors import JobError
-from orchestration.job import Job
-from orchestration.load import flatten, from_dict, load_job, to_dict, to_yaml
+from orchestration.job.job import Job
+from orchestration.job.load import flatten, from_dict, load_job, to_dict, to_yaml
 
 ROOT = Path(__file__).resolve().parents[3]
 QUICKSTART = ROOT / "jobs" / "quickstart.yaml"

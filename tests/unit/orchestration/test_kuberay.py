@@ -18,12 +18,12 @@ from ray.autoscaler._private.kuberay.autoscaling_config import (
 )
 from typer.testing import CliRunner
 
+from orchestration.cli.render import as_yaml, render, run_name
 from orchestration.errors import JobError
-from orchestration.job import Job
-from orchestration.kuberay import MAX_NAME, config_map, ray_job
-from orchestration.load import load_job
-from orchestration.nodes import CLOUDS
-from orchestration.render_verbs import as_yaml, render, run_name
+from orchestration.job.job import Job
+from orchestration.job.load import load_job
+from orchestration.manifests.kuberay import MAX_NAME, config_map, ray_job
+from orchestration.manifests.nodes import CLOUDS
 
 ROOT = Path(__file__).resolve().parents[3]
 CRDS = Path(os.environ.get("KUBERAY_CRDS", ROOT / ".." / "shared" / "reference" / "kuberay"))

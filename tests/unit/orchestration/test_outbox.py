@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from datasets.store import Store
+from datasets.storage.store import Store
 from orchestration.tracking.outbox import Outbox
 
 

@@ -6,8 +6,8 @@ import re
 import pytest
 import torch
 
-from orchestration.pages import MOST_CELLS, NOTHING, class_page, confusion_page, timeline_page
-from orchestration.timeline import Attempt
+from orchestration.report.html import MOST_CELLS, NOTHING, class_page, confusion_page, timeline_page
+from orchestration.run.timeline import Attempt
 
 HOSTILE = '</script><b onclick="x()">&<!--'
 

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from orchestration.checkpoint import newest_summary, save_checkpoint
-from orchestration.pages import timeline_page
-from orchestration.phases import Phases, split
-from orchestration.progress import Board
-from orchestration.timeline import Attempt, from_json, to_json
+from orchestration.report.html import timeline_page
+from orchestration.run.checkpoint import newest_summary, save_checkpoint
+from orchestration.run.phases import Phases, split
+from orchestration.run.timeline import Attempt, from_json, to_json
+from orchestration.worker.progress_actor import Board
 from tests.unit.orchestration.test_checkpoints import state
 
 
@@ -69,7 +69,7 @@ def test_a_timeline_keeps_phases_and_shows_the_start() -> None:
 def test_a_checkpoint_says_its_metrics_without_its_tensors(tmp_path: Path) -> None:
     from dataclasses import replace
 
-    from datasets.store import Store
+    from datasets.storage.store import Store
 
     store, url = Store(), tmp_path.as_uri()
     assert newest_summary(store, url) is None

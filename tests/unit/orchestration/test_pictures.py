@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from orchestration.pictures import (
+from orchestration.report.plots import (
     EMPTY,
     TILE,
     confusion_picture,

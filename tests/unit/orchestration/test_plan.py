@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from orchestration.errors import JobError
-from orchestration.load import load_job
-from orchestration.plan import learning_rate_at, make_plan
+from orchestration.job.load import load_job
+from orchestration.job.plan import learning_rate_at, make_plan
 from tests import forks
 
 ROOT = Path(__file__).resolve().parents[3]

@@ -2,9 +2,9 @@
 
 import pytest
 
-from datasets.store import StoreConfig
-from orchestration.preflight import check_imports
-from orchestration.storage import ray_path
+from datasets.storage.store import StoreConfig
+from orchestration.cluster.preflight import check_imports
+from orchestration.run.storage import ray_path
 
 
 def test_our_packages_are_found_under_our_root() -> None:

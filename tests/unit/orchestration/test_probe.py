@@ -4,9 +4,9 @@ from dataclasses import replace
 
 import pytest
 
-from orchestration.nodes import HEALTH_CHECKS
-from orchestration.probe import Answer, differences, slow_to_notice
-from orchestration.versions import versions
+from orchestration.cluster.node_probe import Answer, differences, slow_to_notice
+from orchestration.cluster.versions import versions
+from orchestration.manifests.nodes import HEALTH_CHECKS
 
 HERE = Answer(
     address="10.0.0.1", is_head=True, versions=versions(), problems={}, health={}, stop_signal=None

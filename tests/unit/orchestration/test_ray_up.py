@@ -12,9 +12,9 @@ from jsonschema import Draft7Validator
 from ray.autoscaler._private.util import prepare_config, validate_config
 
 from orchestration.errors import JobError
-from orchestration.job import Job
-from orchestration.load import load_job
-from orchestration.ray_up import MACHINES, PROVIDERS, cluster_yaml
+from orchestration.job.job import Job
+from orchestration.job.load import load_job
+from orchestration.manifests.ray_up import MACHINES, PROVIDERS, cluster_yaml
 
 LAW = re.compile(r"^\S.*?: got .+; .+\. .+[.?]$")
 SCHEMA = json.loads((Path(ray.autoscaler.__file__).parent / "ray-schema.json").read_text())

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from orchestration.cluster.capacity import Node, Nodes, choose, settle
 from orchestration.errors import ServiceError
-from orchestration.job import Job
-from orchestration.load import load_job
-from orchestration.room import Node, Nodes, choose, settle
+from orchestration.job.job import Job
+from orchestration.job.load import load_job
 
 ROOT = Path(__file__).resolve().parents[3]
 IMAGENET = load_job(ROOT / "jobs" / "imagenet-v3.yaml")  # 4 nodes of H100:8, 14 CPUs a rank
@@ -87,7 +87,7 @@ def test_an_autoscaler_that_can_make_room_is_asked_and_not_waited_for() -> None:
 
 
 def test_room_that_others_have_is_waited_for_with_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("orchestration.room.QUIET_S", 0.0)
+    monkeypatch.setattr("orchestration.cluster.capacity.QUIET_S", 0.0)
     views = [Nodes(live=[node(free=f)] * 4, addable=[]) for f in (0.0, 0.5, 1.0)]
     lines: list[str] = []
     _, room = settle(IMAGENET, lambda: views.pop(0), say=lines.append, limit_s=60, pause_s=0.0)

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 from rich.console import Console
 
-from orchestration.runs_verbs import MIDDLE, ROOMY, ago, table_of
+from orchestration.cli.runs import MIDDLE, ROOMY, ago, table_of
 from orchestration.tracking.table import RunRow
 
 RUN_ID = "dacff405b74d41f3b982c48df6c10db8"

@@ -8,7 +8,7 @@ import torch
 
 from inception.predictions import Predictions, assess, predict
 from orchestration.errors import JobError
-from orchestration.scorecard import (
+from orchestration.report.scorecard import (
     class_rows,
     confused_pairs,
     confusion_csv,

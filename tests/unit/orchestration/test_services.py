@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestration import services
+from orchestration.stack import services
 
 
 def test_no_service_gets_a_port_that_another_keeps(monkeypatch: pytest.MonkeyPatch) -> None:

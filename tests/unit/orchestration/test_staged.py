@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from orchestration import parcel
+from orchestration.cluster import working_dir as parcel
+from orchestration.cluster.working_dir import JOB_FILE, staged
 from orchestration.errors import JobError
-from orchestration.load import load_job
-from orchestration.parcel import JOB_FILE, staged
+from orchestration.job.load import load_job
 
 ROOT = Path(__file__).resolve().parents[3]
 QUICKSTART = ROOT / "jobs" / "quickstart.yaml"

@@ -10,14 +10,14 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from datasets.batch import Damages
+from datasets.loading.batch import Damages
 from inception.step import StepResult
-from orchestration import steplog
 from orchestration.errors import RollBack, TrainingError
-from orchestration.load import load_job
-from orchestration.plan import make_plan
-from orchestration.progress import Wish
-from orchestration.steplog import StepLog
+from orchestration.job.load import load_job
+from orchestration.job.plan import make_plan
+from orchestration.worker import step_metrics as steplog
+from orchestration.worker.progress_actor import Wish
+from orchestration.worker.step_metrics import StepLog
 
 JOB = load_job(Path(__file__).resolve().parents[3] / "jobs" / "quickstart.yaml")
 PLAN = make_plan(JOB, train_samples=1437, val_samples=360)
@@ -88,7 +88,7 @@ def test_the_ranks_speak_every_second_and_at_least_every_few_steps(
 ) -> None:
     """Slow steps make a look of each; fast ones as many as log_every_steps."""
     clock = [0.0]
-    monkeypatch.setattr("orchestration.steplog.time.monotonic", lambda: clock[0])
+    monkeypatch.setattr("orchestration.worker.step_metrics.time.monotonic", lambda: clock[0])
     log, _ = log_of(Writer())
     looked = []
     for number in range(1, 60):

@@ -11,9 +11,9 @@ from ray.train.v2._internal.exceptions import (
 )
 
 from datasets.errors import DataError, StoreError
-from orchestration import supervise
+from orchestration.driver import retry_policy as supervise
+from orchestration.driver.retry_policy import told, train_in_rounds
 from orchestration.errors import RollBack, ServiceError, TrainingError
-from orchestration.supervise import told, train_in_rounds
 
 
 class Rounds:

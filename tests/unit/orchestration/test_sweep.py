@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from orchestration.driver.sweep import Row, digest, expand, summarize, to_markdown
 from orchestration.errors import JobError
-from orchestration.sweep import Row, digest, expand, summarize, to_markdown
 
 QUICKSTART = Path(__file__).resolve().parents[3] / "jobs" / "quickstart.yaml"
 

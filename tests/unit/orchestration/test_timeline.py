@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestration.timeline import (
+from orchestration.run.timeline import (
     Attempt,
     costs,
     from_json,

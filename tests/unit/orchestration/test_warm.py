@@ -6,8 +6,8 @@ import sys
 
 import pytest
 
-from orchestration.load import load_job
-from orchestration.rank_imports import CPUS_VARIABLE, KIND_VARIABLE
+from orchestration.cluster.worker_imports import CPUS_VARIABLE, KIND_VARIABLE
+from orchestration.job.load import load_job
 from tests.forks import ROOT
 
 
@@ -15,7 +15,7 @@ def test_ranks_get_what_ray_train_gives_them(monkeypatch: pytest.MonkeyPatch) ->
     """To the letter: else Ray would not give them the processes that were started early."""
     from ray.train.v2._internal.constants import get_env_vars_to_propagate
 
-    from orchestration.warm import RAY_TRAIN, set_environment
+    from orchestration.cluster.prestart import RAY_TRAIN, set_environment
 
     for name in [name for name in os.environ if name.startswith("RAY_TRAIN")]:
         monkeypatch.delenv(name)
@@ -36,7 +36,8 @@ def test_the_hook_imports_beside_and_torch_has_its_share_of_cores(
         "import sys; from orchestration import rank_imports as r\n"
         "r.begin(); assert 'ray.train' in sys.modules; r.wait()\n"
         "import torch; assert torch.get_num_threads() == 1, torch.get_num_threads()\n"
-        "assert 'orchestration.worker' in sys.modules; assert 'mlflow' not in sys.modules\n"
+        "assert 'orchestration.worker.train_loop' in sys.modules\n"
+        "assert 'mlflow' not in sys.modules\n"
         f"assert ('torch._dynamo' in sys.modules) == {has_dynamo}"
     )
     environment = {k: v for k, v in os.environ.items() if k != "OMP_NUM_THREADS"}

@@ -10,9 +10,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from orchestration.processes import MARKER
-from orchestration.stack import Stack, new_stack
-from orchestration.worker_pool import FILE, code_now, new_pool, save_pool, take_pool
+from orchestration.stack.processes import MARKER
+from orchestration.stack.state import Stack, new_stack
+from orchestration.stack.worker_pool import FILE, code_now, new_pool, save_pool, take_pool
 
 ENVIRONMENT = {"RAYCEPTION_RANK": "cpu"}
 

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from orchestration.moment import Progress, clock, parse_line, to_line
-from orchestration.render import Panel
+from orchestration.cli.panel import Panel
+from orchestration.run.progress import Progress, clock, parse_line, to_line
 
 moments = st.builds(
     Progress,

@@ -1,0 +1,3 @@
+"""x"""
+
+from orchestration.cli.app import main as main
