@@ -1,5 +1,6 @@
 """The house: names resolve under our root, the wheel carries nothing, files stay small."""
 
+import ast
 import importlib.metadata
 import importlib.util
 import re
@@ -11,6 +12,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("orchestration", "inception", "datasets")
+# The entry point's name; MLflow's variables, set before any module imports mlflow.
+WITH_CODE = {"cli", "tracking"}
 ALLOWED = {*PACKAGES, "jobs", "infra", "tests", "pyproject.toml", "README.md", "Makefile"}
 
 
@@ -42,9 +45,23 @@ def test_top_level_holds_nothing_else() -> None:
     assert visible <= ALLOWED
 
 
-def test_init_files_are_empty() -> None:
+def test_packages_say_what_they_are_for() -> None:
+    """A docstring that names each module, and no code but where it is said why."""
     for name in PACKAGES:
         assert (ROOT / name / "__init__.py").read_text() == ""
+        for init in (ROOT / name).glob("*/__init__.py"):
+            docstring, *code = ast.parse(init.read_text()).body
+            modules = {file.stem for file in init.parent.glob("*.py")} - {"__init__", "__main__"}
+            assert isinstance(docstring, ast.Expr)
+            text = ast.literal_eval(docstring.value)
+            named = {
+                word
+                for row in re.findall(r"^\| ([a-z_0-9, ]+) \|", text, re.MULTILINE)
+                for word in row.split(", ")
+            }
+            assert named - {"module"} == modules, init
+            assert len(modules) <= 12, init
+            assert not code or init.parent.name in WITH_CODE, init
 
 
 def test_lock_pins_every_requirement_of_the_project() -> None:

@@ -1,0 +1,16 @@
+"""A Ray cluster from outside: joined, checked, measured, submitted to.
+
+| module | what it holds |
+|---|---|
+| connect | joining a running cluster, or the embedded one |
+| preflight | everything that must hold before training starts |
+| node_probe | the checks that run on every node |
+| capacity | which accelerators are free, and waiting for them |
+| prestart | worker processes started before a worker group needs them |
+| worker_imports | what such a process imports at its start |
+| drain | announcing that a node will be taken away |
+| jobs_api | the client of Ray's Jobs API |
+| working_dir | the working directory uploaded with a submission |
+| checkout | the commit and local changes of this checkout |
+| versions | package versions that must agree across machines |
+"""

@@ -1,0 +1,11 @@
+"""The job YAML and everything that follows from it. Pure, except for reading files.
+
+| module | what it holds |
+|---|---|
+| job | `Job`, the whole file |
+| data, recipe, cluster | its sections |
+| rules | checks of single values |
+| load | YAML and overrides to `Job`, and back |
+| plan | every number derived from a job and the size of its data |
+| accelerators | GPU types and their names in Ray |
+"""

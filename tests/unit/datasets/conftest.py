@@ -24,7 +24,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """One process runs what asks the server, so that there is one."""
     for item in items:
         asked = {"servers", "place"} & set(getattr(item, "fixturenames", ()))
-        if asked and item.path.parent == Path(__file__).parent:
+        if asked and Path(__file__).parent in item.path.parents:
             item.add_marker(pytest.mark.xdist_group("s3"))
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from tests import forks
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 CHECK = ROOT / "infra" / "gpu-check" / "check.py"
 
 

@@ -22,7 +22,7 @@ from datasets.shards.manifest import Manifest, load_manifest
 from datasets.storage.store import Store
 from tests.forks import rayception
 
-ROOT = Path(__file__).resolve().parents[3]
+ROOT = Path(__file__).resolve().parents[4]
 RAYCEPTION = str(Path(sys.executable).parent / "rayception")
 
 

@@ -10,7 +10,7 @@ from orchestration.errors import ServiceError
 from orchestration.job.job import Job
 from orchestration.job.load import load_job
 
-ROOT = Path(__file__).resolve().parents[3]
+ROOT = Path(__file__).resolve().parents[4]
 IMAGENET = load_job(ROOT / "jobs" / "imagenet-v3.yaml")  # 4 nodes of H100:8, 14 CPUs a rank
 
 

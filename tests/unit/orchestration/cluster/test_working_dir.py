@@ -9,7 +9,7 @@ from orchestration.cluster.working_dir import JOB_FILE, staged
 from orchestration.errors import JobError
 from orchestration.job.load import load_job
 
-ROOT = Path(__file__).resolve().parents[3]
+ROOT = Path(__file__).resolve().parents[4]
 QUICKSTART = ROOT / "jobs" / "quickstart.yaml"
 
 
@@ -18,7 +18,7 @@ def test_what_travels_is_what_git_does_not_ignore() -> None:
     with staged({JOB_FILE: job}) as folder:
         names = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
         assert load_job(folder / JOB_FILE) == job
-    assert {"orchestration/cli.py", "inception/step.py", "datasets/order.py"} <= names
+    assert {"orchestration/cli/app.py", "inception/step.py", "datasets/order.py"} <= names
     assert not [n for n in names if n.startswith((".venv", ".git/", ".rayception", "tests"))]
     assert not [n for n in names if n.endswith(".pyc")]
     assert not folder.exists()

@@ -7,7 +7,7 @@ import pytest
 from orchestration.driver.sweep import Row, digest, expand, summarize, to_markdown
 from orchestration.errors import JobError
 
-QUICKSTART = Path(__file__).resolve().parents[3] / "jobs" / "quickstart.yaml"
+QUICKSTART = Path(__file__).resolve().parents[4] / "jobs" / "quickstart.yaml"
 
 
 def test_every_combination_with_every_seed() -> None:

@@ -11,7 +11,7 @@ from orchestration.errors import JobError
 from orchestration.job.load import flatten, load_job, to_dict
 from orchestration.job.plan import build_job_architecture, learning_rate_at, make_plan
 
-ROOT = Path(__file__).resolve().parents[3]
+ROOT = Path(__file__).resolve().parents[4]
 JOBS = ROOT / "jobs"
 LADDER = sorted((JOBS / "ladder").glob("[1-8]-*.yaml"))
 

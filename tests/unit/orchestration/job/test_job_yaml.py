@@ -11,7 +11,7 @@ from orchestration.errors import JobError
 from orchestration.job.job import Job
 from orchestration.job.load import flatten, from_dict, load_job, to_dict, to_yaml
 
-ROOT = Path(__file__).resolve().parents[3]
+ROOT = Path(__file__).resolve().parents[4]
 QUICKSTART = ROOT / "jobs" / "quickstart.yaml"
 SMALLEST = """
 name: mine

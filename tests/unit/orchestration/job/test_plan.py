@@ -15,7 +15,7 @@ from orchestration.job.load import load_job
 from orchestration.job.plan import learning_rate_at, make_plan
 from tests import forks
 
-ROOT = Path(__file__).resolve().parents[3]
+ROOT = Path(__file__).resolve().parents[4]
 JOBS = [path for path in sorted((ROOT / "jobs").rglob("*.yaml")) if path.parent.name != "recipes"]
 QUICKSTART = load_job(ROOT / "jobs" / "quickstart.yaml")
 

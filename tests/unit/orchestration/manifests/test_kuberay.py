@@ -25,7 +25,7 @@ from orchestration.job.load import load_job
 from orchestration.manifests.kuberay import MAX_NAME, config_map, ray_job
 from orchestration.manifests.nodes import CLOUDS
 
-ROOT = Path(__file__).resolve().parents[3]
+ROOT = Path(__file__).resolve().parents[4]
 CRDS = Path(os.environ.get("KUBERAY_CRDS", ROOT / ".." / "shared" / "reference" / "kuberay"))
 LAW = re.compile(r"^\S.*?: got .+; .+\. .+[.?]$")
 MARKER = "a-secret-value-that-travels-nowhere"

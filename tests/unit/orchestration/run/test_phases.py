@@ -10,7 +10,7 @@ from orchestration.run.checkpoint import newest_summary, save_checkpoint
 from orchestration.run.phases import Phases, split
 from orchestration.run.timeline import Attempt, from_json, to_json
 from orchestration.worker.progress_actor import Board
-from tests.unit.orchestration.test_checkpoints import state
+from tests.unit.orchestration.run.test_checkpoints import state
 
 
 def test_every_second_is_of_one_phase() -> None:

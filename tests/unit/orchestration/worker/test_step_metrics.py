@@ -19,7 +19,7 @@ from orchestration.worker import step_metrics as steplog
 from orchestration.worker.progress_actor import Wish
 from orchestration.worker.step_metrics import StepLog
 
-JOB = load_job(Path(__file__).resolve().parents[3] / "jobs" / "quickstart.yaml")
+JOB = load_job(Path(__file__).resolve().parents[4] / "jobs" / "quickstart.yaml")
 PLAN = make_plan(JOB, train_samples=1437, val_samples=360)
 
 
