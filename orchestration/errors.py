@@ -28,7 +28,7 @@ class ServiceError(RayceptionError):
     exit_code = 3
 
 
-class TakenOver(ServiceError):
+class LeaseLost(ServiceError):
     """Another driver goes on with the run."""
 
 
@@ -38,12 +38,12 @@ class TrainingError(RayceptionError):
     exit_code = 4
 
 
-class RollBack(RayceptionError):
+class Rollback(RayceptionError):
     """A step whose loss is no finite number: the run goes on before it, and without it."""
 
 
 # What a person is told in one line, whichever package says it.
-TOLD_IN_ONE_LINE = (RayceptionError, DataError, StoreError, LoaderError, ModelError)
+EXPECTED_ERRORS = (RayceptionError, DataError, StoreError, LoaderError, ModelError)
 
 
 def exit_code_of(error: BaseException) -> int:

@@ -40,7 +40,7 @@ class MicroBatch:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Rows:
+class BatchBuffer:
     """Samples side by side, each decoded right into its row; several micro-batches end to end, or
     the part of them that a loader process makes.
 
@@ -61,7 +61,7 @@ class Rows:
     def __len__(self) -> int:
         return len(self.targets)
 
-    def put(self, places: NDArray[np.int64], part: "Rows") -> None:
+    def put(self, places: NDArray[np.int64], part: "BatchBuffer") -> None:
         """Copies the rows of `part` to these places."""
         self.images[torch.from_numpy(places)] = part.images
         self.targets[places] = part.targets
@@ -73,7 +73,7 @@ class Rows:
         self.keys.update({int(places[row]): key for row, key in part.keys.items()})
         self.errors.update({int(places[row]): error for row, error in part.errors.items()})
 
-    def lose(self, row: int, error: DataError | None = None) -> None:
+    def blank(self, row: int, error: DataError | None = None) -> None:
         """Makes a row black and weightless: a damaged sample, or padding."""
         self.images[row * self.views : (row + 1) * self.views] = 0
         self.weights[row] = 0.0
@@ -121,14 +121,14 @@ class Damages:
             self.first.append(str(error))
 
 
-def empty_rows(
+def empty_buffer(
     count: int,
     pixels: int,
     *,
     views: int = 1,
     has_colours: bool = False,
     device: torch.device = torch.device("cpu"),  # noqa: B008 - immutable
-) -> Rows:
+) -> BatchBuffer:
     """Rows to be filled; their images hold anything yet. device: where images are decoded."""
     # Not in a loader process: pinning makes a CUDA context, and its rows are copied anyway.
     is_pinned = device.type == "cpu" and get_worker_info() is None and torch.cuda.is_available()
@@ -140,7 +140,7 @@ def empty_rows(
             device=device,
             pin_memory=is_pinned,
         )
-    return Rows(
+    return BatchBuffer(
         images=images.permute(0, 3, 1, 2),  # (count x views, 3, pixels, pixels), channels last
         targets=np.zeros(count, dtype=np.int64),
         weights=np.zeros(count, dtype=np.float32),

@@ -11,7 +11,7 @@ from typing import Any, Self
 
 from datasets.images.augment import Augment
 from datasets.images.nvjpeg import GpuDecoder
-from datasets.loading.batch import Damages, MicroBatch, Rows
+from datasets.loading.batch import BatchBuffer, Damages, MicroBatch
 from datasets.loading.processes import steps_of_processes
 from datasets.loading.share import STEPS_AHEAD, Share
 from datasets.loading.views import EvalViews, Reader, TrainViews
@@ -49,7 +49,7 @@ class _Loader:
         while self._open:
             self._open.pop().close()
 
-    def _checked(self, rows: Rows) -> Rows:
+    def _checked(self, rows: BatchBuffer) -> BatchBuffer:
         """Raises the first damaged row's error, or counts them all."""
         for row in sorted(rows.errors):
             if not self._is_skipping:
@@ -126,7 +126,7 @@ class TrainLoader(_Loader):
             made = self._views.steps(reader, steps_ahead=STEPS_AHEAD)
         return self._waited(self._cut(made))
 
-    def _cut(self, steps: Iterator[Rows]) -> Iterator[list[MicroBatch]]:
+    def _cut(self, steps: Iterator[BatchBuffer]) -> Iterator[list[MicroBatch]]:
         share = self._views.share
         for rows in steps:
             yield self._checked(rows).micro_batches(share.indices, share.micro_batch_size)
@@ -177,6 +177,6 @@ class EvalLoader(_Loader):
         self._open.append(reader)
         return self._waited(self._cut(self._views.fill(reader, batches_ahead=STEPS_AHEAD)))
 
-    def _cut(self, batches: Iterator[Rows]) -> Iterator[MicroBatch]:
+    def _cut(self, batches: Iterator[BatchBuffer]) -> Iterator[MicroBatch]:
         for number, rows in enumerate(batches):
             yield from self._checked(rows).micro_batches([number], self._views.batch_size)

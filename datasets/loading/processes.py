@@ -19,13 +19,13 @@ import numpy as np
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from datasets.errors import LoaderError
-from datasets.loading.batch import Rows
+from datasets.loading.batch import BatchBuffer
 from datasets.loading.positions import part_places
 from datasets.loading.views import Reader, TrainViews
 
 FETCH_STEPS = 2  # of a process, ahead of what it decodes
 # The rows of a process' part of a step, or what ended its work.
-Parcel = Rows | Exception
+Parcel = BatchBuffer | Exception
 
 
 class _Parts(IterableDataset[Parcel]):
@@ -51,7 +51,9 @@ class _Parts(IterableDataset[Parcel]):
             reader.close()
 
 
-def steps_of_processes(views: TrainViews, workers: int, *, steps_ahead: int) -> Iterator[Rows]:
+def steps_of_processes(
+    views: TrainViews, workers: int, *, steps_ahead: int
+) -> Iterator[BatchBuffer]:
     """The rank's rows as `TrainViews.steps` gives them, made by `workers` processes.
 
     Closing the iterator ends them. Raises StoreError and what else a process met; LoaderError for

@@ -29,12 +29,12 @@ Sample = dict[str, Any]  # webdataset's: __key__, __url__, extension -> bytes (o
 Samples = dict[tuple[int, int], Sample]  # by (shard, sample)
 
 
-Runs = dict[int, "Future[Run]"]  # by shard: a window has one run of each
-Fetch = Callable[[Window], Runs]
+SampleRuns = dict[int, "Future[SampleRun]"]  # by shard: a window has one run of each
+Fetch = Callable[[Window], SampleRuns]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Ticket:
+class SampleRequest:
     """One sample to come: its global position, who it is, and the run of its window that holds
     it."""
 
@@ -42,14 +42,14 @@ class Ticket:
     epoch: int
     shard: int
     sample: int
-    run: "Future[Run]"
+    run: "Future[SampleRun]"
 
 
-def train_tickets(positions: Iterable[int], order: Order, fetch: Fetch) -> Iterator[Ticket]:
+def train_requests(positions: Iterable[int], order: Order, fetch: Fetch) -> Iterator[SampleRequest]:
     """Tickets of global positions, ascending within a lane and an epoch at a time. `fetch` is
     called once a window, when first needed."""
     # (epoch, lane) -> its remaining windows, the open one and what it will hold
-    lanes: dict[tuple[int, int], tuple[Iterator[Window], Window, Runs]] = {}
+    lanes: dict[tuple[int, int], tuple[Iterator[Window], Window, SampleRuns]] = {}
     current = -1
     for position in positions:
         epoch, place = divmod(int(position), order.num_samples)
@@ -68,11 +68,11 @@ def train_tickets(positions: Iterable[int], order: Order, fetch: Fetch) -> Itera
             if index < window.first_index + len(window.samples):
                 lanes[epoch, lane] = (windows, window, runs := fetch(window))
         shard, sample = window.samples[index - window.first_index].tolist()
-        yield Ticket(position, epoch, shard, sample, runs[shard])
+        yield SampleRequest(position, epoch, shard, sample, runs[shard])
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Run:
+class SampleRun:
     """The bytes of consecutive samples of a shard from `first`, or why they are lost. offsets: byte
     of each sample in `content`, and where the last one ends."""
 
@@ -101,7 +101,7 @@ class Run:
             return {"__key__": f"sample {number}", "__damage__": error}
 
 
-def fetch_run(store: Store, manifest: Manifest, run: tuple[int, int, int]) -> Run:
+def fetch_run(store: Store, manifest: Manifest, run: tuple[int, int, int]) -> SampleRun:
     """A window's run (shard, first, count), read by ranges of at most 8 MiB. Raises StoreError."""
     shard, first, count = run
     described, url = manifest.shards[shard], manifest.shard_url(shard)
@@ -120,7 +120,7 @@ def fetch_run(store: Store, manifest: Manifest, run: tuple[int, int, int]) -> Ru
             )
     except DataError as found:
         error, content = found, buffer(0)
-    return Run(url, first, ((blocks - blocks[0]) * BLOCK_BYTES).tolist(), content, error)
+    return SampleRun(url, first, ((blocks - blocks[0]) * BLOCK_BYTES).tolist(), content, error)
 
 
 def fetch_window(store: Store, manifest: Manifest, window: Window) -> Samples:
@@ -181,7 +181,7 @@ def with_bytes(sample: Sample) -> Sample:
 
 
 def stream(
-    tickets: Iterable[Ticket], *, lookahead: int, copies: bool = True
+    tickets: Iterable[SampleRequest], *, lookahead: int, copies: bool = True
 ) -> Callable[[], Iterator[Sample]]:
     """A source for `webdataset.DataPipeline`: samples in the tickets' order.
 
@@ -192,18 +192,18 @@ def stream(
     """
 
     def source() -> Iterator[Sample]:
-        ahead: deque[Ticket] = deque()
+        ahead: deque[SampleRequest] = deque()
         for ticket in tickets:
             ahead.append(ticket)
             if len(ahead) > lookahead:
-                yield _redeem(ahead.popleft(), copies)
+                yield _resolve(ahead.popleft(), copies)
         while ahead:
-            yield _redeem(ahead.popleft(), copies)
+            yield _resolve(ahead.popleft(), copies)
 
     return source
 
 
-def _redeem(ticket: Ticket, copies: bool) -> Sample:
+def _resolve(ticket: SampleRequest, copies: bool) -> Sample:
     sample = ticket.run.result().sample(ticket.sample)
     return {
         **(with_bytes(sample) if copies else sample),

@@ -29,18 +29,18 @@ from datasets.images.decode import decode_crop, decode_image, find_image
 from datasets.images.nvjpeg import GpuDecoder
 from datasets.images.randaugment import rand_augment
 from datasets.images.region import Box
-from datasets.loading.batch import Rows, empty_rows
+from datasets.loading.batch import BatchBuffer, empty_buffer
 from datasets.loading.positions import part_places, rank_positions
 from datasets.loading.share import Share
 from datasets.loading.stream import (
-    Runs,
     Sample,
-    Ticket,
+    SampleRequest,
+    SampleRuns,
     build_pipeline,
     fetch_run,
     in_threads,
     stream,
-    train_tickets,
+    train_requests,
 )
 from datasets.order import Order, Window
 from datasets.shards.manifest import Manifest
@@ -48,7 +48,7 @@ from datasets.storage.store import Store
 
 FETCHES = 4  # runs fetched at once, of one process
 # (sample, its image's bytes, its name for errors, the rows and the one of them to fill)
-Look = Callable[[Sample, memoryview | bytes, str, Rows, int], None]
+Look = Callable[[Sample, memoryview | bytes, str, BatchBuffer, int], None]
 
 
 class Reader:
@@ -67,7 +67,7 @@ class Reader:
             if pool is not None:
                 pool.shutdown(wait=True, cancel_futures=True)
 
-    def fetch(self, window: Window) -> Runs:
+    def fetch(self, window: Window) -> SampleRuns:
         """Begins to fetch each run of a window."""
         return {
             run[0]: self._fetchers.submit(fetch_run, self._store, self._manifest, run)
@@ -76,8 +76,8 @@ class Reader:
 
     def fill(
         self,
-        tickets: Iterable[Ticket],
-        slots: Iterable[tuple[Rows, int]],
+        tickets: Iterable[SampleRequest],
+        slots: Iterable[tuple[BatchBuffer, int]],
         look: Look,
         *,
         fetch_ahead: int,
@@ -88,7 +88,7 @@ class Reader:
         What is wrong with a sample becomes its row's error. Raises StoreError at its place.
         """
 
-        def decode(pair: tuple[Sample, tuple[Rows, int]]) -> None:
+        def decode(pair: tuple[Sample, tuple[BatchBuffer, int]]) -> None:
             sample, (rows, row) = pair
             rows.samples[row] = sample["__shard__"], sample["__sample__"]
             rows.keys[row] = sample["__key__"]
@@ -101,12 +101,14 @@ class Reader:
                 rows.weights[row] = 1.0
             except DataError as error:
                 rows.targets[row] = 0
-                rows.lose(row, error)
+                rows.blank(row, error)
 
-        def with_slots(samples: Iterable[Sample]) -> Iterator[tuple[Sample, tuple[Rows, int]]]:
+        def with_slots(
+            samples: Iterable[Sample],
+        ) -> Iterator[tuple[Sample, tuple[BatchBuffer, int]]]:
             return zip(samples, slots, strict=False)
 
-        def in_place(pairs: Iterable[tuple[Sample, tuple[Rows, int]]]) -> Iterator[None]:
+        def in_place(pairs: Iterable[tuple[Sample, tuple[BatchBuffer, int]]]) -> Iterator[None]:
             return map(decode, pairs)
 
         return build_pipeline(
@@ -129,13 +131,13 @@ class TrainViews:
     first_step: int
     decoder: GpuDecoder | None = None
 
-    def steps(self, reader: Reader, *, steps_ahead: int) -> Iterator[Rows]:
+    def steps(self, reader: Reader, *, steps_ahead: int) -> Iterator[BatchBuffer]:
         """The share's rows of every step from the first, in ascending places. Windows are fetched
         `steps_ahead` steps ahead, and where the reader has threads, images decoded as far."""
-        made: deque[Rows] = deque()
+        made: deque[BatchBuffer] = deque()
         ahead = steps_ahead * max(1, self.share.step_samples)
         done = reader.fill(
-            train_tickets(self._positions(), self.order, reader.fetch),
+            train_requests(self._positions(), self.order, reader.fetch),
             self._slots(made),
             self.look,
             fetch_ahead=ahead // self.share.parts,
@@ -147,8 +149,8 @@ class TrainViews:
                 next(done)
             yield made.popleft() if size else self.empty(0)
 
-    def empty(self, count: int) -> Rows:
-        return empty_rows(
+    def empty(self, count: int) -> BatchBuffer:
+        return empty_buffer(
             count,
             self.input_size,
             has_colours=bool(self.augment.colour),
@@ -156,7 +158,7 @@ class TrainViews:
         )
 
     def look(
-        self, sample: Sample, content: memoryview | bytes, where: str, rows: Rows, row: int
+        self, sample: Sample, content: memoryview | bytes, where: str, rows: BatchBuffer, row: int
     ) -> None:
         augment = self.augment
         numbers = draw(
@@ -180,7 +182,7 @@ class TrainViews:
         if rows.colours is not None:
             rows.colours[row] = colour_of(numbers, augment)
 
-    def _slots(self, made: deque[Rows]) -> Iterator[tuple[Rows, int]]:
+    def _slots(self, made: deque[BatchBuffer]) -> Iterator[tuple[BatchBuffer, int]]:
         """Where each sample goes; a step's rows are made when its first sample comes."""
         for step in count(self.first_step):
             places = part_places(self.share, step, self.order)
@@ -215,12 +217,12 @@ class EvalViews:
         """Crops of each image; mirrors are not counted."""
         return views_of(self.crops)
 
-    def fill(self, reader: Reader, *, batches_ahead: int) -> Iterator[Rows]:
+    def fill(self, reader: Reader, *, batches_ahead: int) -> Iterator[BatchBuffer]:
         """Rows of each batch, the last one padded."""
-        made: deque[Rows] = deque()
+        made: deque[BatchBuffer] = deque()
         ahead = batches_ahead * self.batch_size
         done = reader.fill(
-            self._tickets(reader),
+            self._requests(reader),
             self._slots(made),
             self.look,
             fetch_ahead=ahead,
@@ -231,11 +233,11 @@ class EvalViews:
                 next(done)
             rows = made.popleft()
             for row in range(size, self.batch_size):
-                rows.lose(row)
+                rows.blank(row)
             yield rows
 
     def look(
-        self, sample: Sample, content: memoryview | bytes, where: str, rows: Rows, row: int
+        self, sample: Sample, content: memoryview | bytes, where: str, rows: BatchBuffer, row: int
     ) -> None:
         if self.crops == 1:
             _resize_into(
@@ -249,16 +251,16 @@ class EvalViews:
         views = rows.images[row * self.views : (row + 1) * self.views]
         fill_views(views, decode_image(content, where), crops=self.crops, fraction=self.crop)
 
-    def _slots(self, made: deque[Rows]) -> Iterator[tuple[Rows, int]]:
+    def _slots(self, made: deque[BatchBuffer]) -> Iterator[tuple[BatchBuffer, int]]:
         for _, size in self.batches:
-            rows = empty_rows(
+            rows = empty_buffer(
                 self.batch_size, self.input_size, views=self.views, device=_device(self.decoder)
             )
             made.append(rows)
             for row in range(size):
                 yield rows, row
 
-    def _tickets(self, reader: Reader) -> Iterator[Ticket]:
+    def _requests(self, reader: Reader) -> Iterator[SampleRequest]:
         for first, size in self.batches:
             positions = np.arange(first, first + size)
             samples = self.manifest.samples_at(positions)
@@ -270,7 +272,7 @@ class EvalViews:
             )
             fetched = reader.fetch(Window(0, runs, samples))
             for position, (shard, sample) in zip(positions.tolist(), samples.tolist(), strict=True):
-                yield Ticket(position, 0, shard, sample, fetched[shard])
+                yield SampleRequest(position, 0, shard, sample, fetched[shard])
 
 
 def _resize_into(

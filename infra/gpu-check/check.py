@@ -378,12 +378,12 @@ def data(tiny):
 
 def copies(tiny):
     """Batches reach the device intact while pinned rows are made and dropped as fast as can be."""
-    from datasets.loading.batch import empty_rows
+    from datasets.loading.batch import empty_buffer
     from datasets.loading.device import on_device
 
     bad, sums = 0, []
     for number in range(4 if tiny else 300):
-        rows = empty_rows(32, 64 if tiny else 299)
+        rows = empty_buffer(32, 64 if tiny else 299)
         rows.images.fill_(number % 251)
         for batch in rows.micro_batches([0], 32):
             moved = on_device(batch, DEVICE)

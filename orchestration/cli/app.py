@@ -23,8 +23,8 @@ from orchestration.cli import (
     shards,
     submissions,
 )
-from orchestration.cli.tables import own_name, print_json, print_plan, say
-from orchestration.errors import TOLD_IN_ONE_LINE, ServiceError, exit_code_of
+from orchestration.cli.tables import own_name, print_json, print_plan, echo
+from orchestration.errors import EXPECTED_ERRORS, ServiceError, exit_code_of
 from orchestration.job.load import load_job
 
 INTERRUPTED = 130  # 128 + SIGINT, as a shell says it
@@ -125,10 +125,10 @@ def stack_up(s3_port: Port = None, mlflow_port: Port = None, dashboard_port: Por
     wanted = {"s3": s3_port, "mlflow": mlflow_port, "dashboard": dashboard_port}
     ports = {name: port for name, port in wanted.items() if port is not None}
     folder = stack_folder()
-    say(f"starting the stack (data in {folder})")
+    echo(f"starting the stack (data in {folder})")
     num_cpus = os.cpu_count() or 1
-    up(folder, frozenset(PARTS), num_cpus=num_cpus, say=say, keep=True, ports=ports)
-    say(f"it stays up until `{own_name()} stack down`")
+    up(folder, frozenset(PARTS), num_cpus=num_cpus, log=echo, keep=True, ports=ports)
+    echo(f"it stays up until `{own_name()} stack down`")
 
 
 @stack_app.command("status")
@@ -165,7 +165,7 @@ def stack_down(
 
     folder = stack_folder()
     was_up = down(folder, force=force)
-    say(f"stack in {folder} {'stopped' if was_up else 'was not running'}; its data stay there")
+    echo(f"stack in {folder} {'stopped' if was_up else 'was not running'}; its data stay there")
 
 
 def fail(error: BaseException) -> NoReturn:
@@ -193,7 +193,7 @@ def main() -> None:
 def _call() -> None:
     try:
         app()
-    except TOLD_IN_ONE_LINE as error:
+    except EXPECTED_ERRORS as error:
         fail(error)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)  # noqa: T201

@@ -9,7 +9,7 @@ from rich.table import Table
 
 from inception.errors import unknown_name
 from orchestration.cli.data import AsJson, Endpoint, progress_bar, quiet, using_store
-from orchestration.cli.tables import kept_for_json, print_json, print_panel, say
+from orchestration.cli.tables import kept_for_json, print_json, print_panel, echo
 from orchestration.cluster.connect import on_cluster
 from orchestration.errors import JobError
 from orchestration.job.load import override
@@ -154,7 +154,7 @@ def export(
     if as_json:
         print_json({"file": str(to), "weights": kind, "step": trained.step, "size_bytes": size})
         return
-    say(f"{kind} weights of step {trained.step:,} in {to} ({size / 1e6:.1f} MB)")
+    echo(f"{kind} weights of step {trained.step:,} in {to} ({size / 1e6:.1f} MB)")
 
 
 def _check_crops(crops: int) -> None:

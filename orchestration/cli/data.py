@@ -18,7 +18,7 @@ from orchestration.job.rules import without_secrets
 
 if TYPE_CHECKING:
     from datasets.storage.store import Store
-    from orchestration.stack.local import Say
+    from orchestration.stack.local import Log
     from orchestration.stack.state import Stack
 
 console = Console(highlight=False)
@@ -140,7 +140,7 @@ def quiet(line: str) -> None:
 
 
 @contextlib.contextmanager
-def embedded(parts: frozenset[str], tell: "Say" = quiet) -> Iterator["Stack | None"]:
+def embedded(parts: frozenset[str], log: "Log" = quiet) -> Iterator["Stack | None"]:
     """The embedded stack with these services (Ray is not among them) for the block: started where
     it does not run, and turned off again; None where none is asked for. Raises ServiceError."""
     if not parts:
@@ -149,7 +149,7 @@ def embedded(parts: frozenset[str], tell: "Say" = quiet) -> Iterator["Stack | No
     from orchestration.stack.local import using
     from orchestration.stack.state import stack_folder
 
-    with using(stack_folder(), parts, num_cpus=1, say=tell) as stack:
+    with using(stack_folder(), parts, num_cpus=1, log=log) as stack:
         yield stack
 
 

@@ -14,14 +14,20 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 
 from orchestration.job.plan import Plan
-from orchestration.run.progress import Progress, clock, describe, parse_line, to_line
+from orchestration.run.progress import (
+    Progress,
+    clock,
+    format_progress,
+    parse_progress,
+    summarize_progress,
+)
 
 POLL_S = 0.5
 LINE_EVERY_S = 5.0  # where there is no terminal to redraw
 
 
 @contextlib.contextmanager
-def show_progress(console: Console, board: Any, plan: Plan) -> Iterator[None]:
+def show_progress(console: Console, progress_actor: Any, plan: Plan) -> Iterator[None]:
     """Redraws what rank 0 posts on `board` until the block ends."""
     import ray
 
@@ -43,17 +49,17 @@ def show_progress(console: Console, board: Any, plan: Plan) -> Iterator[None]:
         while not done.wait(POLL_S):
             waited += POLL_S
             try:
-                moment: Progress | None = ray.get(board.read.remote(), timeout=10)
+                progress: Progress | None = ray.get(progress_actor.read.remote(), timeout=10)
             except Exception:  # the cluster is going down, or busy: the run itself says so
                 continue
-            if moment is None or moment == said:
+            if progress is None or progress == said:
                 continue
-            line = describe(moment)
-            bar.update(task, completed=moment["step"], description=line)
-            is_again = said is None or said["attempt"] != moment["attempt"]
+            line = summarize_progress(progress)
+            bar.update(task, completed=progress["step"], description=line)
+            is_again = said is None or said["attempt"] != progress["attempt"]
             if bar.disable and (is_again or waited - last_line >= LINE_EVERY_S):
-                last_line, said = waited, moment
-                console.print(to_line(moment), soft_wrap=True)
+                last_line, said = waited, progress
+                console.print(format_progress(progress), soft_wrap=True)
 
     follower = threading.Thread(target=follow, name="progress", daemon=True)
     with bar:
@@ -71,7 +77,7 @@ class Panel:
 
     def __init__(self, console: Console, title: str) -> None:
         self._console, self._title = console, title
-        self._moment: Progress | None = None
+        self._progress: Progress | None = None
         self._live = Live(console=console, auto_refresh=False, transient=True)
 
     def __enter__(self) -> "Panel":
@@ -83,30 +89,30 @@ class Panel:
         self._live.stop()
 
     def show(self, line: str) -> None:
-        moment = parse_line(line)
-        if moment is None or not self._console.is_terminal:
+        progress = parse_progress(line)
+        if progress is None or not self._console.is_terminal:
             self._console.print(line, markup=False, soft_wrap=True)
-        if moment is not None:
-            self._moment = moment
-        if self._moment is not None and self._console.is_terminal:
-            self._live.update(draw(self._title, self._moment), refresh=True)
+        if progress is not None:
+            self._progress = progress
+        if self._progress is not None and self._console.is_terminal:
+            self._live.update(draw(self._title, self._progress), refresh=True)
 
 
-def draw(title: str, moment: Progress) -> RichPanel:
+def draw(title: str, progress: Progress) -> RichPanel:
     """A moment as a panel of two columns under its bar."""
     rows = Table.grid(padding=(0, 3))
-    top1 = "-" if moment["top1"] is None else f"{moment['top1']:.1f} %"
+    top1 = "-" if progress["top1"] is None else f"{progress['top1']:.1f} %"
     for left, right in (
-        (f"loss {moment['loss']:.3f}", f"top-1 {top1}"),
-        (f"{moment['images_per_second']:.0f} images/s", f"epoch {moment['epoch']:.2f}"),
+        (f"loss {progress['loss']:.3f}", f"top-1 {top1}"),
+        (f"{progress['images_per_second']:.0f} images/s", f"epoch {progress['epoch']:.2f}"),
         (
-            f"data wait {100 * moment['data_wait_fraction']:.0f} %",
-            f"{moment['ranks']} ranks alive, attempt {moment['attempt']}",
+            f"data wait {100 * progress['data_wait_fraction']:.0f} %",
+            f"{progress['ranks']} ranks alive, attempt {progress['attempt']}",
         ),
     ):
         rows.add_row(left, right)
-    bar = ProgressBar(total=moment["total_steps"], completed=moment["step"], width=40)
-    steps = f"step {moment['step']} of {moment['total_steps']}, {clock(moment['eta_s'])} left"
+    bar = ProgressBar(total=progress["total_steps"], completed=progress["step"], width=40)
+    steps = f"step {progress['step']} of {progress['total_steps']}, {clock(progress['eta_s'])} left"
     lines = Table.grid()  # a bar ends no line by itself
     for line in (bar, steps, rows):
         lines.add_row(line)

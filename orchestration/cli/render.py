@@ -10,7 +10,7 @@ import typer
 import yaml
 
 from orchestration.cli.data import AsJson
-from orchestration.cli.tables import say
+from orchestration.cli.tables import echo
 from orchestration.errors import JobError
 from orchestration.job.job import Job
 from orchestration.job.load import load_job, to_yaml
@@ -114,7 +114,7 @@ def render(
         typer.echo(text, nl=False)
     else:
         to.write_text(text)
-        say(f"wrote {to}")
+        echo(f"wrote {to}")
 
 
 def run_name(job: Job) -> str:

@@ -14,19 +14,19 @@ from rich.table import Table
 
 from orchestration.cli.data import AsJson, Endpoint, using_store
 from orchestration.cli.submissions import send_on, send_sweep
-from orchestration.cli.tables import kept_for_json, own_name, print_json, print_outcome, say
+from orchestration.cli.tables import kept_for_json, own_name, print_json, print_outcome, echo
 from orchestration.cluster.connect import on_cluster
 from orchestration.driver.sweep import Trial, cells, digest, expand, summarize, to_markdown
-from orchestration.errors import TOLD_IN_ONE_LINE, JobError, ServiceError, TrainingError
+from orchestration.errors import EXPECTED_ERRORS, JobError, ServiceError, TrainingError
 from orchestration.job.cluster import LOCAL, is_remote
 from orchestration.job.job import Job
 from orchestration.job.load import from_dict, load_job, override
 from orchestration.run.phases import Phases
 
 if TYPE_CHECKING:
-    from orchestration.run.checkpoint import TrainState
-    from orchestration.run.record import Earlier
-    from orchestration.stack.local import Say
+    from orchestration.run.checkpoint import Checkpoint
+    from orchestration.run.record import ResumedRun
+    from orchestration.stack.local import Log
     from orchestration.stack.state import Stack
 
 console = Console(highlight=False)
@@ -78,7 +78,7 @@ def resume(
     as_json: AsJson = False,
 ) -> None:
     """Go on with a run that ended before its end: same samples, same MLflow run, any cluster."""
-    from orchestration.run.record import find_earlier, load_record
+    from orchestration.run.record import find_resumed, load_record
 
     began = time.monotonic()
     url = url.rstrip("/")
@@ -87,7 +87,7 @@ def resume(
         return
     with using_store(endpoint_url) as store:
         job = override(from_dict(load_record(store, url).job), overrides or [])
-        _train(job, began, as_json, earlier=find_earlier(store, url, job))
+        _train(job, began, as_json, earlier=find_resumed(store, url, job))
 
 
 def fork(
@@ -150,9 +150,9 @@ def sweep(
             f"--limit: got {limit} with cluster.address local; this machine's runs go one after "
             "the other. Leave it out, or name a cluster (cluster.address=auto, or its URL)."
         )
-    tell, screen = _voices(as_json)
-    with kept_for_json(as_json), on_cluster(trials[0].job, tell, is_training=True) as stack:
-        top1, page = _sweep(trials, stack, tell, screen, limit)
+    log, screen = _voices(as_json)
+    with kept_for_json(as_json), on_cluster(trials[0].job, log, is_training=True) as stack:
+        top1, page = _sweep(trials, stack, log, screen, limit)
     rows = summarize(trials, top1)
     if as_json:
         print_json({"page": page, "rows": [asdict(row) for row in rows]})
@@ -168,11 +168,11 @@ def sweep(
 
 
 def _sweep(
-    trials: list[Trial], stack: "Stack | None", tell: "Say", screen: Console, limit: int
+    trials: list[Trial], stack: "Stack | None", log: "Log", screen: Console, limit: int
 ) -> tuple[dict[str, float], str]:
     """Runs what has not run yet; -> (top-1 by trial, where the parent is seen)."""
     from orchestration.cli.panel import show_progress
-    from orchestration.cluster.prestart import start_early
+    from orchestration.cluster.prestart import prestart_workers
     from orchestration.driver.driver import drive
     from orchestration.driver.run_start import tracking_uri
     from orchestration.tracking.runs import (
@@ -194,30 +194,30 @@ def _sweep(
     if limit > 1:
         from orchestration.driver.sweep_submissions import run_some_at_once
 
-        top1 = run_some_at_once(trials, parent, top1, limit=limit, tell=tell)
+        top1 = run_some_at_once(trials, parent, top1, limit=limit, log=log)
         one_by_one = []
     for number, trial in enumerate(one_by_one, start=1):
         what = f"{number} of {len(trials)}: {trial.key}"
         if trial.key in top1:
-            tell(f"{what} has run already, top-1 {top1[trial.key]:.2f} %")
+            log(f"{what} has run already, top-1 {top1[trial.key]:.2f} %")
             continue
-        tell(what)
+        log(what)
         if has_run:  # those of the first one began when the cluster was joined
-            start_early(trial.job)
+            prestart_workers(trial.job)
         has_run = True
         try:
             outcome = drive(
                 trial.job,
                 stack=stack,
-                say=lambda line: None,
+                log=lambda line: None,
                 watch=partial(show_progress, screen),
                 parent=(parent, trial.key),
             )
-        except TOLD_IN_ONE_LINE as error:
-            tell(f"{trial.key} failed: {error}")
+        except EXPECTED_ERRORS as error:
+            log(f"{trial.key} failed: {error}")
             continue
         top1[trial.key] = outcome.top1
-        tell(f"top-1 {outcome.top1:.2f} % in {outcome.wall_s:.0f} s")
+        log(f"top-1 {outcome.top1:.2f} % in {outcome.wall_s:.0f} s")
     table = to_markdown(summarize(trials, top1))
     status = "FINISHED" if len(top1) == len(trials) else "FAILED"
     note = table if len(table) < MAX_NOTE else "The table is the artifact sweep.md."
@@ -225,7 +225,7 @@ def _sweep(
         log_text(parent, table, "sweep.md")
         close_run(parent, status, {NOTE_TAG: note})
     except ServiceError as error:  # the table is printed all the same
-        tell(f"note: {error}")
+        log(f"note: {error}")
     return top1, f"{parent.uri}{parent.overview}"
 
 
@@ -234,16 +234,16 @@ def _train(
     began: float,
     as_json: bool,
     *,
-    earlier: "Earlier | None" = None,
-    start_from: "TrainState | None" = None,
+    earlier: "ResumedRun | None" = None,
+    start_from: "Checkpoint | None" = None,
     name: str | None = None,
     child: tuple[str, str] | None = None,
 ) -> None:
     """Drives one run on its cluster, and tells what came out."""
     phases = Phases.of_process()
     phases.end("command")
-    tell, screen = _voices(as_json)
-    with kept_for_json(as_json), on_cluster(job, tell, phases, is_training=True) as stack:
+    log, screen = _voices(as_json)
+    with kept_for_json(as_json), on_cluster(job, log, phases, is_training=True) as stack:
         from orchestration.cli.panel import show_progress
         from orchestration.driver.driver import drive
         from orchestration.driver.run_start import tracking_uri
@@ -254,7 +254,7 @@ def _train(
             run_id, trial = child
             parent = RunRef(uri=tracking_uri(job, stack), experiment_id="", run_id=run_id), trial
         outcome = drive(
-            job, stack=stack, say=tell, watch=partial(show_progress, screen), earlier=earlier,
+            job, stack=stack, log=log, watch=partial(show_progress, screen), earlier=earlier,
             start_from=start_from, name=name, parent=parent, phases=phases,
         )  # fmt: skip
     wall_s = time.monotonic() - began
@@ -264,8 +264,8 @@ def _train(
     print_outcome(console, job, outcome, wall_s=wall_s, command=own_name())
 
 
-def _voices(as_json: bool) -> "tuple[Say, Console]":
+def _voices(as_json: bool) -> "tuple[Log, Console]":
     """Who tells lines and who shows progress: beside JSON, standard error."""
     if as_json:
         return partial(print, file=sys.stderr), Console(stderr=True)
-    return say, console
+    return echo, console

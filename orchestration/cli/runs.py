@@ -17,7 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from orchestration.cli.data import AsJson, Endpoint, embedded, quiet, using_store
-from orchestration.cli.tables import kept_for_json, print_json, say
+from orchestration.cli.tables import kept_for_json, print_json, echo
 from orchestration.errors import JobError
 from orchestration.job.cluster import LOCAL, is_remote
 from orchestration.job.load import from_dict
@@ -25,7 +25,7 @@ from orchestration.job.rules import choose, without_secrets
 from orchestration.run.progress import clock
 
 if TYPE_CHECKING:
-    from orchestration.stack.local import Say
+    from orchestration.stack.local import Log
     from orchestration.stack.state import Stack
     from orchestration.tracking.table import Comparison, RunRow
 
@@ -60,7 +60,7 @@ def ui(
         raise JobError(
             f"--experiment: got {experiment!r} beside RUN; one page is opened. Leave one out."
         )
-    with _serving(tracking_uri, say) as (uri, stack):
+    with _serving(tracking_uri, echo) as (uri, stack):
         from orchestration.tracking.table import find, find_table
 
         page = ""
@@ -134,7 +134,7 @@ def compare(
 
 
 @contextlib.contextmanager
-def _serving(given: str | None, tell: "Say") -> Iterator[tuple[str, "Stack | None"]]:
+def _serving(given: str | None, log: "Log") -> Iterator[tuple[str, "Stack | None"]]:
     """(URL of the server that is meant, the stack where it is the embedded one), for the block.
 
     The embedded one is started where it does not run, and turned off again. Raises JobError,
@@ -151,7 +151,7 @@ def _serving(given: str | None, tell: "Say") -> Iterator[tuple[str, "Stack | Non
             )
         yield uri, None
         return
-    with embedded(frozenset({"s3", "mlflow"}), tell) as stack:
+    with embedded(frozenset({"s3", "mlflow"}), log) as stack:
         assert stack is not None
         yield stack.mlflow_url, stack
 
@@ -268,4 +268,4 @@ def sync(
         print_json(sent)
         return
     ended = f", and that it has {str(sent['ended']).lower()}" if sent["ended"] else ""
-    say(f"sent {sent['points']:,} points and {sent['files']} files of {record.name}{ended}")
+    echo(f"sent {sent['points']:,} points and {sent['files']} files of {record.name}{ended}")

@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from orchestration.cli.data import AsJson, quiet
-from orchestration.cli.tables import kept_for_json, print_json, print_panel, say
+from orchestration.cli.tables import kept_for_json, print_json, print_panel, echo
 from orchestration.cluster.versions import ON_CLUSTER, VERSIONS
 from orchestration.driver.sweep import Trial
 from orchestration.errors import JobError, exit_code_of
@@ -20,7 +20,7 @@ from orchestration.job.cluster import is_remote
 from orchestration.job.load import load_job
 
 if TYPE_CHECKING:
-    from orchestration.cluster.jobs_api import Cluster
+    from orchestration.cluster.jobs_api import JobsClient
 
 console = Console(highlight=False)
 DRAIN_LIMIT_S = 60.0
@@ -62,7 +62,7 @@ def submit(
     if as_json and not follow:
         print_json({"submission": submission, "address": cluster.address})
         return
-    say(f"submitted {submission} to {cluster.address}")
+    echo(f"submitted {submission} to {cluster.address}")
     if follow:
         _follow(cluster, submission)
 
@@ -78,7 +78,7 @@ def send_on(
     if as_json:
         print_json({"submission": submission, "address": cluster.address})
     else:
-        say(f"submitted {submission} to {cluster.address}")
+        echo(f"submitted {submission} to {cluster.address}")
 
 
 def send_sweep(
@@ -106,7 +106,7 @@ def send_sweep(
     if as_json:
         print_json({"submission": submission, "address": cluster.address})
     else:
-        say(f"submitted {submission} to {cluster.address}: {len(trials)} runs, {limit} at once")
+        echo(f"submitted {submission} to {cluster.address}: {len(trials)} runs, {limit} at once")
 
 
 def preflight(
@@ -168,13 +168,13 @@ def preflight(
 
 def status(submission: Name, address: Address = None, as_json: AsJson = False) -> None:
     """Say how a submission fares."""
-    from orchestration.cluster.jobs_api import describe
+    from orchestration.cluster.jobs_api import describe_submission
 
     found = _cluster(address).find(submission)
     if as_json:
         print_json(asdict(found))
         return
-    rows = {key: str(value) for key, value in describe(found).items() if value}
+    rows = {key: str(value) for key, value in describe_submission(found).items() if value}
     print_panel(console, rows.pop("submission"), rows)
 
 
@@ -204,7 +204,7 @@ def stop(submission: Name, address: Address = None, as_json: AsJson = False) -> 
     if as_json:
         print_json(asdict(found))
     else:
-        say(f"{submission} {found.status}")
+        echo(f"{submission} {found.status}")
 
 
 def drain(
@@ -230,19 +230,19 @@ def drain(
         with joined("auto"):
             said = asdict(drain_node(node, notice))
         if wait and not wait_until_left(notice):
-            say("a rank is still there; it ends with the node")
+            echo("a rank is still there; it ends with the node")
     else:
         asked = ("drain", node, "--notice", str(notice), "--address", "auto")
         said = _cluster(address).ask(asked, limit_s=DRAIN_LIMIT_S)
     if as_json:
         print_json(said)
     else:
-        say(f"node {said['address']} ({said['node'][:8]}) drains; it ends in {notice:.0f} s")
+        echo(f"node {said['address']} ({said['node'][:8]}) drains; it ends in {notice:.0f} s")
 
 
 def list_submissions(address: Address = None, as_json: AsJson = False) -> None:
     """List the submissions of a cluster, the newest first."""
-    from orchestration.cluster.jobs_api import describe
+    from orchestration.cluster.jobs_api import describe_submission
 
     found = _cluster(address).jobs()
     if as_json:
@@ -250,11 +250,11 @@ def list_submissions(address: Address = None, as_json: AsJson = False) -> None:
         return
     table = Table("submission", "job", "status", "for", "said")
     for one in found:
-        table.add_row(*(str(value) for value in describe(one).values()))
+        table.add_row(*(str(value) for value in describe_submission(one).values()))
     console.print(table)
 
 
-def _follow(cluster: "Cluster", submission: str) -> None:
+def _follow(cluster: "JobsClient", submission: str) -> None:
     """Ends as the submission does, with its exit code."""
     from orchestration.cli.panel import Panel
 
@@ -264,7 +264,7 @@ def _follow(cluster: "Cluster", submission: str) -> None:
     cluster.check_end(submission)
 
 
-def _cluster(address: str | None) -> "Cluster":
+def _cluster(address: str | None) -> "JobsClient":
     """The cluster of an --address. Its token, if it is the stack's, goes to the environment first:
     Ray reads it when it is imported."""
     from orchestration.stack.services import ray_environment
@@ -280,6 +280,6 @@ def _cluster(address: str | None) -> "Cluster":
             f"--address: got {address or 'nothing'}; the URL of a cluster's dashboard, such as "
             "http://head:8265. Write it, or set RAY_API_SERVER_ADDRESS."
         )
-    from orchestration.cluster.jobs_api import Cluster
+    from orchestration.cluster.jobs_api import JobsClient
 
-    return Cluster(address)
+    return JobsClient(address)

@@ -144,7 +144,7 @@ def kept_for_json(as_json: bool) -> contextlib.AbstractContextManager[object]:
     return contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext()
 
 
-def say(line: str) -> None:
+def echo(line: str) -> None:
     """One line of progress."""
     # Another program's words may hold brackets that rich would take for markup.
     Console(highlight=False).print(f"- {line}", soft_wrap=True, markup=False)

@@ -35,7 +35,7 @@ class Nodes:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Room:
+class Capacity:
     """Ranks of one accelerator: that fit now, on an empty cluster, and on one grown to its end."""
 
     accelerator: Accelerator
@@ -44,16 +44,16 @@ class Room:
     grown: int
 
 
-def measure(cluster: Cluster, accelerator: Accelerator, nodes: Nodes) -> Room:
+def measure_capacity(cluster: Cluster, accelerator: Accelerator, nodes: Nodes) -> Capacity:
     """At most `accelerator.count` ranks go to a node, and as many as the job can use."""
 
     def ranks(resources: list[dict[str, float]]) -> int:
-        each = [_ranks_on(one, cluster, accelerator) for one in resources]
+        each = [_ranks_that_fit(one, cluster, accelerator) for one in resources]
         return min(sum(each), cluster.max_nodes * accelerator.count)
 
-    live = [node for node in nodes.live if _is_right(node, cluster, accelerator)]
-    addable = [node for node in nodes.addable if _is_right(node, cluster, accelerator)]
-    return Room(
+    live = [node for node in nodes.live if _is_eligible(node, cluster, accelerator)]
+    addable = [node for node in nodes.addable if _is_eligible(node, cluster, accelerator)]
+    return Capacity(
         accelerator=accelerator,
         now=ranks([node.free for node in live]),
         ever=ranks([node.total for node in live]),
@@ -61,35 +61,35 @@ def measure(cluster: Cluster, accelerator: Accelerator, nodes: Nodes) -> Room:
     )
 
 
-def places(cluster: Cluster, accelerator: Accelerator, nodes: Nodes) -> dict[str, int]:
+def free_ranks_by_node(cluster: Cluster, accelerator: Accelerator, nodes: Nodes) -> dict[str, int]:
     """How many ranks have room now, by the id of their node."""
     return {
-        node.id: _ranks_on(node.free, cluster, accelerator)
+        node.id: _ranks_that_fit(node.free, cluster, accelerator)
         for node in nodes.live
-        if _is_right(node, cluster, accelerator)
+        if _is_eligible(node, cluster, accelerator)
     }
 
 
-def choose(job: Job, nodes: Nodes) -> Room:
+def choose_accelerator(job: Job, nodes: Nodes) -> Capacity:
     """The first of the job's accelerators with room now, else one that could have it.
 
     Raises ServiceError, naming what the cluster has, where none ever could: Ray itself would wait
     for ever.
     """
     cluster = job.cluster
-    rooms = [measure(cluster, one, nodes) for one in cluster.choices]
+    rooms = [measure_capacity(cluster, one, nodes) for one in cluster.choices]
 
-    def wanted(room: Room) -> int:
-        return cluster.min_nodes * room.accelerator.count
+    def wanted(capacity: Capacity) -> int:
+        return cluster.min_nodes * capacity.accelerator.count
 
     for name in ("now", "ever", "grown"):
-        for room in rooms:
-            if getattr(room, name) >= wanted(room):
-                return room
+        for capacity in rooms:
+            if getattr(capacity, name) >= wanted(capacity):
+                return capacity
     has = [node.total for node in nodes.live]
     types = sorted({key.split(":")[1] for one in has for key in one if "accelerator_type" in key})
     total = {key: int(sum(one.get(key, 0) for one in has)) for key in ("CPU", "GPU")}
-    best = max(rooms, key=lambda room: room.grown)
+    best = max(rooms, key=lambda capacity: capacity.grown)
     remedy = (
         "Run `rayception stack down` and start again, or ask for less"
         if cluster.address == LOCAL
@@ -106,14 +106,14 @@ def choose(job: Job, nodes: Nodes) -> Room:
     )
 
 
-def settle(
+def wait_for_capacity(
     job: Job,
-    look_at: Callable[[], Nodes],
+    read_nodes: Callable[[], Nodes],
     *,
-    say: Callable[[str], None],
+    log: Callable[[str], None],
     limit_s: float,
     pause_s: float = PAUSE_S,
-) -> tuple[Job, Room]:
+) -> tuple[Job, Capacity]:
     """The job on the one accelerator that it gets, once there is room; what is waited for longer
     than a moment is said.
 
@@ -123,18 +123,18 @@ def settle(
     began, said = time.monotonic(), QUIET_S - SAY_EVERY_S
     pause_now = min(FIRST_PAUSE_S, pause_s)
     while True:
-        room = choose(job, look_at())
-        chosen = replace(job, cluster=replace(job.cluster, accelerators=str(room.accelerator)))
-        wanted = job.cluster.min_nodes * room.accelerator.count
-        if room.now >= wanted:
-            return chosen, room
+        capacity = choose_accelerator(job, read_nodes())
+        chosen = replace(job, cluster=replace(job.cluster, accelerators=str(capacity.accelerator)))
+        wanted = job.cluster.min_nodes * capacity.accelerator.count
+        if capacity.now >= wanted:
+            return chosen, capacity
         what = (
-            f"{wanted} ranks of {room.accelerator.type} wanted, room for {room.now} now and for "
-            f"{max(room.ever, room.grown)} when other work is done"
+            f"{wanted} ranks of {capacity.accelerator.type} wanted, room for {capacity.now} now and for "
+            f"{max(capacity.ever, capacity.grown)} when other work is done"
         )
-        if room.ever < wanted:
-            say(f"asking the autoscaler for nodes: {what}")
-            return chosen, room
+        if capacity.ever < wanted:
+            log(f"asking the autoscaler for nodes: {what}")
+            return chosen, capacity
         waited = time.monotonic() - began
         if waited > limit_s:
             raise ServiceError(
@@ -143,12 +143,12 @@ def settle(
             )
         if waited - said >= SAY_EVERY_S:
             said = waited
-            say(f"waiting for room: {what}")
+            log(f"waiting for room: {what}")
         time.sleep(pause_now)
         pause_now = min(2 * pause_now, pause_s)
 
 
-def look() -> Nodes:
+def read_nodes() -> Nodes:
     """What the connected cluster has. Nodes that are being taken away do not count."""
     import ray
     from ray._private.state import available_resources_per_node, state
@@ -172,13 +172,13 @@ def look() -> Nodes:
     return Nodes(live=live, addable=addable)
 
 
-def _is_right(node: Node, cluster: Cluster, accelerator: Accelerator) -> bool:
+def _is_eligible(node: Node, cluster: Cluster, accelerator: Accelerator) -> bool:
     if cluster.use_spot and any(node.labels.get(key) != value for key, value in SPOT.items()):
         return False
     return not accelerator.is_gpu or accelerator.marker in node.total
 
 
-def _ranks_on(has: dict[str, float], cluster: Cluster, accelerator: Accelerator) -> int:
+def _ranks_that_fit(has: dict[str, float], cluster: Cluster, accelerator: Accelerator) -> int:
     ranks = has.get("CPU", 0.0) // cluster.cpus_per_worker
     if accelerator.is_gpu:
         ranks = min(ranks, has.get("GPU", 0.0))

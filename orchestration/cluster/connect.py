@@ -15,13 +15,13 @@ from orchestration.job.job import Job
 from orchestration.run.phases import Phases
 
 if TYPE_CHECKING:
-    from orchestration.stack.local import Say
+    from orchestration.stack.local import Log
     from orchestration.stack.state import Stack
 
 
 @contextlib.contextmanager
 def on_cluster(
-    job: Job, tell: "Say", phases: Phases | None = None, *, is_training: bool = False
+    job: Job, log: "Log", phases: Phases | None = None, *, is_training: bool = False
 ) -> Iterator["Stack | None"]:
     """The job's cluster, joined for the block; what the job calls local is started before.
     is_training: its ranks begin soon, and import meanwhile.
@@ -44,10 +44,10 @@ def on_cluster(
             folder = stack_folder()
             cluster = job.cluster
             num_cpus = max(os.cpu_count() or 1, cluster.accelerator.count * cluster.cpus_per_worker)
-            tell(f"starting {', '.join(sorted(job.uses()))} (data in {folder})")
+            log(f"starting {', '.join(sorted(job.uses()))} (data in {folder})")
             # Beside the services' start, not before it: Ray takes its token at its import.
             load = partial(import_module, "orchestration.driver.driver")
-            up = using(folder, job.uses(), num_cpus=num_cpus, say=tell, meanwhile=load)
+            up = using(folder, job.uses(), num_cpus=num_cpus, log=log, meanwhile=load)
             stack = held.enter_context(up)
             phases.end("stack")
         address = stack.ray_address if job.cluster.address == LOCAL and stack else "auto"
@@ -55,9 +55,9 @@ def on_cluster(
         phases.end("ray")
         kept = stack if stack is not None and stack.kept and job.cluster.address == LOCAL else None
         if is_training:
-            from orchestration.cluster.prestart import fill_pool, start_early
+            from orchestration.cluster.prestart import fill_pool, prestart_workers
 
-            start_early(job, kept)
+            prestart_workers(job, kept)
         import_module("orchestration.driver.driver")
         phases.end("imports")
         yield stack

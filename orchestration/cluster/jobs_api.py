@@ -21,7 +21,7 @@ from ray.exceptions import RayError
 from ray.job_submission import JobStatus, JobSubmissionClient
 
 from orchestration.cluster.versions import ON_CLUSTER
-from orchestration.cluster.working_dir import JOB_FILE, runtime_env, staged
+from orchestration.cluster.working_dir import JOB_FILE, runtime_env, stage_working_dir
 from orchestration.errors import JobError, RayceptionError, ServiceError, TrainingError
 from orchestration.job.cluster import Environment
 from orchestration.job.job import Job
@@ -49,7 +49,7 @@ for _name in ("ray", "ray.dashboard.modules.dashboard_sdk"):  # what it uploads,
     logging.getLogger(_name).setLevel(logging.WARNING)
 
 
-class Cluster:
+class JobsClient:
     """The Jobs API of one cluster. Raises ServiceError where it does not answer or refuses."""
 
     def __init__(self, address: str) -> None:
@@ -86,7 +86,7 @@ class Cluster:
         submission = f"{name}-{secrets.token_hex(4)}"
         with contextlib.ExitStack() as held:
             if parcel is None:
-                parcel = str(held.enter_context(staged(jobs or {})))
+                parcel = str(held.enter_context(stage_working_dir(jobs or {})))
             held.enter_context(self._told())
             return str(
                 self._client.submit_job(
@@ -254,7 +254,7 @@ def _error_of(found: Submission) -> type[RayceptionError]:
     return kinds.get(int(code[1]) if code else 0, TrainingError)
 
 
-def describe(one: Submission) -> dict[str, Any]:
+def describe_submission(one: Submission) -> dict[str, Any]:
     """A submission in words."""
     began, ended = one.began_ms, one.ended_ms
     seconds = None if began is None else ((ended or int(time.time() * 1000)) - began) / 1000

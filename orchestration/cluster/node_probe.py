@@ -17,7 +17,7 @@ from datasets.errors import DataError
 from datasets.shards.manifest import index_url, load_manifest
 from datasets.storage.store import Store, StoreConfig
 from orchestration.cluster.versions import differing, versions
-from orchestration.errors import TOLD_IN_ONE_LINE
+from orchestration.errors import EXPECTED_ERRORS
 from orchestration.job.job import Job
 from orchestration.manifests.nodes import HEALTH_CHECKS
 
@@ -28,7 +28,7 @@ HTTP_LIMIT_S = 5.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Questions:
+class NodeQuestions:
     """What a node is asked; no secret's value among it."""
 
     store: StoreConfig
@@ -38,7 +38,7 @@ class Questions:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Answer:
+class NodeAnswer:
     """What a node said: its versions, what is wrong with it in our words, the head's settings."""
 
     address: str
@@ -49,14 +49,14 @@ class Answer:
     stop_signal: str | None
 
 
-def ask_nodes(questions: Questions, nodes: list[dict[str, Any]]) -> list[Answer]:
+def ask_nodes(questions: NodeQuestions, nodes: list[dict[str, Any]]) -> list[NodeAnswer]:
     """All at once; one that does not answer within 60 s says that. nodes: as `ray.nodes()`."""
     asked = {}
     for node in nodes:
         there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
         is_head = "node:__internal_head__" in node["Resources"]
         task = ray.remote(num_cpus=0, max_retries=0, scheduling_strategy=there)(_answer)
-        blank = Answer(
+        blank = NodeAnswer(
             address=node["NodeManagerAddress"], is_head=is_head, versions={}, problems={},
             health={}, stop_signal=None,
         )  # fmt: skip
@@ -80,7 +80,7 @@ def ask_nodes(questions: Questions, nodes: list[dict[str, Any]]) -> list[Answer]
     return answers
 
 
-def _answer(questions: Questions, blank: Answer) -> Answer:
+def _answer(questions: NodeQuestions, blank: NodeAnswer) -> NodeAnswer:
     """Runs on the node."""
     problems = {}
     where = f"node {blank.address}"
@@ -96,7 +96,7 @@ def _answer(questions: Questions, blank: Answer) -> Answer:
             manifest = load_manifest(store, split)
             shard = manifest.shard_url(0)
             store.read_range(shard, 0, min(512, manifest.shards[0].size_bytes))
-    except TOLD_IN_ONE_LINE as error:
+    except EXPECTED_ERRORS as error:
         problems["data"] = f"{error} (Seen on {where}.)"
     if not _answers(questions.tracking_uri):
         problems["tracking"] = (
@@ -134,7 +134,7 @@ def splits_to_ask(job: Job, store: Store) -> tuple[str, ...]:
         return urls
 
 
-def differences(answers: list[Answer], laptop: dict[str, str]) -> tuple[list[str], list[str]]:
+def differences(answers: list[NodeAnswer], laptop: dict[str, str]) -> tuple[list[str], list[str]]:
     """(what must not differ: a node's versions and the driver's; what may: the laptop's)."""
     here = versions()
     wrong = [
@@ -147,7 +147,7 @@ def differences(answers: list[Answer], laptop: dict[str, str]) -> tuple[list[str
     return wrong, [f"the laptop has {', '.join(other)} on the cluster"] if other else []
 
 
-def slow_to_notice(answers: list[Answer]) -> str | None:
+def slow_to_notice(answers: list[NodeAnswer]) -> str | None:
     """What the head was not started with, and what that costs."""
     for one in answers:
         if one.is_head and any(

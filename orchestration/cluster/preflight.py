@@ -14,9 +14,9 @@ from pathlib import Path
 from datasets.shards.manifest import Manifest, index_url, load_manifest
 from datasets.storage.store import Store, StoreConfig
 from orchestration.cluster.versions import VERSIONS
-from orchestration.errors import TOLD_IN_ONE_LINE, JobError, ServiceError
+from orchestration.errors import EXPECTED_ERRORS, JobError, ServiceError
 from orchestration.job.job import Job
-from orchestration.stack.local import Say
+from orchestration.stack.local import Log
 from orchestration.stack.state import ROOT
 
 PACKAGES = ("orchestration", "inception", "datasets")
@@ -35,7 +35,7 @@ def check_imports() -> None:
             )
 
 
-def prepare_data(job: Job, store: Store, say: Say) -> tuple[Manifest, Manifest]:
+def prepare_data(job: Job, store: Store, log: Log) -> tuple[Manifest, Manifest]:
     """The manifests of both splits, packed from `data.source` first where they are not there.
 
     Raises DataError (no shards, no index, damaged), StoreError, JobError (classes differ).
@@ -50,7 +50,7 @@ def prepare_data(job: Job, store: Store, say: Say) -> tuple[Manifest, Manifest]:
             manifest = pack(
                 samples, store, url, classes=classes, samples_per_shard=SAMPLES_PER_SHARD
             )
-            say(f"packed {manifest.num_samples} samples into {url}")
+            log(f"packed {manifest.num_samples} samples into {url}")
     train, val = load_manifest(store, job.data.train), load_manifest(store, job.data.val)
     for split, manifest in (("train", train), ("val", val)):
         if manifest.num_classes > job.model.num_classes:
@@ -99,9 +99,9 @@ def look_before(
     """
     import ray
 
-    from orchestration.cluster.capacity import choose, look
+    from orchestration.cluster.capacity import choose_accelerator, read_nodes
     from orchestration.cluster.node_probe import (
-        Questions,
+        NodeQuestions,
         ask_nodes,
         differences,
         slow_to_notice,
@@ -109,7 +109,7 @@ def look_before(
     )
 
     def say_room() -> str:
-        room = choose(job, look())
+        room = choose_accelerator(job, read_nodes())
         now = "now" if room.now >= job.cluster.min_nodes * room.accelerator.count else "not now"
         return f"{room.accelerator}: room for {room.now} ranks now, {room.ever} ever ({now})"
 
@@ -133,7 +133,7 @@ def look_before(
     ]
     alive = [node for node in ray.nodes() if node["Alive"]]
     secrets = tuple(job.cluster.secrets)
-    questions = Questions(
+    questions = NodeQuestions(
         store=config,
         splits=splits_to_ask(job, store) if checks[2].problem is None else (),
         tracking_uri=tracking_uri,
@@ -167,8 +167,8 @@ def look_before(
     return checks, notes
 
 
-def _check(name: str, look: Callable[[], str]) -> Check:
+def _check(name: str, read_nodes: Callable[[], str]) -> Check:
     try:
-        return Check(name=name, said=look())
-    except TOLD_IN_ONE_LINE as error:
+        return Check(name=name, said=read_nodes())
+    except EXPECTED_ERRORS as error:
         return Check(name=name, said=str(error), problem=error)

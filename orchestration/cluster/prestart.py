@@ -25,7 +25,7 @@ from ray.core.generated.node_manager_pb2 import PrestartWorkersRequest
 from ray.core.generated.node_manager_pb2_grpc import NodeManagerServiceStub
 from ray.runtime_env import RuntimeEnv
 
-from orchestration.cluster.capacity import look, places
+from orchestration.cluster.capacity import free_ranks_by_node, read_nodes
 from orchestration.cluster.worker_imports import CPU, CPUS_VARIABLE, GPU, KIND_VARIABLE
 from orchestration.job.job import Job
 from orchestration.stack.state import Stack
@@ -70,7 +70,7 @@ def _environment(job: Job) -> dict[str, str]:
     }
 
 
-def start_early(job: Job, stack: Stack | None = None) -> None:
+def prestart_workers(job: Job, stack: Stack | None = None) -> None:
     """Asks every node with room for ranks for their processes, whose imports nobody waits for; of
     a kept stack for those that it does not have ready."""
     cluster = job.cluster
@@ -79,7 +79,7 @@ def start_early(job: Job, stack: Stack | None = None) -> None:
         ready, added = take_pool(stack, _environment(job))
         _of_pool.update(added)
         most -= ready
-    room = places(cluster, cluster.accelerator, look())
+    room = free_ranks_by_node(cluster, cluster.accelerator, read_nodes())
     _start(job, {node: min(ranks, most) for node, ranks in room.items()}, KEPT_S)
 
 
@@ -104,7 +104,7 @@ def start_spares(job: Job, nodes: Iterable[str]) -> None:
     0.4 GB of memory until the run ends."""
     ours = Counter(nodes)
     most = max(ours.values(), default=0)
-    room = places(job.cluster, job.cluster.accelerator, look())
+    room = free_ranks_by_node(job.cluster, job.cluster.accelerator, read_nodes())
     others = [node for node, ranks in sorted(room.items()) if ranks and node not in ours]
     more = {node: min(room[node], most) for node in others[: len(ours)]}
     _start(job, {**ours, **more}, SPARE_S)

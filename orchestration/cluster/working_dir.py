@@ -40,7 +40,7 @@ def runtime_env(environment: Environment, address: str) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def staged(jobs: Mapping[str, Job]) -> Iterator[Path]:
+def stage_working_dir(jobs: Mapping[str, Job]) -> Iterator[Path]:
     """A folder with what travels, jobs by file name among it, for the block.
 
     Raises JobError: not a git checkout, too large.

@@ -14,8 +14,8 @@ from ray.train import TrainingFailedError
 
 from datasets.errors import StoreError
 from datasets.storage.store import Store
-from orchestration.driver.retry_policy import what_died
-from orchestration.errors import TakenOver
+from orchestration.driver.retry_policy import describe_failure
+from orchestration.errors import LeaseLost
 from orchestration.job.job import Job
 from orchestration.run.phases import PHASES, STARTUP, Phases, split
 from orchestration.run.timeline import (
@@ -39,7 +39,7 @@ SAVE_EVERY_S = 30.0
 BOARD_LIMIT_S = 10.0
 
 
-class Chronicle:
+class AttemptHistory:
     """One driver's; it goes on where an earlier driver of the run ended."""
 
     def __init__(
@@ -48,13 +48,18 @@ class Chronicle:
         store: Store,
         run: RunRef,
         run_url: str,
-        board: Any,
+        progress_actor: Any,
         phases: Phases,
-        still_ours: Callable[[], None],
+        check_lease: Callable[[], None],
     ) -> None:
         """phases: of the driver, which goes on to count them. still_ours: raises TakenOver once the
         run is another driver's, whose record it is then. Raises StoreError."""
-        self._job, self._store, self._board, self._still_ours = job, store, board, still_ours
+        self._job, self._store, self._progress_actor, self._check_lease = (
+            job,
+            store,
+            progress_actor,
+            check_lease,
+        )
         self._run_url, self._phases = run_url, phases
         self._startup = dict(phases.seconds)  # for the first attempt of this driver
         self._of_ranks: dict[str, float] = {}  # of its attempts that have ended
@@ -119,8 +124,8 @@ class Chronicle:
                 else:
                     self._tell()
             try:
-                self._still_ours()
-            except TakenOver:
+                self._check_lease()
+            except LeaseLost:
                 return
             if time.monotonic() - self._saved_at > SAVE_EVERY_S:
                 self._save()
@@ -128,11 +133,13 @@ class Chronicle:
     def _look(self, ended_by: str) -> None:
         """Asks the board how far the ranks are, and logs what follows."""
         try:
-            progress = ray.get(self._board.read.remote(), timeout=BOARD_LIMIT_S)
-            gauges = ray.get(self._board.take_gauges.remote(), timeout=BOARD_LIMIT_S)
-            spent = ray.get(self._board.phases.remote(), timeout=BOARD_LIMIT_S)
+            progress = ray.get(self._progress_actor.read.remote(), timeout=BOARD_LIMIT_S)
+            system_metrics = ray.get(
+                self._progress_actor.take_system_metrics.remote(), timeout=BOARD_LIMIT_S
+            )
+            spent = ray.get(self._progress_actor.phases.remote(), timeout=BOARD_LIMIT_S)
         except ray.exceptions.RayError:  # the cluster is going down
-            progress, gauges, spent = None, [], {}
+            progress, system_metrics, spent = None, [], {}
         one = self.attempts[-1]
         one = replace(one, ended=time.time(), ended_by=ended_by, phases=one.phases | spent)
         if ended_by:
@@ -148,7 +155,7 @@ class Chronicle:
             self._tell_start(one)
         self.attempts[-1] = one
         self._tell()
-        for node, at, values in gauges:
+        for node, at, values in system_metrics:
             told = {f"system/{node}/{name}": value for name, value in values.items()}
             self._writer.log(self._second(at), told)
 
@@ -192,5 +199,5 @@ class Chronicle:
 
 def _words(error: BaseException) -> str:
     if isinstance(error, TrainingFailedError):
-        return what_died(error)
+        return describe_failure(error)
     return str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__

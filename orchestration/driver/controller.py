@@ -33,7 +33,7 @@ UNUSED = (DatasetsCallback, StateManagerCallback, PlacementGroupCleanerCallback)
 class DriverTrainer(DataParallelTrainer):  # type: ignore[misc]
     """A trainer whose controller is no actor. `fit` raises as Ray's does."""
 
-    board: Any  # the progress actor
+    progress_actor: Any  # the progress actor
     keeps_states = False
     controller: "_Controller | None" = None  # of the present fit
 
@@ -47,7 +47,7 @@ class DriverTrainer(DataParallelTrainer):  # type: ignore[misc]
     def _create_default_callbacks(self) -> list[Any]:
         made = super()._create_default_callbacks()
         used = [one for one in made if not isinstance(one, UNUSED)]
-        return used + ([_States(self.board)] if self.keeps_states else [])
+        return used + ([_States(self.progress_actor)] if self.keeps_states else [])
 
     def _initialize_and_run_controller(self, **settings: Any) -> Result:
         settings["scaling_policy"] = _Policy(self.scaling_config)
@@ -73,9 +73,9 @@ class _Policy(FixedScalingPolicy):  # type: ignore[misc]
 class _States(StateManagerCallback):  # type: ignore[misc]
     """A run counts as alive while its controller's actor is: here, the progress actor."""
 
-    def __init__(self, board: Any) -> None:
+    def __init__(self, progress_actor: Any) -> None:
         super().__init__(datasets={})
-        self._controller_actor_id = board._actor_id.hex()
+        self._controller_actor_id = progress_actor._actor_id.hex()
 
     def after_controller_start(self, train_run_context: Any) -> None:
         self._state_manager = TrainStateManager()

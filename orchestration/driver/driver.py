@@ -15,41 +15,41 @@ from typing import Any
 from datasets.errors import StoreError
 from datasets.shards.manifest import Manifest
 from datasets.storage.store import Store, StoreConfig
-from orchestration.cluster.capacity import choose, look, settle
+from orchestration.cluster.capacity import choose_accelerator, read_nodes, wait_for_capacity
 from orchestration.cluster.preflight import check_imports, check_init, look_before, prepare_data
-from orchestration.driver.attempt_history import Chronicle
+from orchestration.driver.attempt_history import AttemptHistory
 from orchestration.driver.attempts import train_run
 from orchestration.driver.preparation import Preparation
-from orchestration.driver.run_abort import end_run
+from orchestration.driver.run_abort import abort_run
 from orchestration.driver.run_start import (
     Start,
-    begin_run,
     fresh_name,
-    go_on,
+    resume_run,
     run_of,
+    start_run,
     status_before,
     submission_tags,
     tags_of,
     tracking_uri,
 )
-from orchestration.errors import TakenOver
+from orchestration.errors import LeaseLost
 from orchestration.job.cluster import LOCAL
 from orchestration.job.job import Job
 from orchestration.job.load import to_dict
 from orchestration.job.plan import Plan, make_plan
-from orchestration.run.checkpoint import TrainState
+from orchestration.run.checkpoint import Checkpoint
 from orchestration.run.lease import check_claim, make_claim, save_claim
 from orchestration.run.metrics import top1_of
 from orchestration.run.phases import Phases
-from orchestration.run.record import RUN_FILE, Earlier, find_earlier
+from orchestration.run.record import RUN_FILE, ResumedRun, find_resumed
 from orchestration.run.storage import build_store_config, shard_shape
-from orchestration.run.timeline import life_tags
-from orchestration.stack.local import Say
+from orchestration.run.timeline import lifetime_tags
+from orchestration.stack.local import Log
 from orchestration.stack.state import Stack
 from orchestration.tracking.run_ref import RunRef
 from orchestration.tracking.runs import child_tags, status_of
-from orchestration.worker.progress_actor import make_board
-from orchestration.worker.worker_config import Assignment
+from orchestration.worker.progress_actor import start_progress_actor
+from orchestration.worker.worker_config import WorkerConfig
 
 Watch = Callable[[Any, Plan], Any]
 HAND_OVER_S = 60.0  # what a driver that was taken over holds is free within
@@ -80,11 +80,11 @@ def drive(
     job: Job,
     *,
     stack: Stack | None,
-    say: Say,
+    log: Log,
     watch: Watch,
     parent: tuple[RunRef, str] | None = None,
-    earlier: Earlier | None = None,
-    start_from: TrainState | None = None,
+    earlier: ResumedRun | None = None,
+    start_from: Checkpoint | None = None,
     name: str | None = None,
     phases: Phases | None = None,
 ) -> Outcome:
@@ -100,19 +100,19 @@ def drive(
     began = time.monotonic()
     phases = phases or Phases()
     given = job  # with every accelerator that the run may get; `job` has the one that it got
-    config = build_store_config(job, stack)
-    store = Store(config)
+    store_config = build_store_config(job, stack)
+    store = Store(store_config)
     run_name = name or fresh_name(job)
     run_url = f"{job.checkpoint.storage.rstrip('/')}/{run_name}"
     if earlier is None and name is not None and store.exists(f"{run_url}/{RUN_FILE}"):
-        earlier = find_earlier(store, run_url, job)
+        earlier = find_resumed(store, run_url, job)
     if earlier is not None:
         run_name, run_url = earlier.record.name, earlier.url
-    _check_first(job, stack, store, config, earlier is not None, say)
+    _check_first(job, stack, store, store_config, earlier is not None, log)
     # What a run that goes on has to add; said at once, and again at its end: MLflow may be away.
     told = {} if earlier is None else earlier.changed | submission_tags()
     claim = make_claim()
-    still_ours = partial(check_claim, store, run_url, claim)
+    check_lease = partial(check_claim, store, run_url, claim)
     run: RunRef | None = None
     wait_s: float = job.cluster.wait_s
     if earlier is not None:  # before the wait for room, which its driver may still hold
@@ -120,52 +120,54 @@ def drive(
         if status_before(run, store, earlier) in ("RUNNING", ""):
             wait_s = max(wait_s, HAND_OVER_S)
         save_claim(store, run_url, claim)
-    chronicle: Chronicle | None = None
+    history: AttemptHistory | None = None
     try:
-        job, plan, train, val = _prepare(job, store, wait_s, say)
+        job, plan, train, val = _prepare(job, store, wait_s, log)
         phases.end("preflight")
         if earlier is None or run is None:
             tags = tags_of(job, plan, train, run_url) | (child_tags(*parent) if parent else {})
             start = Start(name=run_name, url=run_url, tags=tags, state=start_from)
-            run = begin_run(given, start, tracking_uri(job, stack), store, claim, plan, train, val)
+            run = start_run(given, start, tracking_uri(job, stack), store, claim, plan, train, val)
         else:
-            go_on(run, store, earlier, told, say)
+            resume_run(run, store, earlier, told, log)
         phases.end("mlflow")
-        say(f"run {run_name} in MLflow experiment {job.experiment}")
-        board = make_board()
-        chronicle = Chronicle(job, store, run, run_url, board, phases, still_ours)
-        hand = Assignment(
-            job=to_dict(job), plan=plan, run=run, run_url=run_url, store=config, board=board,
+        log(f"run {run_name} in MLflow experiment {job.experiment}")
+        progress_actor = start_progress_actor()
+        history = AttemptHistory(job, store, run, run_url, progress_actor, phases, check_lease)
+        config = WorkerConfig(
+            job=to_dict(job), plan=plan, run=run, run_url=run_url, store=store_config, progress_actor=progress_actor,
             attempt=0,
         )  # fmt: skip
         samples = train if earlier is None else None
-        with Preparation(job, plan, store, run, run_url, board, samples=samples) as prepared:
-            with watch(board, plan):
-                last = train_run(job, hand, store, chronicle, still_ours, say)
-            still_ours()
+        with Preparation(
+            job, plan, store, run, run_url, progress_actor, samples=samples
+        ) as prepared:
+            with watch(progress_actor, plan):
+                last = train_run(job, config, store, history, check_lease, log)
+            check_lease()
             phases.end("training")
-            say(
+            log(
                 f"training done, top-1 {last.top1:.2f} %, checkpoint {last.url}; pictures and the "
                 "model go to MLflow"
             )
-            chronicle.close()
-            told |= life_tags(chronicle.attempts)
+            history.close()
+            told |= lifetime_tags(history.attempts)
             sent = prepared.finish()
             from orchestration.driver.run_end import (
-                conclude_run,  # torch: imported while ranks trained
+                finalize_run,  # torch: imported while ranks trained
             )
 
-            model_uri = conclude_run(job, store, run, run_url, last, told, say, sent=sent)
+            model_uri = finalize_run(job, store, run, run_url, last, told, log, sent=sent)
     except BaseException as error:
         # What went wrong first is what is told.
-        if chronicle is not None:
+        if history is not None:
             with contextlib.suppress(StoreError):
-                chronicle.close()
-            told |= life_tags(chronicle.attempts)
+                history.close()
+            told |= lifetime_tags(history.attempts)
         if run is not None:
-            with contextlib.suppress(StoreError, TakenOver):
-                still_ours()  # what another driver goes on with has not ended
-                end_run(store, run, run_url, status_of(error), told)
+            with contextlib.suppress(StoreError, LeaseLost):
+                check_lease()  # what another driver goes on with has not ended
+                abort_run(store, run, run_url, status_of(error), told)
         raise
     phases.end("end")
     return Outcome(
@@ -173,40 +175,45 @@ def drive(
         run_name=run_name,
         metrics={key: value for key, value in last.metrics.items() if "/" in key},
         images_per_second=last.metrics["images_per_second"],
-        attempts=len(chronicle.attempts),
+        attempts=len(history.attempts),
         checkpoint_url=last.url,
         model_uri=model_uri,
         wall_s=time.monotonic() - began,
-        phases=chronicle.phases(),
+        phases=history.phases(),
     )
 
 
 def _check_first(
-    job: Job, stack: Stack | None, store: Store, config: StoreConfig, has_begun: bool, say: Say
+    job: Job,
+    stack: Stack | None,
+    store: Store,
+    store_config: StoreConfig,
+    has_begun: bool,
+    log: Log,
 ) -> None:
     """What must hold before anything is waited for or written. has_begun: the run is in MLflow,
     which may be away now. Raises RayceptionError, DataError, StoreError."""
     check_imports()
-    choose(job, look())  # what there can never be is said first
+    choose_accelerator(job, read_nodes())  # what there can never be is said first
     if job.cluster.address == LOCAL:  # one machine has just asked itself
         return
-    checks, notes = look_before(job, store, config, tracking_uri(job, stack))
+    checks, notes = look_before(job, store, store_config, tracking_uri(job, stack))
     for check in checks:
         if check.problem is not None:
             if not (has_begun and check.name == "tracking"):
                 raise check.problem
             notes.append(str(check.problem))
     for note in notes:
-        say(f"note: {note}")
+        log(f"note: {note}")
 
 
 def _prepare(
-    job: Job, store: Store, wait_s: float, say: Say
+    job: Job, store: Store, wait_s: float, log: Log
 ) -> tuple[Job, Plan, Manifest, Manifest]:
     """Room on the cluster, data and plan; the job on the accelerator that it gets."""
-    job, _ = settle(job, look, say=say, limit_s=wait_s)
+    job, _ = wait_for_capacity(job, read_nodes, log=log, limit_s=wait_s)
     check_init(job, store)
-    train, val = prepare_data(job, store, say)
+    train, val = prepare_data(job, store, log)
     plan = make_plan(
         job,
         train_samples=train.num_samples,

@@ -17,7 +17,7 @@ import ray
 
 from datasets.shards.manifest import Manifest
 from datasets.storage.store import Store
-from orchestration.errors import TOLD_IN_ONE_LINE
+from orchestration.errors import EXPECTED_ERRORS
 from orchestration.job.job import Job
 from orchestration.job.plan import Plan
 from orchestration.run.progress import Progress
@@ -49,13 +49,13 @@ class Preparation:
         store: Store,
         run: RunRef,
         run_url: str,
-        board: Any,
+        progress_actor: Any,
         *,
         samples: Manifest | None,
     ) -> None:
         """samples: of the training split, whose first ones are to be shown."""
         self._job, self._plan, self._store = job, plan, store
-        self._run, self._run_url, self._board = run, run_url, board
+        self._run, self._run_url, self._progress_actor = run, run_url, progress_actor
         self._samples = samples
         self._is_over = threading.Event()
         self._sent = Sent()
@@ -84,7 +84,7 @@ class Preparation:
         try:
             if self._samples is not None:
                 self._send_samples(self._samples)
-        except TOLD_IN_ONE_LINE as error:  # a picture is no reason to end a run
+        except EXPECTED_ERRORS as error:  # a picture is no reason to end a run
             logger.warning("no picture of the first training samples: %s", error)
         try:
             if self._wait_for(self._is_evaluated):
@@ -92,14 +92,14 @@ class Preparation:
                 self._sent = Sent(evaluation=True)
                 has_curves = log_curves(self._run, until=self._plan.total_steps)
                 self._sent = Sent(evaluation=True, curves=has_curves)
-        except TOLD_IN_ONE_LINE as error:  # the run's end tries again, and says it
+        except EXPECTED_ERRORS as error:  # the run's end tries again, and says it
             logger.warning("not sent yet: %s", error)
 
     def _wait_for(self, is_true: Callable[[Progress], bool]) -> bool:
         """Whether it has become true of the ranks' progress; False once training is over."""
         while not self._is_over.wait(LOOK_EVERY_S):
             with contextlib.suppress(ray.exceptions.RayError):
-                progress = ray.get(self._board.read.remote(), timeout=10)
+                progress = ray.get(self._progress_actor.read.remote(), timeout=10)
                 if progress is not None and is_true(progress):
                     return True
         return False

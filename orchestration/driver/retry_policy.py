@@ -19,10 +19,10 @@ from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
 from datasets.errors import DataError, LoaderError, StoreError
 from inception.errors import ModelError
 from orchestration.errors import (
-    TOLD_IN_ONE_LINE,
+    EXPECTED_ERRORS,
     JobError,
     RayceptionError,
-    RollBack,
+    Rollback,
     ServiceError,
     TrainingError,
 )
@@ -34,13 +34,13 @@ MAX_ROUNDS = 1000  # of fit(); each begins where the one before ended
 FATAL = (JobError, TrainingError, DataError, ModelError)  # would only happen again
 
 
-def train_in_rounds(
+def train_with_retries(
     fit: Callable[[int], None],
     *,
     is_done: Callable[[], bool],
     check_storage: Callable[[], None],
     max_failures: int,
-    say: Callable[[str], None],
+    log: Callable[[str], None],
 ) -> None:
     """fit: trains with a new worker group in round 0, 1, ... until done or asked to leave.
     is_done: whether the last step is done. check_storage: raises StoreError while it is away.
@@ -54,24 +54,24 @@ def train_in_rounds(
             fit(number)
         except TrainingFailedError as error:
             words = _words(error)
-            roll_back = [word for word in words if isinstance(word, RollBack)]
+            roll_back = [word for word in words if isinstance(word, Rollback)]
             if roll_back:
-                say(f"{roll_back[0]}; going on from the checkpoint before it, without that step")
+                log(f"{roll_back[0]}; going on from the checkpoint before it, without that step")
             elif any(isinstance(word, FATAL) for word in words):
                 raise told(error) from error
             elif _is_storage(error, words):
-                say(f"training lost its storage ({str(words[0] if words else error)[:120]})")
+                log(f"training lost its storage ({str(words[0] if words else error)[:120]})")
                 _wait(check_storage)
-                say("the storage answers; going on from the newest checkpoint")
+                log("the storage answers; going on from the newest checkpoint")
             elif _is_no_room(error):
-                say("a node that the ranks were to start on is gone or taken; looking again")
+                log("a node that the ranks were to start on is gone or taken; looking again")
             elif _is_taken(error):
-                say("a node was taken away as announced; going on from the newest checkpoint")
+                log("a node was taken away as announced; going on from the newest checkpoint")
             else:
                 failures += 1
                 if failures > max_failures:
                     raise told(error) from error
-                say(f"{what_died(error)}; restart {failures} of {max_failures}")
+                log(f"{describe_failure(error)}; restart {failures} of {max_failures}")
         else:
             if is_done():
                 return
@@ -86,7 +86,7 @@ def told(error: TrainingFailedError) -> RayceptionError:
     for word in _words(error):
         return word if isinstance(word, RayceptionError) else TrainingError(str(word))
     return TrainingError(
-        f"{what_died(error)}; training ended after its allowed restarts. See the worker logs, or "
+        f"{describe_failure(error)}; training ended after its allowed restarts. See the worker logs, or "
         "--debug."
     )
 
@@ -94,7 +94,7 @@ def told(error: TrainingFailedError) -> RayceptionError:
 def own_word(error: BaseException | None) -> BaseException | None:
     """The error of ours among an error's causes, if there is one."""
     while error is not None:
-        if isinstance(error, TOLD_IN_ONE_LINE):
+        if isinstance(error, EXPECTED_ERRORS):
             return error
         error = (
             error.__cause__ or getattr(error, "_base_exc", None) or getattr(error, "cause", None)
@@ -107,7 +107,7 @@ def _failures(error: TrainingFailedError) -> dict[int, BaseException]:
     return dict(sorted(found.items()))
 
 
-def what_died(error: TrainingFailedError) -> str:
+def describe_failure(error: TrainingFailedError) -> str:
     """`rank 1: got ...`. A dead actor's is the cause, not what the others say of its absence."""
     failures = _failures(error)
     dead = [rank for rank, one in failures.items() if _death(one) is not None]

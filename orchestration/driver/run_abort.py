@@ -11,7 +11,7 @@ from orchestration.tracking.run_ref import RunRef
 from orchestration.tracking.runs import close_run
 
 
-def end_run(store: Store, run: RunRef, run_url: str, status: str, tags: dict[str, str]) -> None:
+def abort_run(store: Store, run: RunRef, run_url: str, status: str, tags: dict[str, str]) -> None:
     """Ends a run that is not complete, FAILED or KILLED, and leaves the pictures of what it did;
     where MLflow is away, the outbox remembers it. Whatever else is refused, the status is set:
     storage that is away may be what ended it. Raises StoreError where MLflow is away too."""
@@ -23,8 +23,8 @@ def end_run(store: Store, run: RunRef, run_url: str, status: str, tags: dict[str
         Outbox(store, run_url).keep_end(status, tags)
         return
     from orchestration.driver.run_end import (
-        log_pictures,  # matplotlib: after the status, which hurries
+        log_plots,  # matplotlib: after the status, which hurries
     )
 
     with contextlib.suppress(ServiceError, StoreError):
-        log_pictures(store, run, run_url)
+        log_plots(store, run, run_url)

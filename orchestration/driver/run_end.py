@@ -18,7 +18,7 @@ from orchestration.report.run_report import DRAWN, of_evaluation, of_history
 from orchestration.run.checkpoint import Summary, checkpoint_tags, newest_summary
 from orchestration.run.predictions_file import load_predictions
 from orchestration.run.timeline import load_attempts
-from orchestration.stack.local import Say
+from orchestration.stack.local import Log
 from orchestration.tracking.model import log_classifier, register_model
 from orchestration.tracking.outbox import Outbox
 from orchestration.tracking.run_ref import RunRef
@@ -36,14 +36,14 @@ from orchestration.tracking.writer import send_kept
 from orchestration.worker.final_network import read_network
 
 
-def conclude_run(
+def finalize_run(
     job: Job,
     store: Store,
     run: RunRef,
     run_url: str,
     end: Summary,
     tags: dict[str, str],
-    say: Say,
+    log: Log,
     *,
     sent: Sent,
 ) -> str | None:
@@ -58,15 +58,15 @@ def conclude_run(
     try:
         send_kept(run, outbox)
         send_kept_files(run, outbox)
-        log_pictures(store, run, run_url, has_curves=sent.curves)
+        log_plots(store, run, run_url, has_curves=sent.curves)
         uri = log_final_model(job, store, run, run_url, end)
         close_run(run, FINISHED, tags)
         with contextlib.suppress(StoreError):  # of a driver that failed as this one took it over
             outbox.forget_end()
     except ServiceError as error:
         outbox.keep_end(FINISHED, tags)
-        say(f"note: {error}")
-        say(f"training is complete; `rayception sync {run_url}` sends MLflow what is left")
+        log(f"note: {error}")
+        log(f"training is complete; `rayception sync {run_url}` sends MLflow what is left")
         return None
     return uri
 
@@ -125,7 +125,7 @@ def send_evaluation(job: Job, store: Store, run: RunRef, run_url: str) -> None:
         send_file(run, outbox, f"evaluation/{name}", content)
 
 
-def log_pictures(store: Store, run: RunRef, run_url: str, *, has_curves: bool = False) -> None:
+def log_plots(store: Store, run: RunRef, run_url: str, *, has_curves: bool = False) -> None:
     """The curves of what MLflow has by now, unless it has them, and the run's timeline; nothing of
     a run that never began to train. Raises ServiceError, StoreError."""
     attempts = load_attempts(store, run_url)
@@ -171,6 +171,6 @@ def sync_run(job: Job, store: Store, run: RunRef, run_url: str) -> dict[str, int
                 )
             log_final_model(job, store, run, run_url, last)
         close_run(run, status, tags)
-        log_pictures(store, run, run_url)
+        log_plots(store, run, run_url)
         outbox.forget_end()
     return {"points": points, "files": files, "ended": "" if end is None else end[0]}

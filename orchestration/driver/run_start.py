@@ -21,10 +21,10 @@ from orchestration.job.cluster import LOCAL
 from orchestration.job.job import Job
 from orchestration.job.load import flatten, to_dict, to_yaml
 from orchestration.job.plan import Plan
-from orchestration.run.checkpoint import TrainState, save_checkpoint
+from orchestration.run.checkpoint import Checkpoint, save_checkpoint
 from orchestration.run.lease import Claim, save_claim
-from orchestration.run.record import RUN_FILE, Earlier, RunRecord, save_record
-from orchestration.stack.local import Say
+from orchestration.run.record import RUN_FILE, ResumedRun, RunRecord, save_record
+from orchestration.stack.local import Log
 from orchestration.stack.state import Stack
 from orchestration.tracking.outbox import Outbox
 from orchestration.tracking.run_ref import RunRef
@@ -86,10 +86,10 @@ class Start:
     name: str
     url: str
     tags: dict[str, str]
-    state: TrainState | None
+    state: Checkpoint | None
 
 
-def begin_run(
+def start_run(
     job: Job,
     start: Start,
     uri: str,
@@ -140,7 +140,7 @@ def begin_run(
     return run
 
 
-def status_before(run: RunRef, store: Store, earlier: Earlier) -> str:
+def status_before(run: RunRef, store: Store, earlier: ResumedRun) -> str:
     """What MLflow holds of a run that is to go on: RUNNING too where its driver was killed, or
     lives; '' while MLflow is away. Raises JobError where the run is complete; StoreError."""
     end = Outbox(store, earlier.url).end()  # that MLflow has not heard of
@@ -156,15 +156,17 @@ def status_before(run: RunRef, store: Store, earlier: Earlier) -> str:
     return status
 
 
-def go_on(run: RunRef, store: Store, earlier: Earlier, tags: dict[str, str], say: Say) -> None:
+def resume_run(
+    run: RunRef, store: Store, earlier: ResumedRun, tags: dict[str, str], log: Log
+) -> None:
     """Opens an earlier run again, also without MLflow's help where it is away. Raises
     StoreError."""
     Outbox(store, earlier.url).forget_end()
     try:
         reopen_run(run, tags=tags)
     except ServiceError as error:
-        say(f"note: {error}")
-        say("going on; what MLflow is to have is kept in storage until it answers")
+        log(f"note: {error}")
+        log("going on; what MLflow is to have is kept in storage until it answers")
 
 
 def params_of(job: Job, plan: Plan) -> dict[str, Any]:

@@ -10,11 +10,11 @@ from collections.abc import Sequence
 
 import ray
 
-from orchestration.cluster.jobs_api import ENDED_WORDS, Cluster
+from orchestration.cluster.jobs_api import ENDED_WORDS, JobsClient
 from orchestration.cluster.versions import ON_CLUSTER
 from orchestration.driver.sweep import Trial, digest
 from orchestration.errors import RayceptionError, ServiceError
-from orchestration.stack.local import Say
+from orchestration.stack.local import Log
 from orchestration.tracking.run_ref import RunRef
 from orchestration.tracking.runs import finished_children
 
@@ -23,18 +23,18 @@ MAX_SILENT_S = 300.0  # without an answer of the Jobs API
 
 
 def run_some_at_once(
-    trials: Sequence[Trial], parent: RunRef, done: dict[str, float], *, limit: int, tell: Say
+    trials: Sequence[Trial], parent: RunRef, done: dict[str, float], *, limit: int, log: Log
 ) -> dict[str, float]:
     """Submits what is not done, at most `limit` at once, on the connected cluster; -> top-1 by
     trial of all that have finished. An interrupt stops them; each saves first.
 
     Raises ServiceError where the cluster's Jobs API stays silent.
     """
-    cluster = Cluster(dashboard_url())
+    cluster = JobsClient(dashboard_url())
     waiting = [(i, one) for i, one in enumerate(trials) if one.key not in done]
     for one in trials:
         if one.key in done:
-            tell(f"{one.key} has run already, top-1 {done[one.key]:.2f} %")
+            log(f"{one.key} has run already, top-1 {done[one.key]:.2f} %")
     running: dict[str, Trial] = {}
     heard = time.monotonic()
     try:
@@ -43,7 +43,7 @@ def run_some_at_once(
                 number, trial = waiting.pop(0)
                 submission = _submit(cluster, trial, parent, f"{digest(trials)[:8]}-{number:03d}")
                 running[submission] = trial
-                tell(f"{number + 1} of {len(trials)}: {trial.key} is submission {submission}")
+                log(f"{number + 1} of {len(trials)}: {trial.key} is submission {submission}")
             time.sleep(PAUSE_S)
             try:
                 found = {one.id: one for one in cluster.jobs()}
@@ -55,7 +55,7 @@ def run_some_at_once(
             for submission in [one for one in running if found[one].status in ENDED_WORDS]:
                 trial = running.pop(submission)
                 how = found[submission].status
-                tell(f"{trial.key} {how.lower()}; see `rayception logs {submission}`")
+                log(f"{trial.key} {how.lower()}; see `rayception logs {submission}`")
     finally:
         for submission in running:
             with contextlib.suppress(RayceptionError):
@@ -70,7 +70,7 @@ def dashboard_url() -> str:
     return f"http://{global_worker.node.address_info['webui_url']}"
 
 
-def _submit(cluster: Cluster, trial: Trial, parent: RunRef, name: str) -> str:
+def _submit(cluster: JobsClient, trial: Trial, parent: RunRef, name: str) -> str:
     arguments = (
         *("run", str(trial.path), *trial.overrides, ON_CLUSTER),
         *("--name", f"{trial.job.name}-{name}"),

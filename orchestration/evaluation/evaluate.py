@@ -20,8 +20,8 @@ from datasets.shards.manifest import load_manifest
 from datasets.storage.store import Store, StoreConfig
 from inception.precision import autocast_for, to_device_format
 from inception.predictions import Predictions, average_probabilities, gather, predict
-from orchestration.errors import TOLD_IN_ONE_LINE, JobError, ServiceError, TrainingError
-from orchestration.evaluation.trained import WEIGHTS, Trained, load_trained
+from orchestration.errors import EXPECTED_ERRORS, JobError, ServiceError, TrainingError
+from orchestration.evaluation.trained import WEIGHTS, TrainedNetwork, load_trained
 from orchestration.job.job import Job
 from orchestration.job.load import from_dict, to_dict
 
@@ -175,7 +175,7 @@ def _stuck(job: Job, done: int, chunks: int, is_waiting: bool, limit_s: float) -
 def _told(error: RayTaskError) -> Exception:
     """A worker's own words where they are ours."""
     cause = error.cause
-    if isinstance(cause, TOLD_IN_ONE_LINE):
+    if isinstance(cause, EXPECTED_ERRORS):
         return cause
     lines = [line for line in str(error).strip().splitlines() if line.strip()]
     return TrainingError(
@@ -184,7 +184,7 @@ def _told(error: RayTaskError) -> Exception:
     )
 
 
-def check_members(found: Sequence[Trained], classes: tuple[str, ...]) -> None:
+def check_members(found: Sequence[TrainedNetwork], classes: tuple[str, ...]) -> None:
     """Raises JobError where checkpoints cannot be averaged, or name other classes than the split
     has."""
     first = found[0]
@@ -207,7 +207,7 @@ def check_members(found: Sequence[Trained], classes: tuple[str, ...]) -> None:
         )
 
 
-def kinds_of(wanted: str, found: Sequence[Trained]) -> tuple[str, ...]:
+def kinds_of(wanted: str, found: Sequence[TrainedNetwork]) -> tuple[str, ...]:
     """The kinds of weights to score: `both` is what every member has."""
     if wanted == "both":
         return tuple(kind for kind in WEIGHTS if all(kind in one.weights for one in found))
@@ -217,7 +217,7 @@ def kinds_of(wanted: str, found: Sequence[Trained]) -> tuple[str, ...]:
 
 
 def build_request(
-    found: Sequence[Trained],
+    found: Sequence[TrainedNetwork],
     kinds: tuple[str, ...],
     job: Job,
     *,

@@ -9,7 +9,7 @@ from datasets.storage.store import Store
 from inception.predictions import assess
 from orchestration.driver.run_start import run_of, tracking_uri
 from orchestration.evaluation.evaluate import build_request, check_members, kinds_of, score
-from orchestration.evaluation.trained import Trained
+from orchestration.evaluation.trained import TrainedNetwork
 from orchestration.job.job import Job
 from orchestration.report.run_report import of_evaluation
 from orchestration.report.scorecard import (
@@ -30,7 +30,7 @@ Count = Callable[[int], object]
 
 def evaluate_run(
     store: Store,
-    found: Sequence[Trained],
+    found: Sequence[TrainedNetwork],
     job: Job,
     stack: Stack | None,
     *,
@@ -85,7 +85,7 @@ def evaluate_run(
     return {**result, "run_id": run.run_id if run is not None else None}
 
 
-def _run_of(found: Sequence[Trained], job: Job, stack: Stack | None) -> RunRef | None:
+def _run_of(found: Sequence[TrainedNetwork], job: Job, stack: Stack | None) -> RunRef | None:
     """The MLflow run that a result belongs to; an ensemble gets its own beside its first member."""
     records = [one.record for one in found if one.record is not None]
     if len(records) < len(found):

@@ -17,12 +17,12 @@ from safetensors.torch import save_file
 from inception.graph import evaluation_graph
 from inception.network import InceptionNet
 from orchestration.errors import JobError
-from orchestration.evaluation.trained import METADATA, Trained, describe
+from orchestration.evaluation.trained import METADATA, TrainedNetwork, describe
 
 FORMATS = (".safetensors", ".pt2", ".onnx")
 
 
-def write(trained: Trained, kind: str, to: Path) -> None:
+def write(trained: TrainedNetwork, kind: str, to: Path) -> None:
     """Writes the weights of this kind to a file of FORMATS, by its suffix; a half-written one never
     has its name. Raises JobError."""
     network = trained.build(kind)

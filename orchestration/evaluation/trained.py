@@ -15,7 +15,7 @@ from torch import Tensor
 
 from datasets.images.augment import fill_views, views_of
 from datasets.images.decode import decode_image
-from datasets.loading.batch import empty_rows
+from datasets.loading.batch import empty_buffer
 from datasets.storage.store import Store
 from inception.errors import ModelError
 from inception.network import InceptionNet, build_network
@@ -25,7 +25,7 @@ from orchestration.errors import JobError
 from orchestration.job.job import Job
 from orchestration.job.load import from_dict
 from orchestration.job.plan import build_job_architecture
-from orchestration.run.checkpoint import TrainState, load_checkpoint, newest_checkpoint
+from orchestration.run.checkpoint import Checkpoint, load_checkpoint, newest_checkpoint
 from orchestration.run.metrics import AVERAGE, RAW
 from orchestration.run.record import RunRecord, load_record
 
@@ -34,7 +34,7 @@ METADATA = "rayception"  # key of an exported file's metadata
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Trained:
+class TrainedNetwork:
     """weights: state dicts by kind, raw and (where one was kept) average. record: None for a
     file."""
 
@@ -66,7 +66,7 @@ class Trained:
         return network.eval()
 
 
-def load_trained(store: Store, url: str) -> Trained:
+def load_trained(store: Store, url: str) -> TrainedNetwork:
     """url: a run's folder (its newest whole checkpoint), a checkpoint's, or an exported
     .safetensors file's path. Raises JobError, TrainingError, StoreError."""
     if url.endswith(".safetensors"):
@@ -80,7 +80,7 @@ def load_trained(store: Store, url: str) -> Trained:
     weights = {RAW: state.model}
     if state.averaged is not None:
         weights[AVERAGE] = state.averaged
-    return Trained(
+    return TrainedNetwork(
         url=chosen,
         job=from_dict(record.job),
         classes=tuple(record.classes),
@@ -90,7 +90,7 @@ def load_trained(store: Store, url: str) -> Trained:
     )
 
 
-def find_checkpoint(store: Store, url: str) -> tuple[RunRecord, str, TrainState]:
+def find_checkpoint(store: Store, url: str) -> tuple[RunRecord, str, Checkpoint]:
     """(what the run says of itself, the checkpoint's URL, its state): the one that `url` names, or
     its run's newest whole one.
 
@@ -112,7 +112,7 @@ def find_checkpoint(store: Store, url: str) -> tuple[RunRecord, str, TrainState]
 
 
 def look_at(
-    trained: Trained, images: Mapping[str, bytes], *, crops: int, kind: str, top: int
+    trained: TrainedNetwork, images: Mapping[str, bytes], *, crops: int, kind: str, top: int
 ) -> list[tuple[str, list[tuple[str, float]]]]:
     """(name, its `top` likeliest classes with their probabilities) of each image, on this machine's
     GPU where it has one. Raises ImageError for bytes that are no image."""
@@ -123,7 +123,7 @@ def look_at(
     found = []
     for name, content in images.items():
         image = decode_image(content, name)
-        views = empty_rows(1, size, views=views_of(crops)).images  # (views, 3, S, S)
+        views = empty_buffer(1, size, views=views_of(crops)).images  # (views, 3, S, S)
         fill_views(views, image, crops=crops, fraction=trained.job.data.eval_crop)
         p = average_probabilities(
             [network],
@@ -138,7 +138,7 @@ def look_at(
     return found
 
 
-def describe(trained: Trained) -> dict[str, Any]:
+def describe(trained: TrainedNetwork) -> dict[str, Any]:
     """What an exported file says of itself; _load_file reads it."""
     job = trained.record.job if trained.record is not None else None
     assert job is not None, "what is exported comes from a run"
@@ -150,12 +150,12 @@ def describe(trained: Trained) -> dict[str, Any]:
     }
 
 
-def _load_file(path: Path) -> Trained:
+def _load_file(path: Path) -> TrainedNetwork:
     try:
         with safetensors.safe_open(path, framework="pt") as content:
             said = json.loads((content.metadata() or {})[METADATA])
         weights = load_file(path)
-        return Trained(
+        return TrainedNetwork(
             url=str(path),
             job=from_dict(said["job"]),
             classes=tuple(said["classes"]),

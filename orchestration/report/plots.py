@@ -107,7 +107,7 @@ def time_split(points: History, epoch_of: Callable[[int], float]) -> bytes:
     return _save(figure, title, has_data=has_data)
 
 
-def confusion_picture(confusion: Tensor, classes: Sequence[str]) -> bytes:
+def confusion_matrix(confusion: Tensor, classes: Sequence[str]) -> bytes:
     """confusion: int64 (C, C), [truth, predicted]. Of more than 30 classes, those 30 that take part
     in most mistakes; a last column counts what went to the others."""
     wrong = confusion.clone().fill_diagonal_(0)

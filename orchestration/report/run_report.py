@@ -20,14 +20,14 @@ from orchestration.job.job import Job
 from orchestration.job.plan import Plan
 from orchestration.report.html import class_page, confusion_page
 from orchestration.report.plots import (
-    confusion_picture,
+    confusion_matrix,
     image_grid,
     learning_curves,
     rate_and_norm,
     time_split,
 )
 from orchestration.report.scorecard import class_rows, files_of
-from orchestration.worker.loaders import Feed
+from orchestration.worker.loaders import Loaders
 
 MISTAKES = 48
 SAMPLES = 32
@@ -46,7 +46,7 @@ def of_evaluation(
     classes = manifest.classes
     found = {name: text.encode() for name, text in files_of(one, predictions, classes).items()}
     return found | {
-        "confusion.png": confusion_picture(one.confusion, classes),
+        "confusion.png": confusion_matrix(one.confusion, classes),
         "confusion.html": confusion_page(one.confusion, classes).encode(),
         "classes.html": class_page(class_rows(one, classes)).encode(),
         "mistakes.png": _mistakes(store, manifest, predictions),
@@ -93,7 +93,7 @@ def of_samples(job: Job, plan: Plan, store: Store, train: Manifest) -> bytes:
 
     Raises DataError, StoreError.
     """
-    feed = Feed(
+    feed = Loaders(
         job=job, plan=replace(plan, loader_workers=0), store=store, rank=0, world_size=1,
         decoder=None,
     )  # fmt: skip

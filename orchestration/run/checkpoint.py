@@ -32,7 +32,7 @@ Found = TypeVar("Found")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class TrainState:
+class Checkpoint:
     """All that training needs to go on after `step` finished optimizer steps.
 
     `data` says which sequence of samples the steps walked (seed, order, manifest fingerprint):
@@ -77,7 +77,7 @@ def checkpoint_name(step: int) -> str:
     return f"step-{step:09d}"
 
 
-def save_checkpoint(store: Store, run_url: str, state: TrainState) -> str:
+def save_checkpoint(store: Store, run_url: str, state: Checkpoint) -> str:
     """Writes the checkpoint below `run_url` (one rank calls it); -> its URL.
 
     Raises StoreError where the storage refuses.
@@ -85,7 +85,7 @@ def save_checkpoint(store: Store, run_url: str, state: TrainState) -> str:
     return write_checkpoint(store, run_url, state, encode(state))
 
 
-def copied(state: TrainState) -> TrainState:
+def copied(state: Checkpoint) -> Checkpoint:
     """The state on the CPU, its tensors copied: what trains on may change its own afterwards."""
     import torch
     from torch.utils._pytree import tree_map
@@ -101,7 +101,7 @@ def copied(state: TrainState) -> TrainState:
     )
 
 
-def encode(state: TrainState) -> bytes:
+def encode(state: Checkpoint) -> bytes:
     """The state as the bytes of its file."""
     import torch
 
@@ -120,7 +120,7 @@ def encode(state: TrainState) -> bytes:
     return buffer.getvalue()
 
 
-def write_checkpoint(store: Store, run_url: str, state: TrainState, content: bytes) -> str:
+def write_checkpoint(store: Store, run_url: str, state: Checkpoint, content: bytes) -> str:
     """Writes encoded content below `run_url`, its index last; -> its URL. Raises StoreError."""
     url = f"{run_url}/{checkpoint_name(state.step)}"
     store.write(f"{url}/{STATE_FILE}", content)
@@ -189,7 +189,7 @@ def top1_by_name(store: Store, run_url: str) -> dict[str, float]:
     return top1
 
 
-def newest_checkpoint(store: Store, run_url: str) -> tuple[str, TrainState] | None:
+def newest_checkpoint(store: Store, run_url: str) -> tuple[str, Checkpoint] | None:
     """(URL, state) of the newest checkpoint below `run_url` that is whole, or None."""
     return _newest(store, run_url, lambda store, url: (url, load_checkpoint(store, url)))
 
@@ -218,7 +218,7 @@ def _load_summary(store: Store, url: str) -> Summary:
     return Summary(url=url, step=index["step"], metrics=metrics)
 
 
-def load_checkpoint(store: Store, url: str) -> TrainState:
+def load_checkpoint(store: Store, url: str) -> Checkpoint:
     """Reads a checkpoint on the CPU.
 
     Raises TrainingError where it is incomplete, damaged or of another format, StoreError where
@@ -254,7 +254,7 @@ def _read_whole(store: Store, url: str) -> tuple[dict[str, Any], bytes]:
     return index, content
 
 
-def _decode(url: str, content: bytes) -> TrainState:
+def _decode(url: str, content: bytes) -> Checkpoint:
     """The state, on the CPU, that `encode` wrote. Raises TrainingError."""
     import torch
 
@@ -265,4 +265,4 @@ def _decode(url: str, content: bytes) -> TrainState:
             f"{url}/{STATE_FILE}: got something else than tensors; nothing else is loaded from "
             "storage. Find out who wrote it, and use an older checkpoint."
         ) from error
-    return TrainState(**values)
+    return Checkpoint(**values)

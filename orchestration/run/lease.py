@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 
 from datasets.errors import DataError, StoreError
 from datasets.storage.store import Store
-from orchestration.errors import TakenOver
+from orchestration.errors import LeaseLost
 
 CLAIM_FILE = "driver.json"
 
@@ -53,7 +53,7 @@ def check_claim(store: Store, run_url: str, mine: Claim) -> None:
     except (DataError, StoreError, ValueError, KeyError, TypeError):  # away, or nobody's
         return
     if mark != mine.mark:
-        raise TakenOver(
+        raise LeaseLost(
             f"{run_url}: got another driver, process {said.get('pid')} on {said.get('host')}, "
             f"which goes on with the run since {said.get('since')}; a run has one. Watch that one, "
             "or take the run back with `rayception resume`."

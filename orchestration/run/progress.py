@@ -32,24 +32,24 @@ LINE = re.compile(
 )
 
 
-def describe(moment: Progress) -> str:
+def summarize_progress(progress: Progress) -> str:
     """What follows `step 12/360: `."""
-    top1 = f", top-1 {moment['top1']:.1f} %" if moment["top1"] is not None else ""
-    again = f", attempt {moment['attempt']}" if moment["attempt"] > 1 else ""
-    ranks = f"{moment['ranks']} rank{'s' if moment['ranks'] != 1 else ''}"
+    top1 = f", top-1 {progress['top1']:.1f} %" if progress["top1"] is not None else ""
+    again = f", attempt {progress['attempt']}" if progress["attempt"] > 1 else ""
+    ranks = f"{progress['ranks']} rank{'s' if progress['ranks'] != 1 else ''}"
     return (
-        f"epoch {moment['epoch']:.2f}, loss {moment['loss']:.3f}, "
-        f"{moment['images_per_second']:.0f} images/s, data wait "
-        f"{100 * moment['data_wait_fraction']:.0f} %{top1}, {ranks}, "
-        f"{clock(moment['eta_s'])} left{again}"
+        f"epoch {progress['epoch']:.2f}, loss {progress['loss']:.3f}, "
+        f"{progress['images_per_second']:.0f} images/s, data wait "
+        f"{100 * progress['data_wait_fraction']:.0f} %{top1}, {ranks}, "
+        f"{clock(progress['eta_s'])} left{again}"
     )
 
 
-def to_line(moment: Progress) -> str:
-    return f"step {moment['step']}/{moment['total_steps']}: {describe(moment)}"
+def format_progress(progress: Progress) -> str:
+    return f"step {progress['step']}/{progress['total_steps']}: {summarize_progress(progress)}"
 
 
-def parse_line(line: str) -> Progress | None:
+def parse_progress(line: str) -> Progress | None:
     """The moment that `to_line` wrote, to the digits that it wrote; None for any other line."""
     found = LINE.match(line.strip())
     if found is None:

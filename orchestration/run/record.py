@@ -29,7 +29,7 @@ class RunRecord:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Earlier:
+class ResumedRun:
     """A run that is to go on: where it lies, what it says of itself, and which fields of its job
     are others now (as MLflow tags)."""
 
@@ -116,13 +116,13 @@ def check_forked(before: Job, after: Job) -> None:
             )
 
 
-def find_earlier(store: Store, url: str, job: Job) -> Earlier:
+def find_resumed(store: Store, url: str, job: Job) -> ResumedRun:
     """The run at `url`, to go on with under `job`. Raises JobError: no run there, or a job that is
     not its own; StoreError."""
     record = load_record(store, url)
     changed = check_resumed(from_dict(record.job), job)
     tags = {f"rayception.now.{key}": value for key, value in changed.items()}
-    return Earlier(url=url, record=record, changed=tags)
+    return ResumedRun(url=url, record=record, changed=tags)
 
 
 def _changed(before: Job, after: Job) -> dict[str, tuple[object, object]]:

@@ -86,7 +86,7 @@ def costs(attempts: Sequence[Attempt]) -> list[tuple[str, float, int]]:
     ]
 
 
-def life_tags(attempts: Sequence[Attempt]) -> dict[str, str]:
+def lifetime_tags(attempts: Sequence[Attempt]) -> dict[str, str]:
     """A run's life in MLflow tags."""
     found = costs(attempts)
     return {

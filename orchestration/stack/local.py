@@ -32,7 +32,7 @@ START_LIMIT_S = 90.0
 LOCK_LIMIT_S = 60.0
 NEEDED_FREE_BYTES = 512 * 2**20
 
-Say = Callable[[str], None]
+Log = Callable[[str], None]
 Task = Callable[[], object]
 
 
@@ -41,7 +41,7 @@ def up(
     parts: frozenset[str],
     *,
     num_cpus: int,
-    say: Say,
+    log: Log,
     keep: bool = True,
     ports: Mapping[str, int] | None = None,
     meanwhile: Task | None = None,
@@ -87,7 +87,7 @@ def up(
             save_stack(stack)
             if started and meanwhile is not None:  # nothing to wait for: no work under the lock
                 meanwhile()
-            _wait_ready(stack, started, say, begin)
+            _wait_ready(stack, started, log, begin)
         except BaseException:
             end_processes(stack.processes.get(part) for part in started)
             raise
@@ -119,13 +119,13 @@ def down(folder: Path, *, force: bool = False) -> bool:
 
 @contextlib.contextmanager
 def using(
-    folder: Path, parts: frozenset[str], num_cpus: int, say: Say, meanwhile: Task | None = None
+    folder: Path, parts: frozenset[str], num_cpus: int, log: Log, meanwhile: Task | None = None
 ) -> Iterator[Stack]:
     """The stack while the block lasts; turned off after it unless kept or used elsewhere."""
     _check_folder(folder)
     with _locked(folder / "stack.lock", fcntl.LOCK_SH, "the end of an earlier run") as lock:
         try:
-            yield up(folder, parts, num_cpus=num_cpus, say=say, keep=False, meanwhile=meanwhile)
+            yield up(folder, parts, num_cpus=num_cpus, log=log, keep=False, meanwhile=meanwhile)
         finally:
             with contextlib.suppress(BlockingIOError):  # another run goes on using it
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -210,8 +210,8 @@ def _command(stack: Stack, part: str, parts: frozenset[str], num_cpus: int) -> C
 
 
 def _spawn(stack: Stack, part: str, command: Command) -> "subprocess.Popen[bytes]":
-    log = log_path(stack.folder, part)
-    with log.open("wb") as out:
+    log_file = log_path(stack.folder, part)
+    with log_file.open("wb") as out:
         return subprocess.Popen(
             command.arguments,
             env={**os.environ, **command.environment, MARKER: f"{stack.id}:{part}"},
@@ -236,7 +236,7 @@ def _spawn_reaper(folder: Path) -> Who:
 
 
 def _wait_ready(
-    stack: Stack, started: Mapping[str, "subprocess.Popen[bytes]"], say: Say, begin: float
+    stack: Stack, started: Mapping[str, "subprocess.Popen[bytes]"], log: Log, begin: float
 ) -> None:
     checks: dict[str, Callable[[], bool]] = {
         "s3": lambda: services.s3_is_ready(stack.ports["s3"]),
@@ -246,19 +246,19 @@ def _wait_ready(
     waiting = list(started)
     while waiting:
         for part in list(waiting):
-            log = log_path(stack.folder, part)
+            log_file = log_path(stack.folder, part)
             if checks[part]():
                 waiting.remove(part)
-                say(f"{part} at {stack.url(part)} ({time.monotonic() - begin:.1f} s)")
+                log(f"{part} at {stack.url(part)} ({time.monotonic() - begin:.1f} s)")
             elif started[part].poll() is not None:
                 raise ServiceError(
                     f"{part}: got exit code {started[part].returncode} at its start; "
-                    f"{services.last_words(log)}. See {log}."
+                    f"{services.last_words(log_file)}. See {log_file}."
                 )
             elif time.monotonic() - begin > START_LIMIT_S:
                 raise ServiceError(
                     f"{part}: got no answer within {START_LIMIT_S:.0f} s; "
-                    f"{services.last_words(log)}. See {log}, and run the command again."
+                    f"{services.last_words(log_file)}. See {log_file}, and run the command again."
                 )
         time.sleep(0.1)
 

@@ -6,7 +6,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 from datasets.storage.store import Store
 from orchestration.run.checkpoint import (
-    TrainState,
+    Checkpoint,
     copied,
     encode,
     prune_checkpoints,
@@ -28,7 +28,7 @@ class CheckpointWriter:
         self._last: Future[None] | None = None
         self.took_s = 0.0  # of the last one written
 
-    def submit(self, state: TrainState) -> None:
+    def submit(self, state: Checkpoint) -> None:
         """Copies the state and begins to write it, once the one before is written.
 
         Raises StoreError where the one before could not be.
@@ -47,7 +47,7 @@ class CheckpointWriter:
         """Ends the thread after its present work; tells no error, `wait` does."""
         self._thread.shutdown(wait=True)
 
-    def _write(self, state: TrainState) -> None:
+    def _write(self, state: Checkpoint) -> None:
         began = time.monotonic()
         self._settle()
         write_checkpoint(self._store, self._run_url, state, encode(state))

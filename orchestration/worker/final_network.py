@@ -12,7 +12,7 @@ from datasets.errors import DataError
 from datasets.storage.store import Store
 from orchestration.job.job import Job
 from orchestration.job.plan import build_job_architecture
-from orchestration.run.checkpoint import Summary, TrainState, load_checkpoint
+from orchestration.run.checkpoint import Checkpoint, Summary, load_checkpoint
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
@@ -24,7 +24,7 @@ def network_url(run_url: str, step: int) -> str:
     return f"{run_url}/network-{step:09d}.pt2"
 
 
-def write_network(job: Job, store: Store, run_url: str, state: TrainState) -> None:
+def write_network(job: Job, store: Store, run_url: str, state: Checkpoint) -> None:
     """Writes the graph with the averaged weights where an average is kept, else the last ones.
     Raises StoreError."""
     store.write(network_url(run_url, state.step), encode_network(job, state))
@@ -40,7 +40,7 @@ def read_network(job: Job, store: Store, run_url: str, end: Summary) -> bytes:
         return encode_network(job, load_checkpoint(store, end.url))
 
 
-def encode_network(job: Job, state: TrainState) -> bytes:
+def encode_network(job: Job, state: Checkpoint) -> bytes:
     """A torch.export file; on the CPU, whatever trained it."""
     from inception.graph import evaluation_graph, put_weights
     from inception.network import build_network

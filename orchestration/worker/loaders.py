@@ -58,7 +58,7 @@ def build_decoder(job: Job, device: torch.device) -> GpuDecoder | None:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Feed:
+class Loaders:
     """One rank's way to its batches; its ranks are those of one attempt."""
 
     job: Job

@@ -10,7 +10,7 @@ FOLDER = "not-finite"
 MAX_SKIPPED = 10  # of such steps, under loss.not_finite: skip; a run with more is ill
 
 
-def name_samples(store: Store, run_url: str, *, step: int, rank: int, keys: Sequence[str]) -> str:
+def record_samples(store: Store, run_url: str, *, step: int, rank: int, keys: Sequence[str]) -> str:
     """A rank names its samples of a step; -> the folder. Raises StoreError."""
     folder = f"{run_url}/{FOLDER}/step-{step:09d}"
     content = json.dumps({"rank": rank, "step": step, "samples": list(keys)}, indent=1)
@@ -18,7 +18,7 @@ def name_samples(store: Store, run_url: str, *, step: int, rank: int, keys: Sequ
     return folder
 
 
-def named_steps(store: Store, run_url: str) -> list[int]:
+def recorded_steps(store: Store, run_url: str) -> list[int]:
     """Steps (the first is 1) that some rank has named. Raises StoreError."""
     found = store.list(f"{run_url}/{FOLDER}/step-")
     return sorted({int(entry.url.rsplit("/", 2)[1].removeprefix("step-")) for entry in found})

@@ -43,7 +43,7 @@ class GroupConfig(BackendConfig):  # type: ignore[misc]
 
     @property
     def train_func_context(self) -> Any:
-        return on_own_device
+        return on_rank_device
 
     @property
     def framework(self) -> TrainingFramework:
@@ -115,16 +115,16 @@ def _leave() -> None:
 
 
 @contextlib.contextmanager
-def on_own_device() -> Iterator[None]:
+def on_rank_device() -> Iterator[None]:
     """Around what a rank runs: its GPU is torch's present one."""
     import torch
 
     if torch.cuda.is_available():
-        torch.cuda.set_device(own_device())
+        torch.cuda.set_device(rank_device())
     yield
 
 
-def own_device() -> Any:
+def rank_device() -> Any:
     """The rank's torch.device: its GPU, else the CPU."""
     import torch
 

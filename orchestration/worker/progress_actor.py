@@ -13,19 +13,19 @@ import ray
 from orchestration.run.progress import Progress
 
 # Before a node's end: two looks of the ranks, a checkpoint as long as the last one twice over.
-LEAVE_MARGIN_S = 8.0
-MAX_GAUGES = 10_000
+STOP_MARGIN_S = 8.0
+MAX_SAMPLES = 10_000
 
 
-class Wish(IntEnum):
+class Command(IntEnum):
     """What the ranks are to do at their next look."""
 
-    GO_ON = 0
-    SAVE = 1
-    LEAVE = 2  # after a checkpoint
+    CONTINUE = 0
+    CHECKPOINT = 1
+    STOP = 2  # after a checkpoint
 
 
-class Board:
+class ProgressActor:
     """Holds the newest progress and the newest wish; an actor without CPU."""
 
     def __init__(self) -> None:
@@ -36,9 +36,9 @@ class Board:
         self._began = time.time()  # the present attempt
         self._end_at: float | None = None  # when a wish to leave must have been met (Unix time)
         self._is_saved = False
-        self._gauges: list[tuple[str, float, dict[str, float]]] = []
+        self._system_metrics: list[tuple[str, float, dict[str, float]]] = []
 
-    def begin_attempt(self) -> int:
+    def start_attempt(self) -> int:
         """Counts a new worker group and forgets what was wanted of the last; -> 1 for the first."""
         self._attempts += 1
         self._nodes, self._end_at, self._is_saved = {}, None, False
@@ -55,36 +55,36 @@ class Board:
         """Node id by rank, of the present attempt."""
         return self._nodes
 
-    def ask_to_leave(self, end_at: float) -> None:
+    def request_stop(self, end_at: float) -> None:
         """The ranks are to have saved and left by `end_at` (Unix time, seconds)."""
         self._end_at = end_at if self._end_at is None else min(end_at, self._end_at)
 
-    def post(self, progress: Progress) -> Wish:
+    def report(self, progress: Progress) -> Command:
         self._progress = progress
         if self._end_at is None:
-            return Wish.GO_ON
-        if time.time() > self._end_at - LEAVE_MARGIN_S - 2 * progress["checkpoint_s"]:
-            return Wish.LEAVE
+            return Command.CONTINUE
+        if time.time() > self._end_at - STOP_MARGIN_S - 2 * progress["checkpoint_s"]:
+            return Command.STOP
         if not self._is_saved:  # at the notice, lest the node goes sooner than it said
             self._is_saved = True
-            return Wish.SAVE
-        return Wish.GO_ON
+            return Command.CHECKPOINT
+        return Command.CONTINUE
 
     def show(self, progress: Progress) -> None:
         """Progress that asks for no answer."""
         self._progress = progress
 
-    def gauge(self, node: str, values: dict[str, float]) -> None:
+    def add_system_metrics(self, node: str, values: dict[str, float]) -> None:
         """A node says what it is busy with."""
-        if len(self._gauges) < MAX_GAUGES:  # nobody takes them where the driver hangs
-            self._gauges.append((node, time.time(), values))
+        if len(self._system_metrics) < MAX_SAMPLES:  # nobody takes them where the driver hangs
+            self._system_metrics.append((node, time.time(), values))
 
-    def take_gauges(self) -> list[tuple[str, float, dict[str, float]]]:
+    def take_system_metrics(self) -> list[tuple[str, float, dict[str, float]]]:
         """(node, Unix time, values), each once."""
-        taken, self._gauges = self._gauges, []
+        taken, self._system_metrics = self._system_metrics, []
         return taken
 
-    def spend(self, phase: str, seconds: float) -> None:
+    def add_phase_seconds(self, phase: str, seconds: float) -> None:
         """The ranks of the present attempt spent time on a phase."""
         self._phases[phase] = self._phases.get(phase, 0.0) + seconds
 
@@ -96,8 +96,8 @@ class Board:
         return self._progress
 
 
-def make_board() -> Any:
+def start_progress_actor() -> Any:
     """The actor, owned by the driver: it ends with it. It stays on the driver's node."""
     here = ray.get_runtime_context().get_node_id()
     stay = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(here, soft=False)
-    return ray.remote(num_cpus=0, scheduling_strategy=stay)(Board).remote()
+    return ray.remote(num_cpus=0, scheduling_strategy=stay)(ProgressActor).remote()

@@ -14,10 +14,10 @@ import torch.distributed as dist
 from datasets.loading.batch import KINDS, Damages
 from datasets.loading.loader import TrainLoader
 from inception.step import StepResult
-from orchestration.errors import RollBack, TrainingError
+from orchestration.errors import Rollback, TrainingError
 from orchestration.job.job import Job
 from orchestration.job.plan import Plan, learning_rate_at
-from orchestration.worker.progress_actor import Wish
+from orchestration.worker.progress_actor import Command
 
 if TYPE_CHECKING:
     from orchestration.tracking.writer import MetricWriter
@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 LOOK_EVERY_S = 1.0  # at least, where steps are shorter than that: a notice may be short
 
 
-class StepLog:
+class StepMetrics:
     """The steps of one attempt on one rank since they were last sent."""
 
     def __init__(
@@ -79,7 +79,7 @@ class StepLog:
         """Time begins anew: what came between was no training."""
         self._began, self._waited = time.monotonic(), self._loader.wait_s
 
-    def send(self, step: int, wish: Wish) -> tuple[dict[str, float], Wish]:
+    def sync(self, step: int, command: Command) -> tuple[dict[str, float], Command]:
         """The last steps' global losses and skipped samples, up to `step` finished ones.
 
         wish: what rank 0 has heard; the others give GO_ON. All ranks take part: one all-reduce.
@@ -103,7 +103,7 @@ class StepLog:
             elapsed_s, wait_s, sum(one.own_s() for one in results),
             sum(one.all_reduce_s() for one in results),
         ]  # fmt: skip
-        asked = torch.tensor([float(wish), *(one / dist.get_world_size() for one in spent)])
+        asked = torch.tensor([float(command), *(one / dist.get_world_size() for one in spent)])
         sums = torch.cat([shares, skipped, *(one.to(shares.device) for one in (asked, busy))])
         dist.all_reduce(sums)  # (steps + kinds + 5 + ranks,)
         losses, by_kind, heard, own_s = (
@@ -145,7 +145,7 @@ class StepLog:
                 )
             self._writer.log(step, rates)
         self.resume_clock()
-        return {"train/loss": losses[-1], **rates}, Wish(round(heard[0]))
+        return {"train/loss": losses[-1], **rates}, Command(round(heard[0]))
 
     def _check(
         self,
@@ -160,7 +160,7 @@ class StepLog:
                 where = self._keep(number, keys[number - first])
                 what = f"train/loss: got {loss} in step {number}; a loss is a finite number"
                 if self._can_skip:
-                    raise RollBack(f"{what} (its samples are named in {where})")
+                    raise Rollback(f"{what} (its samples are named in {where})")
                 raise TrainingError(
                     f"{what}. Lower optim.lr, or set optim.clip_norm, and run again; the step's "
                     f"samples are named in {where}. `rayception resume` with "

@@ -13,7 +13,7 @@ GIB = 2**30
 Counters = tuple[float, dict[str, int]]  # when (seconds), and bytes so far
 
 
-def watch(tell: Callable[[dict[str, float]], object]) -> threading.Event:
+def start_sampling(report: Callable[[dict[str, float]], object]) -> threading.Event:
     """Calls `tell` every ten seconds from a thread, until the event that it returns is set."""
     done = threading.Event()
 
@@ -22,7 +22,7 @@ def watch(tell: Callable[[dict[str, float]], object]) -> threading.Event:
         psutil.cpu_percent()  # its first answer means nothing
         while not done.wait(EVERY_S):
             after = _counters()
-            tell(read(before, after))
+            report(read(before, after))
             before = after
 
     threading.Thread(target=look, name="gauges", daemon=True).start()

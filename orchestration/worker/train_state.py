@@ -27,12 +27,12 @@ from inception.weights import load_weights, read_weights
 from orchestration.errors import TrainingError
 from orchestration.job.job import Job
 from orchestration.job.plan import Plan, build_job_architecture, learning_rate_at
-from orchestration.run.checkpoint import TrainState, load_checkpoint, newest_checkpoint
+from orchestration.run.checkpoint import Checkpoint, load_checkpoint, newest_checkpoint
 
 logger = logging.getLogger(__name__)
 
 
-class Learner:
+class TrainState:
     """One rank's. step: steps that are done. metrics: of the last evaluation.
 
     All ranks take part in every method but `state`.
@@ -90,7 +90,7 @@ class Learner:
                 self.model, broadcast_buffers=False, gradient_as_bucket_view=True
             )
 
-    def learn(self, mine: list[MicroBatch]) -> StepResult:
+    def train_on(self, mine: list[MicroBatch]) -> StepResult:
         """The next step, on this rank's micro-batches of it; gradients are all-reduced inside, the
         weight average follows the optimizer."""
         job, plan = self._job, self._plan
@@ -115,19 +115,19 @@ class Learner:
         self.step += 1
         return result
 
-    def leave_out(self) -> None:
+    def skip_step(self) -> None:
         """The next step is not worked, but counts."""
         self.step += 1
 
-    def settle_statistics(self) -> None:
+    def average_statistics(self) -> None:
         """Batch norm's running statistics, averaged over ranks: before they are used or kept."""
         average_bn_statistics(self.model)
         if self.average is not None:
             self.average.average_statistics()
 
-    def state(self, metrics: dict[str, float]) -> TrainState:
+    def checkpoint(self, metrics: dict[str, float]) -> Checkpoint:
         """What a checkpoint holds; the tensors are the network's own. metrics: that stand in it."""
-        return TrainState(
+        return Checkpoint(
             step=self.step,
             model=self.model.state_dict(),
             optimizer=self.optimizer.state_dict(),
@@ -143,23 +143,23 @@ class Learner:
             fresh = f"; {', '.join(kept)} begin anew" if kept else ""
             logger.warning("began from %s%s", url, fresh)
 
-    def _restore(self, url: str, state: TrainState) -> None:
+    def _restore(self, url: str, checkpoint: Checkpoint) -> None:
         """Raises TrainingError where the checkpoint is of other samples."""
-        if state.data != self._position:
-            differing = [k for k, v in self._position.items() if state.data.get(k) != v]
+        if checkpoint.data != self._position:
+            differing = [k for k, v in self._position.items() if checkpoint.data.get(k) != v]
             raise TrainingError(
                 f"{url}: got another {', '.join(differing)} than the job; a run goes on "
                 "over the same samples in the same order. Restore the job's data section."
             )
-        self.model.load_state_dict(state.model)
-        self.optimizer.load_state_dict(state.optimizer)
-        if self.average is not None and state.average is not None:
-            self.average.load_state_dict(state.average)
-        self.metrics = {key: value for key, value in state.metrics.items() if "/" in key}
-        self.step = state.step
+        self.model.load_state_dict(checkpoint.model)
+        self.optimizer.load_state_dict(checkpoint.optimizer)
+        if self.average is not None and checkpoint.average is not None:
+            self.average.load_state_dict(checkpoint.average)
+        self.metrics = {key: value for key, value in checkpoint.metrics.items() if "/" in key}
+        self.step = checkpoint.step
 
 
-def _choose_checkpoint(store: Store, run_url: str) -> tuple[str, TrainState] | None:
+def _choose_checkpoint(store: Store, run_url: str) -> tuple[str, Checkpoint] | None:
     """(URL, state) of the newest whole checkpoint of the run, if there is one. Rank 0 chooses and
     tells the others, so that all begin at the same step; each reads it."""
     found = newest_checkpoint(store, run_url) if dist.get_rank() == 0 else None

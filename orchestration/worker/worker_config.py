@@ -12,7 +12,7 @@ from orchestration.tracking.run_ref import RunRef
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Assignment:
+class WorkerConfig:
     """Plain values, no secret among them."""
 
     job: dict[str, Any]
@@ -20,11 +20,11 @@ class Assignment:
     run: RunRef
     run_url: str
     store: StoreConfig
-    board: Any  # the progress actor
+    progress_actor: Any  # the progress actor
     attempt: int  # 1 for the first worker group
 
 
-def train_loop(config: dict[str, Assignment]) -> None:
+def train_loop(config: dict[str, WorkerConfig]) -> None:
     """Entry of Ray Train on each rank. Raises TrainingError, DataError or StoreError."""
     from orchestration.worker.train_loop import Rank
 

@@ -28,7 +28,7 @@ from inception.precision import to_device_format
 from orchestration.cli.tables import print_json
 from orchestration.job.load import load_job
 from orchestration.job.plan import build_job_architecture, make_plan
-from orchestration.worker.loaders import Feed
+from orchestration.worker.loaders import Loaders
 
 
 def work(rank: int, port: int, path: str, overrides: list[str], warmup: int, result: str) -> None:
@@ -49,7 +49,7 @@ def work(rank: int, port: int, path: str, overrides: list[str], warmup: int, res
         network, name=optim.name, lr=optim.lr, weight_decay=optim.weight_decay,
         momentum=optim.momentum, decay=optim.decay, eps=optim.eps,
     )  # fmt: skip
-    feed = Feed(
+    feed = Loaders(
         job=job, plan=plan, store=store, rank=rank, world_size=plan.world_size, decoder=None
     )
     began = 0.0

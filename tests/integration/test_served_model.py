@@ -25,11 +25,11 @@ from sklearn.datasets import load_sample_images
 
 from datasets.images.augment import fill_views
 from datasets.images.decode import decode_image
-from datasets.loading.batch import empty_rows
+from datasets.loading.batch import empty_buffer
 from inception.graph import evaluation_graph
 from inception.layers import normalize
 from inception.network import InceptionNet, build_network
-from orchestration.evaluation.trained import Trained, look_at
+from orchestration.evaluation.trained import TrainedNetwork, look_at
 from orchestration.job.job import Job
 from orchestration.job.load import load_job
 from orchestration.job.plan import build_job_architecture
@@ -62,7 +62,7 @@ class Served:
     uri: str  # of the server
     run: RunRef
     model_uri: str
-    trained: Trained
+    trained: TrainedNetwork
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +96,7 @@ def encode(image: Image.Image, kind: str, **options: object) -> bytes:
 
 def views(job: Job, content: bytes) -> torch.Tensor:
     """uint8 (1, 3, S, S), as `predict` sees it."""
-    row = empty_rows(1, job.model.input_size).images
+    row = empty_buffer(1, job.model.input_size).images
     fill_views(row, decode_image(content, "an image"), crops=1, fraction=job.data.eval_crop)
     return row
 
@@ -144,7 +144,7 @@ def served(shared_home: Home, photographs: dict[str, bytes]) -> Iterator[Served]
         example=photographs["china"],
         step=STEP,
     )
-    trained = Trained(
+    trained = TrainedNetwork(
         url="memory", job=job, classes=CLASSES, step=STEP,
         weights={RAW: network.state_dict()}, record=None,
     )  # fmt: skip

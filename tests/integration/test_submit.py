@@ -181,7 +181,7 @@ def waiting():
                 found.add(process.pid)
     return found
 before = waiting()
-warm.start_early(job)
+warm.prestart_workers(job)
 wait_for(lambda: waiting() - before, 60, "a process")
 asked_for = waiting() - before
 class Actor:

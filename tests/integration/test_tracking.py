@@ -10,7 +10,7 @@ from mlflow.tracking import MlflowClient
 
 from datasets.errors import StoreError
 from datasets.storage.store import Entry, Store
-from orchestration.driver.run_abort import end_run
+from orchestration.driver.run_abort import abort_run
 from orchestration.errors import ServiceError
 from orchestration.tracking.outbox import Outbox
 from orchestration.tracking.run_ref import RunRef
@@ -72,7 +72,7 @@ class GoneStore(Store):
 
 def test_a_run_that_its_storage_ended_has_ended_in_mlflow_too(shared_home: Home) -> None:
     client, run = begin(shared_home)
-    end_run(GoneStore(), run, "s3://runs/gone", "FAILED", {"rayception.attempts": "2"})
+    abort_run(GoneStore(), run, "s3://runs/gone", "FAILED", {"rayception.attempts": "2"})
     found = client.get_run(run.run_id)
     assert found.info.status == "FAILED"
     assert found.data.tags["rayception.attempts"] == "2"

@@ -56,7 +56,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     code = (
         "from orchestration.stack.local import up\n"
         "from orchestration.stack.state import stack_folder\n"
-        "up(stack_folder(), frozenset({'s3'}), num_cpus=1, say=print)"
+        "up(stack_folder(), frozenset({'s3'}), num_cpus=1, log=print)"
     )
     subprocess.run(
         [sys.executable, "-c", code], env=home.environment, cwd=ROOT, check=True, timeout=120

@@ -81,12 +81,12 @@ def buffer(size, make=stream.buffer):
     follow(view.obj, size)
     return view
 
-def empty_rows(*count, make=views.empty_rows, **options):
+def empty_buffer(*count, make=views.empty_buffer, **options):
     rows = make(*count, **options)
     follow(rows.images.untyped_storage(), rows.images.nbytes)
     return rows
 
-stream.buffer, views.empty_rows = buffer, empty_rows
+stream.buffer, views.empty_buffer = buffer, empty_buffer
 manifest = load_manifest(Store(), sys.argv[1])
 order = Order(seed=0, samples_per_shard=manifest.samples_per_shard, num_lanes=6, pieces=2, slices=5)
 with TrainLoader(

@@ -17,7 +17,7 @@ from datasets.images import region
 from datasets.images.augment import Augment, colour_of, crop_box, draw, resize_into
 from datasets.images.decode import decode_crop
 from datasets.images.randaugment import NAMES, rand_augment
-from datasets.loading.batch import empty_rows
+from datasets.loading.batch import empty_buffer
 from datasets.loading.device import ORDERS, on_device, recoloured
 
 
@@ -115,7 +115,7 @@ def test_views_are_pils_within_50_db(photographs: list[Image.Image]) -> None:
 
 
 def rows_of(image: Image.Image, count: int, augment: Augment) -> Any:
-    rows = empty_rows(count, 32, has_colours=bool(augment.colour))
+    rows = empty_buffer(count, 32, has_colours=bool(augment.colour))
     for row in range(count):
         small = np.asarray(image.resize((32, 32)))
         rows.images[row] = torch.from_numpy(np.array(small)).permute(2, 0, 1)
@@ -188,10 +188,10 @@ def test_no_colour_is_no_change_and_full_strength_stays_in_range(
 
 
 def test_damaged_rows_stay_black_and_weightless() -> None:
-    rows = empty_rows(2, 8, has_colours=True)
+    rows = empty_buffer(2, 8, has_colours=True)
     rows.images[0] = 200
     rows.weights[0] = 1
-    rows.lose(1)
+    rows.blank(1)
     moved = on_device(rows.micro_batches([0], 2)[0], torch.device("cpu"))
     assert moved.weights.tolist() == [1, 0]
     assert bool((moved.images[1] == -1).all())

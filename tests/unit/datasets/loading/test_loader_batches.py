@@ -15,7 +15,7 @@ from datasets.errors import DataError
 from datasets.images.augment import Augment
 from datasets.loading.batch import MicroBatch
 from datasets.loading.loader import EvalLoader, TrainLoader
-from datasets.loading.stream import Runs, build_pipeline, fetch_run, stream, train_tickets
+from datasets.loading.stream import SampleRuns, build_pipeline, fetch_run, stream, train_requests
 from datasets.order import Order, Window
 from datasets.packing.pack import pack
 from datasets.packing.sources import digits
@@ -93,7 +93,7 @@ def test_every_sample_once_an_epoch(packed: Packed) -> None:
 def test_batches_hold_the_right_labels_and_layout(packed: Packed) -> None:
     images, labels = _digits_by_key()
     store, manifest = packed
-    tickets = train_tickets(range(100), order_of(manifest), lambda w: _ready(store, manifest, w))
+    tickets = train_requests(range(100), order_of(manifest), lambda w: _ready(store, manifest, w))
     keys = [s["__key__"] for s in build_pipeline(stream(tickets, lookahead=3))]
     assert len(set(keys)) == 100
     batch = steps(packed, 1, first=0, count=1)[0][0]
@@ -106,8 +106,8 @@ def test_batches_hold_the_right_labels_and_layout(packed: Packed) -> None:
     assert images
 
 
-def _ready(store: Store, manifest: Manifest, window: Window) -> Runs:
-    futures: Runs = {}
+def _ready(store: Store, manifest: Manifest, window: Window) -> SampleRuns:
+    futures: SampleRuns = {}
     for run in window.runs:
         futures[run[0]] = Future()
         futures[run[0]].set_result(fetch_run(store, manifest, run))
@@ -141,7 +141,7 @@ def test_evaluation_scores_every_sample_once(packed: Packed, world_size: int) ->
 
 def test_webdatasets_own_stages_follow_our_source(packed: Packed) -> None:
     store, manifest = packed
-    tickets = train_tickets(range(40), order_of(manifest), lambda w: _ready(store, manifest, w))
+    tickets = train_requests(range(40), order_of(manifest), lambda w: _ready(store, manifest, w))
     pipeline = wds.DataPipeline(
         stream(tickets, lookahead=4), wds.decode("rgb8"), wds.to_tuple("png", "cls"), wds.batched(8)
     )

@@ -4,11 +4,11 @@ from dataclasses import replace
 
 import pytest
 
-from orchestration.cluster.node_probe import Answer, differences, slow_to_notice
+from orchestration.cluster.node_probe import NodeAnswer, differences, slow_to_notice
 from orchestration.cluster.versions import versions
 from orchestration.manifests.nodes import HEALTH_CHECKS
 
-HERE = Answer(
+HERE = NodeAnswer(
     address="10.0.0.1", is_head=True, versions=versions(), problems={}, health={}, stop_signal=None
 )
 

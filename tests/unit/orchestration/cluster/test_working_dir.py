@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from orchestration.cluster import working_dir as parcel
-from orchestration.cluster.working_dir import JOB_FILE, staged
+from orchestration.cluster.working_dir import JOB_FILE, stage_working_dir
 from orchestration.errors import JobError
 from orchestration.job.load import load_job
 
@@ -15,7 +15,7 @@ QUICKSTART = ROOT / "jobs" / "quickstart.yaml"
 
 def test_what_travels_is_what_git_does_not_ignore() -> None:
     job = load_job(QUICKSTART, ["optim.lr=0.123"])
-    with staged({JOB_FILE: job}) as folder:
+    with stage_working_dir({JOB_FILE: job}) as folder:
         names = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
         assert load_job(folder / JOB_FILE) == job
     assert {"orchestration/cli/app.py", "inception/step.py", "datasets/order.py"} <= names
@@ -30,7 +30,7 @@ def test_too_large_a_checkout_is_told_with_its_largest_file(
     monkeypatch.setattr(parcel, "MAX_UPLOAD_BYTES", 1000)
     with (
         pytest.raises(JobError, match=r"MiB to upload; .* is the largest file"),
-        staged({JOB_FILE: load_job(QUICKSTART)}),
+        stage_working_dir({JOB_FILE: load_job(QUICKSTART)}),
     ):
         pass
 
@@ -39,6 +39,6 @@ def test_elsewhere_than_in_git_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path
     monkeypatch.setattr(parcel, "ROOT", tmp_path)
     with (
         pytest.raises(JobError, match="got no git checkout"),
-        staged({JOB_FILE: load_job(QUICKSTART)}),
+        stage_working_dir({JOB_FILE: load_job(QUICKSTART)}),
     ):
         pass

@@ -12,8 +12,8 @@ from ray.train.v2._internal.exceptions import (
 
 from datasets.errors import DataError, StoreError
 from orchestration.driver import retry_policy as supervise
-from orchestration.driver.retry_policy import told, train_in_rounds
-from orchestration.errors import RollBack, ServiceError, TrainingError
+from orchestration.driver.retry_policy import told, train_with_retries
+from orchestration.errors import Rollback, ServiceError, TrainingError
 
 
 class Rounds:
@@ -34,12 +34,12 @@ class Rounds:
         self, *, check_storage: Callable[[], None] = lambda: None, max_failures: int = 0
     ) -> None:
         """To the end of the list, and one group more."""
-        train_in_rounds(
+        train_with_retries(
             self.fit,
             is_done=lambda: not self.ends,
             check_storage=check_storage,
             max_failures=max_failures,
-            say=self.lines.append,
+            log=self.lines.append,
         )
 
 
@@ -133,7 +133,7 @@ def test_deaths_are_counted_and_words_are_final() -> None:
         (None, None),  # the ranks left as they were asked to
         (death(announced=True), "as announced"),
         (ControllerError(WorkerGroupStartupTimeoutError(num_workers=2)), "looking again"),
-        (from_worker(RollBack("train/loss: got nan in step 7")), "without that step"),
+        (from_worker(Rollback("train/loss: got nan in step 7")), "without that step"),
     ],
 )
 def test_what_was_to_be_expected_does_not_count(

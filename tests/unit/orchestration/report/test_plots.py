@@ -13,7 +13,7 @@ from PIL import Image
 from orchestration.report.plots import (
     EMPTY,
     TILE,
-    confusion_picture,
+    confusion_matrix,
     image_grid,
     learning_curves,
     rate_and_norm,
@@ -94,19 +94,19 @@ def test_a_single_point_of_time_fills_its_panel() -> None:
 
 
 def test_a_confusion_of_few_and_of_many_classes() -> None:
-    few = confusion_picture(torch.tensor([[5, 1], [0, 4]]), ["cat", DOLLARS])
+    few = confusion_matrix(torch.tensor([[5, 1], [0, 4]]), ["cat", DOLLARS])
     assert "90.0 % right" in title(few)
-    assert few != confusion_picture(torch.tensor([[5, 0], [1, 4]]), ["cat", DOLLARS])
+    assert few != confusion_matrix(torch.tensor([[5, 0], [1, 4]]), ["cat", DOLLARS])
     many = torch.diag(torch.full((300,), 9))
     many[7, 200] = 5
-    large = confusion_picture(many, [f"class {i}" for i in range(300)])
+    large = confusion_matrix(many, [f"class {i}" for i in range(300)])
     assert opened(few).size[0] < opened(large).size[0] < 3000  # not a cell for each of 300
     assert "the 30 of 300 classes" in title(large)
 
 
 @pytest.mark.parametrize("classes", [0, 1, 2])
 def test_a_confusion_of_nothing(classes: int) -> None:
-    nothing = confusion_picture(torch.zeros((classes, classes), dtype=torch.int64), ["a"] * classes)
+    nothing = confusion_matrix(torch.zeros((classes, classes), dtype=torch.int64), ["a"] * classes)
     assert EMPTY in title(nothing)
 
 

@@ -12,7 +12,7 @@ from datasets.errors import StoreError
 from datasets.storage.store import Store
 from orchestration.errors import TrainingError
 from orchestration.run.checkpoint import (
-    TrainState,
+    Checkpoint,
     checkpoint_name,
     checkpoint_names,
     load_checkpoint,
@@ -23,8 +23,8 @@ from orchestration.run.checkpoint import (
 from orchestration.worker.checkpoint_writer import CheckpointWriter
 
 
-def state(step: int) -> TrainState:
-    return TrainState(
+def state(step: int) -> Checkpoint:
+    return Checkpoint(
         step=step,
         model={"fc.weight": torch.full((2, 3), float(step))},
         optimizer={"state": {0: {"momentum": torch.ones(2)}}, "param_groups": [{"lr": 0.1}]},

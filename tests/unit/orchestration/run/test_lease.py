@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from datasets.storage.store import Store
-from orchestration.errors import TakenOver
+from orchestration.errors import LeaseLost
 from orchestration.run.lease import CLAIM_FILE, check_claim, make_claim, save_claim
 
 
@@ -20,7 +20,7 @@ def test_the_newest_driver_has_the_run(run_url: str) -> None:
     check_claim(store, run_url, first)
     save_claim(store, run_url, second)
     check_claim(store, run_url, second)
-    with pytest.raises(TakenOver, match=r"got another driver, process \d+ on .*; a run has one\."):
+    with pytest.raises(LeaseLost, match=r"got another driver, process \d+ on .*; a run has one\."):
         check_claim(store, run_url, first)
     save_claim(store, run_url, first)  # taken back
     check_claim(store, run_url, first)
@@ -29,7 +29,7 @@ def test_the_newest_driver_has_the_run(run_url: str) -> None:
 def test_a_later_version_may_say_more(run_url: str) -> None:
     store = Store()
     store.write(f"{run_url}/{CLAIM_FILE}", b'{"mark": "another", "pid": 7, "cloud": "none"}')
-    with pytest.raises(TakenOver, match="process 7 on None"):
+    with pytest.raises(LeaseLost, match="process 7 on None"):
         check_claim(store, run_url, make_claim())
 
 

@@ -9,7 +9,7 @@ from orchestration.report.html import timeline_page
 from orchestration.run.checkpoint import newest_summary, save_checkpoint
 from orchestration.run.phases import Phases, split
 from orchestration.run.timeline import Attempt, from_json, to_json
-from orchestration.worker.progress_actor import Board
+from orchestration.worker.progress_actor import ProgressActor
 from tests.unit.orchestration.run.test_checkpoints import state
 
 
@@ -39,18 +39,18 @@ def test_training_is_split_by_what_the_ranks_say() -> None:
 
 
 def test_the_board_counts_an_attempt_from_its_begin_to_its_last_rank() -> None:
-    board = Board()
-    board.begin_attempt()
-    board.join(1, "node")
+    progress_actor = ProgressActor()
+    progress_actor.start_attempt()
+    progress_actor.join(1, "node")
     time.sleep(0.02)
-    board.join(0, "node")
-    board.spend("evaluation", 1.5)
-    board.spend("evaluation", 1.0)
-    told = board.phases()
+    progress_actor.join(0, "node")
+    progress_actor.add_phase_seconds("evaluation", 1.5)
+    progress_actor.add_phase_seconds("evaluation", 1.0)
+    told = progress_actor.phases()
     assert told["evaluation"] == 2.5
     assert 0.02 <= told["workers"] < 5
-    board.begin_attempt()
-    assert board.phases() == {}
+    progress_actor.start_attempt()
+    assert progress_actor.phases() == {}
 
 
 def test_a_timeline_keeps_phases_and_shows_the_start() -> None:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from orchestration.cli.panel import Panel
-from orchestration.run.progress import Progress, clock, parse_line, to_line
+from orchestration.run.progress import Progress, clock, format_progress, parse_progress
 
 moments = st.builds(
     Progress,
@@ -29,10 +29,10 @@ moments = st.builds(
 
 @given(moments)
 def test_what_is_written_is_read(moment: Progress) -> None:
-    line = to_line(moment)
-    read = parse_line(line)
+    line = format_progress(moment)
+    read = parse_progress(line)
     assert read is not None
-    assert to_line(read) == line
+    assert format_progress(read) == line
     for key in ("step", "total_steps", "attempt", "ranks"):
         assert read[key] == moment[key]
     assert math.isclose(read["loss"], moment["loss"], abs_tol=6e-4)
@@ -41,7 +41,7 @@ def test_what_is_written_is_read(moment: Progress) -> None:
 
 def test_other_lines_are_not_moments() -> None:
     for line in ("", "- run x in MLflow experiment y", "step 3 of 4", "step 1/2: epoch"):
-        assert parse_line(line) is None
+        assert parse_progress(line) is None
 
 
 def test_times_are_read_by_people() -> None:

@@ -10,7 +10,7 @@ from orchestration.run.timeline import (
     from_json,
     goodput,
     kept_steps,
-    life_tags,
+    lifetime_tags,
     rank_hours,
     to_json,
 )
@@ -26,7 +26,7 @@ def test_a_calm_run() -> None:
     assert goodput(one) == pytest.approx(0.8)
     assert rank_hours(one) == pytest.approx(200 / 3600)
     assert costs(one) == []
-    assert life_tags(one)["rayception.attempts"] == "1"
+    assert lifetime_tags(one)["rayception.attempts"] == "1"
 
 
 def test_what_is_done_again_and_waited_for_is_no_use() -> None:
@@ -39,14 +39,14 @@ def test_what_is_done_again_and_waited_for_is_no_use() -> None:
     assert goodput(life) == pytest.approx((80 + 80) / 200)
     assert costs(life) == [("rank 1: got a worker or node that died", 20.0, 10)]
     assert rank_hours(life) == pytest.approx((200 + 80) / 3600)
-    assert "20 s, 10 steps again" in life_tags(life)["rayception.faults"]
-    assert life_tags(life)["rayception.world_sizes"] == "2 1"
+    assert "20 s, 10 steps again" in lifetime_tags(life)["rayception.faults"]
+    assert lifetime_tags(life)["rayception.world_sizes"] == "2 1"
 
 
 def test_nothing_yet() -> None:
     assert goodput([]) == 0.0
     assert kept_steps([]) == []
-    assert life_tags([])["rayception.attempts"] == "0"
+    assert lifetime_tags([])["rayception.attempts"] == "0"
 
 
 lives = st.lists(

@@ -12,12 +12,12 @@ import torch.distributed as dist
 
 from datasets.loading.batch import Damages
 from inception.step import StepResult
-from orchestration.errors import RollBack, TrainingError
+from orchestration.errors import Rollback, TrainingError
 from orchestration.job.load import load_job
 from orchestration.job.plan import make_plan
-from orchestration.worker import step_metrics as steplog
-from orchestration.worker.progress_actor import Wish
-from orchestration.worker.step_metrics import StepLog
+from orchestration.worker import step_metrics as step_metrics
+from orchestration.worker.progress_actor import Command
+from orchestration.worker.step_metrics import StepMetrics
 
 JOB = load_job(Path(__file__).resolve().parents[4] / "jobs" / "quickstart.yaml")
 PLAN = make_plan(JOB, train_samples=1437, val_samples=360)
@@ -41,7 +41,7 @@ class Writer:
         self.points.setdefault(step, {}).update(values)
 
 
-def log_of(writer: Writer, *, can_skip: bool = False) -> tuple[StepLog, list[tuple[int, Any]]]:
+def log_of(writer: Writer, *, can_skip: bool = False) -> tuple[StepMetrics, list[tuple[int, Any]]]:
     """(a log, the names that it asked to keep)."""
     kept: list[tuple[int, Any]] = []
 
@@ -51,7 +51,7 @@ def log_of(writer: Writer, *, can_skip: bool = False) -> tuple[StepLog, list[tup
 
     loader: Any = SimpleNamespace(wait_s=0.0, damages=Damages())
     made: Any = writer
-    return StepLog(JOB, PLAN, loader, made, keep, can_skip=can_skip), kept
+    return StepMetrics(JOB, PLAN, loader, made, keep, can_skip=can_skip), kept
 
 
 def result(loss: float, own_s: float = 0.1) -> StepResult:
@@ -66,20 +66,20 @@ def test_every_step_is_logged_at_its_own_place() -> None:
     log, _ = log_of(writer)
     for loss in (3.0, 2.0):
         log.add(result(loss), ("a",))
-    moment, wish = log.send(12, Wish.SAVE)
+    moment, wish = log.sync(12, Command.CHECKPOINT)
     assert {step: values["train/loss"] for step, values in writer.points.items()} == {
         11: 3.0, 12: 2.0
     }  # fmt: skip
-    assert (moment["train/loss"], wish, len(log)) == (2.0, Wish.SAVE, 0)
+    assert (moment["train/loss"], wish, len(log)) == (2.0, Command.CHECKPOINT, 0)
 
 
-@pytest.mark.parametrize(("can_skip", "error"), [(False, TrainingError), (True, RollBack)])
+@pytest.mark.parametrize(("can_skip", "error"), [(False, TrainingError), (True, Rollback)])
 def test_a_loss_that_is_no_number_names_its_samples(can_skip: bool, error: type[Exception]) -> None:
     log, kept = log_of(Writer(), can_skip=can_skip)
     for loss, key in ((3.0, "a"), (float("nan"), "b"), (float("inf"), "c")):
         log.add(result(loss), (key,))
     with pytest.raises(error, match="got nan in step 6"):
-        log.send(7, Wish.GO_ON)
+        log.sync(7, Command.CONTINUE)
     assert kept == [(6, ("b",))]
 
 
@@ -96,14 +96,14 @@ def test_the_ranks_speak_every_second_and_at_least_every_few_steps(
         log.add(result(1.0), ("a",))
         if log.is_due:
             looked.append(number)
-            log.send(number, Wish.GO_ON)
+            log.sync(number, Command.CONTINUE)
     assert looked[:10] == list(range(1, 11))
     assert {b - a for a, b in itertools.pairwise(looked) if 12 < a < 26} == {4}
     assert looked[-1] - looked[-2] == JOB.tracking.log_every_steps
 
 
 def test_the_rank_that_others_wait_for_is_named() -> None:
-    spread = steplog._spread([1.0, 1.1, 3.0, 0.9], elapsed_s=4.0)
+    spread = step_metrics._spread([1.0, 1.1, 3.0, 0.9], elapsed_s=4.0)
     assert spread["train/slowest_rank"] == 2
     assert spread["train/slowest_rank_lag_fraction"] == pytest.approx((3.0 - 1.0) / 4.0)
-    assert steplog._spread([1.0], elapsed_s=4.0) == {}
+    assert step_metrics._spread([1.0], elapsed_s=4.0) == {}

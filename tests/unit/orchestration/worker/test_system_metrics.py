@@ -8,24 +8,24 @@ from typing import Any
 import pynvml
 import pytest
 
-from orchestration.worker import system_metrics as gauges
+from orchestration.worker import system_metrics as system_metrics
 
 GIB = 2**30
 
 
 def test_a_node_without_a_gpu_says_the_rest(monkeypatch: pytest.MonkeyPatch) -> None:
     """The real numbers of this machine, twice, a moment apart."""
-    monkeypatch.setattr(gauges, "EVERY_S", 0.2)
+    monkeypatch.setattr(system_metrics, "EVERY_S", 0.2)
     told: list[dict[str, float]] = []
     enough = threading.Event()
 
-    def tell(values: dict[str, float]) -> None:
+    def report(values: dict[str, float]) -> None:
         told.append(values)
         if len(told) == 2:
             enough.set()
 
     before = set(threading.enumerate())
-    done = gauges.watch(tell)
+    done = system_metrics.start_sampling(report)
     [thread] = set(threading.enumerate()) - before
     assert enough.wait(20)
     done.set()
@@ -70,7 +70,7 @@ def three_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_gpu_that_does_not_say_all_silences_nothing(three_gpus: None) -> None:
     moment = (time.monotonic(), {"network_receive": 0, "network_transmit": 0})
-    found = gauges.read(moment, moment)
+    found = system_metrics.read(moment, moment)
     assert {name: value for name, value in found.items() if name.startswith("gpu_")} == {
         "gpu_1_utilization_percentage": 97.0,
         "gpu_1_memory_usage_percentage": 25.0,
