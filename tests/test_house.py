@@ -101,7 +101,7 @@ LIGHT = {
 )
 def test_light_verbs_import_nothing_heavy(arguments: list[str], more: set[str]) -> None:
     code = (
-        "import sys; from orchestration.cli import app\n"
+        "import sys; from orchestration.cli.app import app\n"
         f"try: app({arguments}, standalone_mode=False)\n"
         "except SystemExit: pass\n"
         "ours = {'orchestration', 'inception', 'datasets', '__main__'}\n"

@@ -23,7 +23,7 @@ from orchestration.cli import (
     shards,
     submissions,
 )
-from orchestration.cli.tables import own_name, print_json, print_plan, echo
+from orchestration.cli.tables import echo, own_name, print_json, print_plan
 from orchestration.errors import EXPECTED_ERRORS, ServiceError, exit_code_of
 from orchestration.job.load import load_job
 

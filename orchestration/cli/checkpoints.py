@@ -9,7 +9,7 @@ from rich.table import Table
 
 from inception.errors import unknown_name
 from orchestration.cli.data import AsJson, Endpoint, progress_bar, quiet, using_store
-from orchestration.cli.tables import kept_for_json, print_json, print_panel, echo
+from orchestration.cli.tables import echo, kept_for_json, print_json, print_panel
 from orchestration.cluster.connect import on_cluster
 from orchestration.errors import JobError
 from orchestration.job.load import override

@@ -14,7 +14,7 @@ from rich.table import Table
 
 from orchestration.cli.data import AsJson, Endpoint, using_store
 from orchestration.cli.submissions import send_on, send_sweep
-from orchestration.cli.tables import kept_for_json, own_name, print_json, print_outcome, echo
+from orchestration.cli.tables import echo, kept_for_json, own_name, print_json, print_outcome
 from orchestration.cluster.connect import on_cluster
 from orchestration.driver.sweep import Trial, cells, digest, expand, summarize, to_markdown
 from orchestration.errors import EXPECTED_ERRORS, JobError, ServiceError, TrainingError
@@ -87,7 +87,7 @@ def resume(
         return
     with using_store(endpoint_url) as store:
         job = override(from_dict(load_record(store, url).job), overrides or [])
-        _train(job, began, as_json, earlier=find_resumed(store, url, job))
+        _train(job, began, as_json, resumed=find_resumed(store, url, job))
 
 
 def fork(
@@ -173,7 +173,7 @@ def _sweep(
     """Runs what has not run yet; -> (top-1 by trial, where the parent is seen)."""
     from orchestration.cli.panel import show_progress
     from orchestration.cluster.prestart import prestart_workers
-    from orchestration.driver.driver import drive
+    from orchestration.driver.driver import Request, drive
     from orchestration.driver.run_start import tracking_uri
     from orchestration.tracking.runs import (
         NOTE_TAG,
@@ -207,11 +207,10 @@ def _sweep(
         has_run = True
         try:
             outcome = drive(
-                trial.job,
+                Request(job=trial.job, parent=(parent, trial.key)),
                 stack=stack,
                 log=lambda line: None,
-                watch=partial(show_progress, screen),
-                parent=(parent, trial.key),
+                show_progress=partial(show_progress, screen),
             )
         except EXPECTED_ERRORS as error:
             log(f"{trial.key} failed: {error}")
@@ -234,7 +233,7 @@ def _train(
     began: float,
     as_json: bool,
     *,
-    earlier: "ResumedRun | None" = None,
+    resumed: "ResumedRun | None" = None,
     start_from: "Checkpoint | None" = None,
     name: str | None = None,
     child: tuple[str, str] | None = None,
@@ -245,7 +244,7 @@ def _train(
     log, screen = _voices(as_json)
     with kept_for_json(as_json), on_cluster(job, log, phases, is_training=True) as stack:
         from orchestration.cli.panel import show_progress
-        from orchestration.driver.driver import drive
+        from orchestration.driver.driver import Request, drive
         from orchestration.driver.run_start import tracking_uri
         from orchestration.tracking.run_ref import RunRef
 
@@ -253,9 +252,10 @@ def _train(
         if child is not None:  # of a sweep: (its run, the name of this one in it)
             run_id, trial = child
             parent = RunRef(uri=tracking_uri(job, stack), experiment_id="", run_id=run_id), trial
+        request = Request(job=job, parent=parent, resumed=resumed, start_from=start_from, name=name)
         outcome = drive(
-            job, stack=stack, log=log, watch=partial(show_progress, screen), earlier=earlier,
-            start_from=start_from, name=name, parent=parent, phases=phases,
+            request, stack=stack, log=log, show_progress=partial(show_progress, screen),
+            phases=phases,
         )  # fmt: skip
     wall_s = time.monotonic() - began
     if as_json:

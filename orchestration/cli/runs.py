@@ -17,7 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from orchestration.cli.data import AsJson, Endpoint, embedded, quiet, using_store
-from orchestration.cli.tables import kept_for_json, print_json, echo
+from orchestration.cli.tables import echo, kept_for_json, print_json
 from orchestration.errors import JobError
 from orchestration.job.cluster import LOCAL, is_remote
 from orchestration.job.load import from_dict
@@ -257,13 +257,15 @@ def sync(
 
     url = url.rstrip("/")
     with kept_for_json(as_json), using_store(endpoint_url) as store:
+        from orchestration.driver.run import Run
         from orchestration.driver.run_end import sync_run
         from orchestration.driver.run_start import run_of
 
         record = load_record(store, url)
         job = from_dict(record.job)
         with embedded(job.uses() - {"ray"}) as stack:
-            sent = sync_run(job, store, run_of(record, job, stack), url)
+            run = Run(job=job, store=store, url=url, mlflow=run_of(record, job, stack))
+            sent = sync_run(run)
     if as_json:
         print_json(sent)
         return

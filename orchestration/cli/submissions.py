@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from orchestration.cli.data import AsJson, quiet
-from orchestration.cli.tables import kept_for_json, print_json, print_panel, echo
+from orchestration.cli.tables import echo, kept_for_json, print_json, print_panel
 from orchestration.cluster.versions import ON_CLUSTER, VERSIONS
 from orchestration.driver.sweep import Trial
 from orchestration.errors import JobError, exit_code_of

@@ -129,8 +129,8 @@ def wait_for_capacity(
         if capacity.now >= wanted:
             return chosen, capacity
         what = (
-            f"{wanted} ranks of {capacity.accelerator.type} wanted, room for {capacity.now} now and for "
-            f"{max(capacity.ever, capacity.grown)} when other work is done"
+            f"{wanted} ranks of {capacity.accelerator.type} wanted, room for {capacity.now} now "
+            f"and for {max(capacity.ever, capacity.grown)} when other work is done"
         )
         if capacity.ever < wanted:
             log(f"asking the autoscaler for nodes: {what}")

@@ -1,28 +1,26 @@
-"""One run, from a connected cluster to its outcome: MLflow run -> TorchTrainer.fit() -> model.
+"""One run, from a connected cluster to its outcome: MLflow run -> worker groups -> model.
 
 The driver owns the MLflow run and sets its final status whatever happens; workers only send
-metrics. It runs where it was started: for `rayception run` on this machine. A run that another
-driver has taken over is that one's to end.
+metrics. It runs where it was started: for `rayception run`, on this machine. Once another driver
+has acquired the run's lease, ending the run is left to that one.
 """
 
 import contextlib
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
 from typing import Any
 
 from datasets.errors import StoreError
-from datasets.shards.manifest import Manifest
 from datasets.storage.store import Store, StoreConfig
 from orchestration.cluster.capacity import choose_accelerator, read_nodes, wait_for_capacity
 from orchestration.cluster.preflight import check_imports, check_init, look_before, prepare_data
 from orchestration.driver.attempt_history import AttemptHistory
 from orchestration.driver.attempts import train_run
 from orchestration.driver.preparation import Preparation
-from orchestration.driver.run_abort import abort_run
+from orchestration.driver.run import PlannedData, Run, abort_run
 from orchestration.driver.run_start import (
-    Start,
+    NewRun,
     fresh_name,
     resume_run,
     run_of,
@@ -37,8 +35,8 @@ from orchestration.job.cluster import LOCAL
 from orchestration.job.job import Job
 from orchestration.job.load import to_dict
 from orchestration.job.plan import Plan, make_plan
-from orchestration.run.checkpoint import Checkpoint
-from orchestration.run.lease import check_claim, make_claim, save_claim
+from orchestration.run.checkpoint import Checkpoint, Summary
+from orchestration.run.lease import Lease
 from orchestration.run.metrics import top1_of
 from orchestration.run.phases import Phases
 from orchestration.run.record import RUN_FILE, ResumedRun, find_resumed
@@ -51,13 +49,29 @@ from orchestration.tracking.runs import child_tags, status_of
 from orchestration.worker.progress_actor import start_progress_actor
 from orchestration.worker.worker_config import WorkerConfig
 
-Watch = Callable[[Any, Plan], Any]
-HAND_OVER_S = 60.0  # what a driver that was taken over holds is free within
+ShowProgress = Callable[[Any, Plan], contextlib.AbstractContextManager[None]]
+FREED_WITHIN_S = 60.0  # what a driver that lost its lease holds is free again
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Request:
+    """A run to drive.
+
+    parent: the sweep's run and this run's key in it. resumed: the run to go on with. start_from:
+    the checkpoint that a new run begins with. name: the run's; a run of that name that has begun is
+    resumed, so that whoever restarts a driver calls it with the same arguments.
+    """
+
+    job: Job
+    parent: tuple[RunRef, str] | None = None
+    resumed: ResumedRun | None = None
+    start_from: Checkpoint | None = None
+    name: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Outcome:
-    """What a finished run says of itself."""
+    """The results of a finished run."""
 
     run: RunRef
     run_name: str
@@ -65,138 +79,127 @@ class Outcome:
     images_per_second: float
     attempts: int
     checkpoint_url: str
-    model_uri: str | None  # None: MLflow was away at the end
+    model_uri: str | None  # None: MLflow was unreachable at the end
     wall_s: float
     phases: dict[str, float]  # seconds, of PHASES
 
     @property
     def top1(self) -> float:
-        """Percent of the held-out split, of the averaged weights where an average is kept."""
-        found = top1_of(self.metrics)
-        return float("nan") if found is None else found
+        """Top-1 accuracy in percent on the validation split, of the averaged weights if an average
+        is kept."""
+        top1 = top1_of(self.metrics)
+        return float("nan") if top1 is None else top1
 
 
 def drive(
-    job: Job,
+    request: Request,
     *,
     stack: Stack | None,
     log: Log,
-    watch: Watch,
-    parent: tuple[RunRef, str] | None = None,
-    earlier: ResumedRun | None = None,
-    start_from: Checkpoint | None = None,
-    name: str | None = None,
+    show_progress: ShowProgress,
     phases: Phases | None = None,
 ) -> Outcome:
-    """Trains the job on the connected cluster.
+    """Trains a job on the connected cluster.
 
-    parent: the sweep's run and the name of this one in it. earlier: the run to go on with.
-    start_from: the state that a new run begins with. name: the run's; one of that name that has
-    begun goes on, so that whoever restarts a driver starts it as before. phases: of this process so
-    far. say: called with a line for each thing done. watch: called with the progress actor and the
-    plan, returns a context manager that shows them. Raises RayceptionError, DataError, StoreError,
-    or KeyboardInterrupt.
+    log: called with one line for each thing done. show_progress: called with the progress actor and
+    the plan, returns a context manager. phases: of this process so far. Raises RayceptionError,
+    DataError, StoreError, or KeyboardInterrupt.
     """
     began = time.monotonic()
     phases = phases or Phases()
-    given = job  # with every accelerator that the run may get; `job` has the one that it got
-    store_config = build_store_config(job, stack)
+    store_config = build_store_config(request.job, stack)
     store = Store(store_config)
-    run_name = name or fresh_name(job)
-    run_url = f"{job.checkpoint.storage.rstrip('/')}/{run_name}"
-    if earlier is None and name is not None and store.exists(f"{run_url}/{RUN_FILE}"):
-        earlier = find_resumed(store, run_url, job)
-    if earlier is not None:
-        run_name, run_url = earlier.record.name, earlier.url
-    _check_first(job, stack, store, store_config, earlier is not None, log)
-    # What a run that goes on has to add; said at once, and again at its end: MLflow may be away.
-    told = {} if earlier is None else earlier.changed | submission_tags()
-    claim = make_claim()
-    check_lease = partial(check_claim, store, run_url, claim)
-    run: RunRef | None = None
-    wait_s: float = job.cluster.wait_s
-    if earlier is not None:  # before the wait for room, which its driver may still hold
-        run = run_of(earlier.record, job, stack)
-        if status_before(run, store, earlier) in ("RUNNING", ""):
-            wait_s = max(wait_s, HAND_OVER_S)
-        save_claim(store, run_url, claim)
+    resumed = _find_resumed(request, store)
+    _check_first(request.job, stack, store_config, resumed is not None, log)
+    url = resumed.url if resumed else _folder(request.job, request.name or fresh_name(request.job))
+    lease = Lease(store=store, run_url=url)
+    # Tags that a resumed run gets: at once, and again at its end, as MLflow may be unreachable now.
+    tags = resumed.changed | submission_tags() if resumed else {}
+    run: Run | None = None
+    wait_s: float = request.job.cluster.wait_s
+    if resumed is not None:  # before waiting for capacity, which its last driver may still hold
+        mlflow = run_of(resumed.record, request.job, stack)
+        run = Run(job=request.job, store=store, url=url, mlflow=mlflow)
+        if status_before(run) in ("RUNNING", ""):
+            wait_s = max(wait_s, FREED_WITHIN_S)
+        lease.acquire()
     history: AttemptHistory | None = None
     try:
-        job, plan, train, val = _prepare(job, store, wait_s, log)
+        job, data = _prepare(request.job, store, wait_s, log)
         phases.end("preflight")
-        if earlier is None or run is None:
-            tags = tags_of(job, plan, train, run_url) | (child_tags(*parent) if parent else {})
-            start = Start(name=run_name, url=run_url, tags=tags, state=start_from)
-            run = start_run(given, start, tracking_uri(job, stack), store, claim, plan, train, val)
+        if run is None:
+            new = NewRun(
+                job=request.job,
+                tracking_uri=tracking_uri(job, stack),
+                tags=tags_of(job, data.plan, data.train, url)
+                | (child_tags(*request.parent) if request.parent else {}),
+                start_from=request.start_from,
+            )
+            run = Run(job=job, store=store, url=url, mlflow=start_run(new, data, lease))
         else:
-            resume_run(run, store, earlier, told, log)
+            run = replace(run, job=job)
+            resume_run(run, tags, log)
         phases.end("mlflow")
-        log(f"run {run_name} in MLflow experiment {job.experiment}")
-        progress_actor = start_progress_actor()
-        history = AttemptHistory(job, store, run, run_url, progress_actor, phases, check_lease)
+        log(f"run {run.name} in MLflow experiment {job.experiment}")
+        actor = start_progress_actor()
+        history = AttemptHistory(run, lease, actor, phases)
         config = WorkerConfig(
-            job=to_dict(job), plan=plan, run=run, run_url=run_url, store=store_config, progress_actor=progress_actor,
-            attempt=0,
+            job=to_dict(job), plan=data.plan, run=run.mlflow, run_url=url, store=store_config,
+            progress_actor=actor, attempt=0,
         )  # fmt: skip
-        samples = train if earlier is None else None
-        with Preparation(
-            job, plan, store, run, run_url, progress_actor, samples=samples
-        ) as prepared:
-            with watch(progress_actor, plan):
-                last = train_run(job, config, store, history, check_lease, log)
-            check_lease()
+        samples = None if resumed else data.train
+        with Preparation(run, data.plan, actor, samples=samples) as preparation:
+            with show_progress(actor, data.plan):
+                last = train_run(run, config, history, lease, log)
+            lease.check()
             phases.end("training")
             log(
                 f"training done, top-1 {last.top1:.2f} %, checkpoint {last.url}; pictures and the "
                 "model go to MLflow"
             )
             history.close()
-            told |= lifetime_tags(history.attempts)
-            sent = prepared.finish()
-            from orchestration.driver.run_end import (
-                finalize_run,  # torch: imported while ranks trained
-            )
+            tags |= lifetime_tags(history.attempts)
+            sent = preparation.finish()
+            from orchestration.driver.run_end import finalize_run  # torch: imported by preparation
 
-            model_uri = finalize_run(job, store, run, run_url, last, told, log, sent=sent)
+            model_uri = finalize_run(run, last, tags, log, sent=sent)
     except BaseException as error:
-        # What went wrong first is what is told.
+        # What went wrong first is what the person sees.
         if history is not None:
             with contextlib.suppress(StoreError):
                 history.close()
-            told |= lifetime_tags(history.attempts)
+            tags |= lifetime_tags(history.attempts)
         if run is not None:
             with contextlib.suppress(StoreError, LeaseLost):
-                check_lease()  # what another driver goes on with has not ended
-                abort_run(store, run, run_url, status_of(error), told)
+                lease.check()  # a run that another driver goes on with has not ended
+                abort_run(run, status_of(error), tags)
         raise
     phases.end("end")
-    return Outcome(
-        run=run,
-        run_name=run_name,
-        metrics={key: value for key, value in last.metrics.items() if "/" in key},
-        images_per_second=last.metrics["images_per_second"],
-        attempts=len(history.attempts),
-        checkpoint_url=last.url,
-        model_uri=model_uri,
-        wall_s=time.monotonic() - began,
-        phases=history.phases(),
-    )
+    return _outcome(run, last, model_uri, history, time.monotonic() - began)
+
+
+def _folder(job: Job, name: str) -> str:
+    return f"{job.checkpoint.storage.rstrip('/')}/{name}"
+
+
+def _find_resumed(request: Request, store: Store) -> ResumedRun | None:
+    """The run to go on with: as requested, or the one of the requested name that has begun."""
+    if request.resumed is not None or request.name is None:
+        return request.resumed
+    url = _folder(request.job, request.name)
+    return find_resumed(store, url, request.job) if store.exists(f"{url}/{RUN_FILE}") else None
 
 
 def _check_first(
-    job: Job,
-    stack: Stack | None,
-    store: Store,
-    store_config: StoreConfig,
-    has_begun: bool,
-    log: Log,
+    job: Job, stack: Stack | None, store_config: StoreConfig, has_begun: bool, log: Log
 ) -> None:
-    """What must hold before anything is waited for or written. has_begun: the run is in MLflow,
-    which may be away now. Raises RayceptionError, DataError, StoreError."""
+    """Checks what must hold before anything is waited for or written. has_begun: the run is in
+    MLflow, which may be unreachable now. Raises RayceptionError, DataError, StoreError."""
     check_imports()
-    choose_accelerator(job, read_nodes())  # what there can never be is said first
-    if job.cluster.address == LOCAL:  # one machine has just asked itself
+    choose_accelerator(job, read_nodes())  # what can never be is reported first
+    if job.cluster.address == LOCAL:  # one machine has just checked itself
         return
+    store = Store(store_config)
     checks, notes = look_before(job, store, store_config, tracking_uri(job, stack))
     for check in checks:
         if check.problem is not None:
@@ -207,10 +210,8 @@ def _check_first(
         log(f"note: {note}")
 
 
-def _prepare(
-    job: Job, store: Store, wait_s: float, log: Log
-) -> tuple[Job, Plan, Manifest, Manifest]:
-    """Room on the cluster, data and plan; the job on the accelerator that it gets."""
+def _prepare(job: Job, store: Store, wait_s: float, log: Log) -> tuple[Job, PlannedData]:
+    """Waits for capacity and prepares data and plan; -> the job on the accelerator that it gets."""
     job, _ = wait_for_capacity(job, read_nodes, log=log, limit_s=wait_s)
     check_init(job, store)
     train, val = prepare_data(job, store, log)
@@ -220,4 +221,20 @@ def _prepare(
         val_samples=val.num_samples,
         shape=shard_shape(train),
     )
-    return job, plan, train, val
+    return job, PlannedData(plan=plan, train=train, val=val)
+
+
+def _outcome(
+    run: Run, last: Summary, model_uri: str | None, history: AttemptHistory, wall_s: float
+) -> Outcome:
+    return Outcome(
+        run=run.mlflow,
+        run_name=run.name,
+        metrics={key: value for key, value in last.metrics.items() if "/" in key},
+        images_per_second=last.metrics["images_per_second"],
+        attempts=len(history.attempts),
+        checkpoint_url=last.url,
+        model_uri=model_uri,
+        wall_s=wall_s,
+        phases=history.phases(),
+    )

@@ -1,15 +1,14 @@
-"""The driver's lookout: what a running worker group must leave for, before it happens.
+"""Watches for reasons to stop a running worker group at a checkpoint, before it is lost.
 
-A node that is announced to be taken away (drained), or, for an elastic job, room for more ranks.
-The ranks are asked through the board: they write a checkpoint, leave, and begin again elsewhere or
-with more of them, so that no step is lost or done twice. Or another driver has taken the run over.
+A node of its ranks is drained; an elastic job can grow; another driver has taken the run over. The
+ranks are asked through the progress actor: they checkpoint, stop, and start again elsewhere or in
+greater number, so that no step is lost or repeated.
 """
 
 import logging
 import math
 import threading
 import time
-from collections.abc import Callable
 from typing import Any
 
 import ray
@@ -21,39 +20,34 @@ from orchestration.errors import LeaseLost
 from orchestration.job.accelerators import Accelerator
 from orchestration.job.cluster import LOCAL
 from orchestration.job.job import Job
+from orchestration.run.lease import Lease
+from orchestration.stack.local import Log
 
 logger = logging.getLogger(__name__)
 
 EVERY_S = 1.0
-CLAIM_EVERY_S = 3.0  # a worker group takes longer to start
+LEASE_EVERY_S = 3.0  # a worker group takes longer to start
 GROW_AFTER_S = 30.0  # a new group costs some fifteen seconds: it must be worth it
-SPARES_AFTER_S = 30.0  # of a group's start: a short run needs none
+SPARES_AFTER_S = 30.0  # since the group started: a short run needs none
 UNKNOWN_END_S = 30.0  # of a drain without a deadline
 
 
 class NodeWatcher:
-    """One worker group's; a thread of the driver, for the block."""
+    """Watches one worker group of `ranks` ranks, in a thread, for the block."""
 
     def __init__(
-        self,
-        progress_actor: Any,
-        job: Job,
-        accelerator: Accelerator,
-        *,
-        ranks: int,
-        check_lease: Callable[[], None],
-        log: Callable[[str], None],
-    ) -> None:
-        """still_ours: raises TakenOver once the run is another driver's."""
-        self._check_lease, self._asked_at = check_lease, 0.0
+        self, progress_actor: Any, job: Job, accelerator: Accelerator, ranks: int, lease: Lease,
+        log: Log,
+    ) -> None:  # fmt: skip
         self._progress_actor, self._job, self._accelerator = progress_actor, job, accelerator
+        self._ranks, self._lease, self._log = ranks, lease, log
         self._cluster = job.cluster
         self._spares_at = time.monotonic() + SPARES_AFTER_S
-        self._ranks, self._say = ranks, log
+        self._lease_checked_at = 0.0
+        self._draining: set[str] = set()  # ids of nodes whose ranks were asked to stop
+        self._capacity_since: float | None = None
         self._done = threading.Event()
-        self._known: set[str] = set()
-        self._room_since: float | None = None
-        self._thread = threading.Thread(target=self._watch, name="lookout", daemon=True)
+        self._thread = threading.Thread(target=self._watch, name="node-watcher", daemon=True)
 
     def __enter__(self) -> "NodeWatcher":
         self._thread.start()
@@ -66,56 +60,58 @@ class NodeWatcher:
     def _watch(self) -> None:
         while not self._done.wait(EVERY_S):
             try:
-                self._look_for_drains()
+                self._check_drains()
                 if self._cluster.is_elastic:
-                    self._look_for_room()
+                    self._check_capacity()
                 self._start_spares()
-                self._look_for_another_driver()  # last: it waits where storage does not answer
+                self._check_lease()  # last: it waits where storage does not answer
             except Exception as error:  # the cluster is busy or going down: the run says so itself
-                logger.debug("lookout: %s", error)
+                logger.debug("node watcher: %s", error)
 
     def _start_spares(self) -> None:
-        """Not on one machine with all services, whose cores the ranks have: there they cost a run
-        what they spare a death."""
+        """Not on one machine with all services: there, spare processes take more time from the
+        ranks' cores than a death would cost."""
         may_die = self._cluster.max_failures and self._cluster.address != LOCAL
         if may_die and time.monotonic() > self._spares_at:
             self._spares_at = math.inf
-            start_spares(
-                self._job, ray.get(self._progress_actor.nodes.remote(), timeout=5).values()
-            )
+            start_spares(self._job, self._nodes().values())
 
-    def _look_for_another_driver(self) -> None:
-        if time.monotonic() - self._asked_at < CLAIM_EVERY_S:
+    def _check_lease(self) -> None:
+        if time.monotonic() - self._lease_checked_at < LEASE_EVERY_S:
             return
-        self._asked_at = time.monotonic()
+        self._lease_checked_at = time.monotonic()
         try:
-            self._check_lease()
-        except LeaseLost:  # the driver says so when the ranks have left
+            self._lease.check()
+        except LeaseLost:  # the driver reports it once the ranks have stopped
             self._progress_actor.request_stop.remote(0.0)
 
-    def _look_for_drains(self) -> None:
-        leaving: dict[str, int] = state.get_draining_nodes() or {}
-        unknown = set(leaving) - self._known
-        if not unknown:
+    def _check_drains(self) -> None:
+        end_ms: dict[str, int] = state.get_draining_nodes() or {}
+        new = set(end_ms) - self._draining
+        if not new:
             return
-        ours = set(ray.get(self._progress_actor.nodes.remote(), timeout=5).values())
-        for node_id in unknown & ours:
-            self._known.add(node_id)
-            end_at = leaving[node_id] / 1000 or time.time() + UNKNOWN_END_S
+        for node_id in new & set(self._nodes().values()):
+            self._draining.add(node_id)
+            end_at = end_ms[node_id] / 1000 or time.time() + UNKNOWN_END_S
             self._progress_actor.request_stop.remote(end_at)
-            self._say(
+            self._log(
                 f"node {node_id[:8]} will be taken away in {max(0.0, end_at - time.time()):.0f} s; "
                 "the ranks save and leave before"
             )
 
-    def _look_for_room(self) -> None:
+    def _check_capacity(self) -> None:
         target = self._cluster.max_nodes * self._accelerator.count
         more = measure_capacity(self._cluster, self._accelerator, read_nodes()).now
         if self._ranks >= target or more < 1:
-            self._room_since = None
+            self._capacity_since = None
             return
-        self._room_since = self._room_since or time.monotonic()
-        if time.monotonic() - self._room_since > GROW_AFTER_S:
+        self._capacity_since = self._capacity_since or time.monotonic()
+        if time.monotonic() - self._capacity_since > GROW_AFTER_S:
             self._progress_actor.request_stop.remote(time.time())
-            self._say(f"room for {min(more, target - self._ranks)} more ranks; growing")
-            self._room_since = time.monotonic() + 3600  # asked once
+            self._log(f"room for {min(more, target - self._ranks)} more ranks; growing")
+            self._capacity_since = math.inf  # asked once
+
+    def _nodes(self) -> dict[int, str]:
+        """Node id by rank."""
+        nodes: dict[int, str] = ray.get(self._progress_actor.nodes.remote(), timeout=5)
+        return nodes

@@ -16,13 +16,10 @@ from typing import Any
 import ray
 
 from datasets.shards.manifest import Manifest
-from datasets.storage.store import Store
+from orchestration.driver.run import Run
 from orchestration.errors import EXPECTED_ERRORS
-from orchestration.job.job import Job
 from orchestration.job.plan import Plan
 from orchestration.run.progress import Progress
-from orchestration.tracking.outbox import Outbox
-from orchestration.tracking.run_ref import RunRef
 from orchestration.tracking.runs import send_file
 
 logger = logging.getLogger(__name__)
@@ -43,19 +40,10 @@ class Preparation:
     """One run's; a thread of the driver, for the block."""
 
     def __init__(
-        self,
-        job: Job,
-        plan: Plan,
-        store: Store,
-        run: RunRef,
-        run_url: str,
-        progress_actor: Any,
-        *,
-        samples: Manifest | None,
+        self, run: Run, plan: Plan, progress_actor: Any, *, samples: Manifest | None
     ) -> None:
-        """samples: of the training split, whose first ones are to be shown."""
-        self._job, self._plan, self._store = job, plan, store
-        self._run, self._run_url, self._progress_actor = run, run_url, progress_actor
+        """samples: the training split, if its first samples are to be shown."""
+        self._run, self._plan, self._progress_actor = run, plan, progress_actor
         self._samples = samples
         self._is_over = threading.Event()
         self._sent = Sent()
@@ -88,9 +76,9 @@ class Preparation:
             logger.warning("no picture of the first training samples: %s", error)
         try:
             if self._wait_for(self._is_evaluated):
-                send_evaluation(self._job, self._store, self._run, self._run_url)
+                send_evaluation(self._run)
                 self._sent = Sent(evaluation=True)
-                has_curves = log_curves(self._run, until=self._plan.total_steps)
+                has_curves = log_curves(self._run.mlflow, until=self._plan.total_steps)
                 self._sent = Sent(evaluation=True, curves=has_curves)
         except EXPECTED_ERRORS as error:  # the run's end tries again, and says it
             logger.warning("not sent yet: %s", error)
@@ -110,6 +98,6 @@ class Preparation:
     def _send_samples(self, train: Manifest) -> None:
         from orchestration.report.run_report import of_samples
 
-        picture = of_samples(self._job, self._plan, self._store, train)
-        outbox = Outbox(self._store, self._run_url)
-        send_file(self._run, outbox, "pictures/training-samples.png", picture)
+        run = self._run
+        picture = of_samples(run.job, self._plan, run.store, train)
+        send_file(run.mlflow, run.outbox, "pictures/training-samples.png", picture)

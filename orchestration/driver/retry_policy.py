@@ -86,8 +86,8 @@ def told(error: TrainingFailedError) -> RayceptionError:
     for word in _words(error):
         return word if isinstance(word, RayceptionError) else TrainingError(str(word))
     return TrainingError(
-        f"{describe_failure(error)}; training ended after its allowed restarts. See the worker logs, or "
-        "--debug."
+        f"{describe_failure(error)}; training ended after its allowed restarts. See the worker "
+        "logs, or --debug."
     )
 
 

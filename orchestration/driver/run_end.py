@@ -1,4 +1,4 @@
-"""What a run whose training is done leaves in MLflow; by its driver, or later by `sync`."""
+"""What a completed run leaves in MLflow: sent by its driver, or later by `sync`."""
 
 import contextlib
 import io
@@ -11,8 +11,8 @@ from datasets.shards.manifest import Manifest, load_manifest
 from datasets.storage.store import Store
 from inception.predictions import assess
 from orchestration.driver.preparation import Sent
+from orchestration.driver.run import Run
 from orchestration.errors import ServiceError, TrainingError
-from orchestration.job.job import Job
 from orchestration.report.html import timeline_page
 from orchestration.report.run_report import DRAWN, of_evaluation, of_history
 from orchestration.run.checkpoint import Summary, checkpoint_tags, newest_summary
@@ -37,36 +37,30 @@ from orchestration.worker.final_network import read_network
 
 
 def finalize_run(
-    job: Job,
-    store: Store,
-    run: RunRef,
-    run_url: str,
-    end: Summary,
-    tags: dict[str, str],
-    log: Log,
-    *,
-    sent: Sent,
+    run: Run, last: Summary, tags: dict[str, str], log: Log, *, sent: Sent
 ) -> str | None:
-    """Logs what a complete run has to show and its model, and ends it in MLflow with these tags and
-    those of its checkpoints; what MLflow does not take is kept for `sync`. end: of its last
-    checkpoint; sent: what MLflow has already. -> the model's URI, None where MLflow was away.
-    Raises StoreError, TrainingError."""
-    outbox = Outbox(store, run_url)
+    """Logs a completed run's report and model, and ends it in MLflow with these tags and those of
+    its checkpoints; `sync` sends what MLflow does not take now.
+
+    last: the last checkpoint. sent: what MLflow has already. -> the model's URI, None if MLflow was
+    unreachable. Raises StoreError, TrainingError.
+    """
+    outbox = run.outbox
     if not sent.evaluation:
-        send_evaluation(job, store, run, run_url)
-    tags = tags | checkpoint_tags(store, run_url)
+        send_evaluation(run)
+    tags = tags | checkpoint_tags(run.store, run.url)
     try:
-        send_kept(run, outbox)
-        send_kept_files(run, outbox)
-        log_plots(store, run, run_url, has_curves=sent.curves)
-        uri = log_final_model(job, store, run, run_url, end)
-        close_run(run, FINISHED, tags)
+        send_kept(run.mlflow, outbox)
+        send_kept_files(run.mlflow, outbox)
+        log_plots(run, has_curves=sent.curves)
+        uri = log_final_model(run, last)
+        close_run(run.mlflow, FINISHED, tags)
         with contextlib.suppress(StoreError):  # of a driver that failed as this one took it over
             outbox.forget_end()
     except ServiceError as error:
         outbox.keep_end(FINISHED, tags)
         log(f"note: {error}")
-        log(f"training is complete; `rayception sync {run_url}` sends MLflow what is left")
+        log(f"training is complete; `rayception sync {run.url}` sends MLflow what is left")
         return None
     return uri
 
@@ -81,60 +75,59 @@ def send_kept_files(run: RunRef, outbox: Outbox) -> int:
     return count
 
 
-def log_final_model(job: Job, store: Store, run: RunRef, run_url: str, end: Summary) -> str:
-    """Logs the run's final model, of its last checkpoint, and registers it where the job says so,
-    once; -> models:/ URI. Raises ServiceError, StoreError, TrainingError."""
-    uri = tag_of(run, MODEL_TAG)
+def log_final_model(run: Run, last: Summary) -> str:
+    """Logs the model of the last checkpoint, and registers it if the job says so, once; -> its
+    models:/ URI. Raises ServiceError, StoreError, TrainingError."""
+    job, store = run.job, run.store
+    uri = tag_of(run.mlflow, MODEL_TAG)
     if uri is None:
         val = load_manifest(store, job.data.val)
         uri = log_classifier(
-            run,
-            read_network(job, store, run_url, end),
+            run.mlflow,
+            read_network(job, store, run.url, last),
             classes=val.classes,
             input_size=job.model.input_size,
             crop=job.data.eval_crop,
             example=_example(store, val),
-            step=end.step,
+            step=last.step,
         )
-        tag_run(run, {MODEL_TAG: uri})
-    if job.tracking.register is not None and end.top1 is not None:
+        tag_run(run.mlflow, {MODEL_TAG: uri})
+    if job.tracking.register is not None and last.top1 is not None:
         scored_on = load_manifest(store, job.data.val).fingerprint
         name = job.tracking.register
-        register_model(run, uri, name=name, top1=end.top1, scored_on=scored_on)
+        register_model(run.mlflow, uri, name=name, top1=last.top1, scored_on=scored_on)
     return uri
 
 
 def _example(store: Store, val: Manifest) -> bytes:
-    """The first held-out image, as PNG."""
+    """The first image of the validation split, as PNG."""
     image, _ = read_sample(store, val, 0, 0)
     buffer = io.BytesIO()
     Image.fromarray(image).save(buffer, format="PNG")
     return buffer.getvalue()
 
 
-def send_evaluation(job: Job, store: Store, run: RunRef, run_url: str) -> None:
-    """What the network said of the held-out split at the run's end, as tables and pictures; what
-    MLflow does not take waits in the outbox. Raises StoreError, TrainingError."""
-    predictions = load_predictions(store, run_url)
+def send_evaluation(run: Run) -> None:
+    """Sends tables and plots of the final predictions; what MLflow does not take waits in the
+    outbox. Raises StoreError, TrainingError."""
+    predictions = load_predictions(run.store, run.url)
     if predictions is None:
         return
-    outbox = Outbox(store, run_url)
-    val = load_manifest(store, job.data.val)
+    val = load_manifest(run.store, run.job.data.val)
     assessment = assess(predictions, len(val.classes))
-    for name, content in of_evaluation(store, val, predictions, assessment).items():
-        send_file(run, outbox, f"evaluation/{name}", content)
+    for name, content in of_evaluation(run.store, val, predictions, assessment).items():
+        send_file(run.mlflow, run.outbox, f"evaluation/{name}", content)
 
 
-def log_plots(store: Store, run: RunRef, run_url: str, *, has_curves: bool = False) -> None:
-    """The curves of what MLflow has by now, unless it has them, and the run's timeline; nothing of
-    a run that never began to train. Raises ServiceError, StoreError."""
-    attempts = load_attempts(store, run_url)
+def log_plots(run: Run, *, has_curves: bool = False) -> None:
+    """Logs the run's timeline, and its curves unless MLflow has them; nothing if it never began to
+    train. Raises ServiceError, StoreError."""
+    attempts = load_attempts(run.store, run.url)
     if not attempts:
         return
     if not has_curves:
-        log_curves(run)
-    page = timeline_page(attempts, run_url.rpartition("/")[2])
-    log_file(run, "pictures/timeline.html", page.encode())
+        log_curves(run.mlflow)
+    log_file(run.mlflow, "pictures/timeline.html", timeline_page(attempts, run.name).encode())
 
 
 def log_curves(run: RunRef, *, until: int | None = None) -> bool:
@@ -149,28 +142,28 @@ def log_curves(run: RunRef, *, until: int | None = None) -> bool:
     return True
 
 
-def sync_run(job: Job, store: Store, run: RunRef, run_url: str) -> dict[str, int | str]:
-    """Sends all that the run's outbox holds: points, files, and, of a run that has ended, its model
-    and its end; -> how many of each. Called again it goes on where it ended.
+def sync_run(run: Run) -> dict[str, int | str]:
+    """Sends everything in the run's outbox: points, files and, if the run has ended, its model and
+    its end; -> how many of each. Can be interrupted and called again.
 
-    Raises ServiceError where MLflow does not answer, TrainingError where a complete run has no
-    checkpoint left, StoreError.
+    Raises ServiceError if MLflow does not answer, TrainingError if a complete run has no checkpoint
+    left, StoreError.
     """
-    outbox = Outbox(store, run_url)
-    points = send_kept(run, outbox)
-    files = send_kept_files(run, outbox)
+    outbox = run.outbox
+    points = send_kept(run.mlflow, outbox)
+    files = send_kept_files(run.mlflow, outbox)
     end = outbox.end()
     if end is not None:
         status, tags = end
         if status == FINISHED:
-            last = newest_summary(store, run_url)
+            last = newest_summary(run.store, run.url)
             if last is None:
                 raise TrainingError(
-                    f"{run_url}: got no whole checkpoint; the model is made of the last one. Look "
+                    f"{run.url}: got no whole checkpoint; the model is made of the last one. Look "
                     "what became of the run's folder."
                 )
-            log_final_model(job, store, run, run_url, last)
-        close_run(run, status, tags)
-        log_plots(store, run, run_url)
+            log_final_model(run, last)
+        close_run(run.mlflow, status, tags)
+        log_plots(run)
         outbox.forget_end()
     return {"points": points, "files": files, "ended": "" if end is None else end[0]}

@@ -1,5 +1,5 @@
-"""How a run begins or goes on, and what it says of itself in MLflow then: params, tags, a
-description, its data."""
+"""How a run starts or resumes, and what it logs to MLflow then: params, tags, a description, its
+datasets."""
 
 import contextlib
 import datetime
@@ -12,21 +12,20 @@ from dataclasses import dataclass
 from typing import Any
 
 from datasets.shards.manifest import Manifest
-from datasets.storage.store import Store
 from orchestration.cluster.checkout import Checkout, read_checkout
 from orchestration.cluster.preflight import check_storage
 from orchestration.cluster.versions import DASHBOARD
+from orchestration.driver.run import PlannedData, Run
 from orchestration.errors import JobError, ServiceError
 from orchestration.job.cluster import LOCAL
 from orchestration.job.job import Job
 from orchestration.job.load import flatten, to_dict, to_yaml
 from orchestration.job.plan import Plan
 from orchestration.run.checkpoint import Checkpoint, save_checkpoint
-from orchestration.run.lease import Claim, save_claim
-from orchestration.run.record import RUN_FILE, ResumedRun, RunRecord, save_record
+from orchestration.run.lease import Lease
+from orchestration.run.record import RUN_FILE, RunRecord, save_record
 from orchestration.stack.local import Log
 from orchestration.stack.state import Stack
-from orchestration.tracking.outbox import Outbox
 from orchestration.tracking.run_ref import RunRef
 from orchestration.tracking.runs import (
     FINISHED,
@@ -79,60 +78,56 @@ def fresh_name(job: Job) -> str:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Start:
-    """A new run: its name, its folder in storage, its tags, and the state that it begins with,
-    where that is not the job's own beginning."""
+class NewRun:
+    """A run to start. job: as the person wrote it, with every accelerator that it may get. tags: of
+    its MLflow run. start_from: the checkpoint that it begins with, if not from the job's own start.
+    """
 
-    name: str
-    url: str
+    job: Job
+    tracking_uri: str
     tags: dict[str, str]
-    state: Checkpoint | None
+    start_from: Checkpoint | None
 
 
-def start_run(
-    job: Job,
-    start: Start,
-    uri: str,
-    store: Store,
-    claim: Claim,
-    plan: Plan,
-    train: Manifest,
-    val: Manifest,
-) -> RunRef:
-    """Opens a new run in MLflow and in storage. Its record is written last: with it, it has begun,
-    and can go on; claim: whose it is. Raises JobError where a run of that name has begun,
-    ServiceError, StoreError; what was opened in MLflow has failed then."""
-    check_storage(store, start.url)
-    if store.exists(f"{start.url}/{RUN_FILE}"):
+def start_run(new: NewRun, data: PlannedData, lease: Lease) -> RunRef:
+    """Opens a new run in MLflow and in the lease's folder, and acquires the lease.
+
+    The record is written last: a run with a record has begun, and can be resumed. Raises JobError
+    if a run of that name has begun, ServiceError, StoreError; the MLflow run is FAILED then.
+    """
+    store, url, job = lease.store, lease.run_url, new.job
+    name = url.rpartition("/")[2]
+    check_storage(store, url)
+    if store.exists(f"{url}/{RUN_FILE}"):
         raise JobError(
-            f"--name: got {start.name}, and another driver has begun a run of that name meanwhile; "
+            f"--name: got {name}, and another driver has begun a run of that name meanwhile; "
             "a run begins once. Watch that one, or call this again to take it over."
         )
     code = read_checkout()
     run = open_run(
-        uri,
+        new.tracking_uri,
         experiment=job.experiment,
-        name=start.name,
-        params=params_of(job, plan),
-        tags=start.tags | code_tags(code),
+        name=name,
+        params=params_of(job, data.plan),
+        tags=new.tags | code_tags(code),
     )
     try:
-        log_datasets(run, datasets_of(job, train, val))
+        log_datasets(run, datasets_of(job, data.train, data.val))
         log_text(run, to_yaml(job), "job.yaml")
-        log_text(run, reproduce(start.url, code), "reproduce.sh")
+        log_text(run, reproduce(url, code), "reproduce.sh")
         if code.diff:
             log_text(run, code.diff, "code.diff")
-        if start.state is not None:
-            save_checkpoint(store, start.url, start.state)
-        save_claim(store, start.url, claim)
+        if new.start_from is not None:
+            save_checkpoint(store, url, new.start_from)
+        lease.acquire()
         record = RunRecord(
-            name=start.name,
+            name=name,
             job=to_dict(job),
-            classes=list(train.classes),
+            classes=list(data.train.classes),
             experiment_id=run.experiment_id,
             run_id=run.run_id,
         )
-        save_record(store, start.url, record)
+        save_record(store, url, record)
     except BaseException as error:
         with contextlib.suppress(ServiceError):
             close_run(run, status_of(error))
@@ -140,30 +135,27 @@ def start_run(
     return run
 
 
-def status_before(run: RunRef, store: Store, earlier: ResumedRun) -> str:
-    """What MLflow holds of a run that is to go on: RUNNING too where its driver was killed, or
-    lives; '' while MLflow is away. Raises JobError where the run is complete; StoreError."""
-    end = Outbox(store, earlier.url).end()  # that MLflow has not heard of
+def status_before(run: Run) -> str:
+    """The MLflow status of a run to resume; RUNNING also if its driver was killed, or lives; ''
+    while MLflow is unreachable. Raises JobError if the run is complete; StoreError."""
+    end = run.outbox.end()  # not yet known to MLflow
     try:
-        status = run_status(run) if end is None else end[0]
+        status = run_status(run.mlflow) if end is None else end[0]
     except ServiceError:
         return ""
     if status == FINISHED:
         raise JobError(
-            f"{earlier.url}: got a run that is complete; there is nothing to go on with. "
+            f"{run.url}: got a run that is complete; there is nothing to go on with. "
             "`rayception fork` it, with more epochs or another recipe."
         )
     return status
 
 
-def resume_run(
-    run: RunRef, store: Store, earlier: ResumedRun, tags: dict[str, str], log: Log
-) -> None:
-    """Opens an earlier run again, also without MLflow's help where it is away. Raises
-    StoreError."""
-    Outbox(store, earlier.url).forget_end()
+def resume_run(run: Run, tags: dict[str, str], log: Log) -> None:
+    """Reopens a run in MLflow; goes on without MLflow if it is unreachable. Raises StoreError."""
+    run.outbox.forget_end()
     try:
-        reopen_run(run, tags=tags)
+        reopen_run(run.mlflow, tags=tags)
     except ServiceError as error:
         log(f"note: {error}")
         log("going on; what MLflow is to have is kept in storage until it answers")

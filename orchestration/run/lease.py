@@ -1,9 +1,9 @@
-"""Which driver a run belongs to: the newest that has said so, in the run's own storage.
+"""Which driver owns a run: the newest that has acquired its lease, kept in the run's storage.
 
-Whoever resumes a run takes it over. A driver that somebody thought dead, or that was cut off and
-is back, sees it within seconds: its ranks save and leave, and it leaves the run to the other one.
-Where both have room at once, on two clusters, the steps of these seconds are computed, and told,
-twice; they are the same.
+Resuming a run takes it over. A driver that was believed dead, or that was cut off and comes back,
+notices within seconds: its ranks checkpoint and stop, and it leaves the run to the new driver. If
+both have capacity at once, on two clusters, the steps of those seconds are computed and logged
+twice; they are the same steps.
 """
 
 import datetime
@@ -11,50 +11,48 @@ import json
 import os
 import secrets
 import socket
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field
 
 from datasets.errors import DataError, StoreError
 from datasets.storage.store import Store
 from orchestration.errors import LeaseLost
 
-CLAIM_FILE = "driver.json"
+LEASE_FILE = "driver.json"
+
+
+def _utc_now() -> str:
+    return f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d %H:%M:%S} UTC"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Claim:
-    """What a driver says of itself; `mark` tells it from every other. since: UTC."""
+class Lease:
+    """This process's lease on the run in `run_url`; `mark` distinguishes it from every other."""
 
-    host: str
-    pid: int
-    since: str
-    mark: str
+    store: Store
+    run_url: str
+    since: str = field(default_factory=_utc_now)
+    mark: str = field(default_factory=lambda: secrets.token_hex(8))
 
+    def acquire(self) -> None:
+        """Makes this process the run's driver. Raises StoreError."""
+        values = {
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "since": self.since,
+            "mark": self.mark,
+        }
+        self.store.write(f"{self.run_url}/{LEASE_FILE}", json.dumps(values).encode())
 
-def make_claim() -> Claim:
-    """This process's."""
-    return Claim(
-        host=socket.gethostname(),
-        pid=os.getpid(),
-        since=f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d %H:%M:%S} UTC",
-        mark=secrets.token_hex(8),
-    )
-
-
-def save_claim(store: Store, run_url: str, mine: Claim) -> None:
-    """Makes the run this driver's from now on. Raises StoreError."""
-    store.write(f"{run_url}/{CLAIM_FILE}", json.dumps(asdict(mine)).encode())
-
-
-def check_claim(store: Store, run_url: str, mine: Claim) -> None:
-    """Raises TakenOver where the run is known to be another driver's by now."""
-    try:
-        said = json.loads(store.read(f"{run_url}/{CLAIM_FILE}"))
-        mark = said["mark"]
-    except (DataError, StoreError, ValueError, KeyError, TypeError):  # away, or nobody's
-        return
-    if mark != mine.mark:
-        raise LeaseLost(
-            f"{run_url}: got another driver, process {said.get('pid')} on {said.get('host')}, "
-            f"which goes on with the run since {said.get('since')}; a run has one. Watch that one, "
-            "or take the run back with `rayception resume`."
-        )
+    def check(self) -> None:
+        """Raises LeaseLost if another driver is known to have acquired the run."""
+        try:
+            owner = json.loads(self.store.read(f"{self.run_url}/{LEASE_FILE}"))
+            mark = owner["mark"]
+        except (DataError, StoreError, ValueError, KeyError, TypeError):  # unreachable, or no lease
+            return
+        if mark != self.mark:
+            raise LeaseLost(
+                f"{self.run_url}: got another driver, process {owner.get('pid')} on "
+                f"{owner.get('host')}, which goes on with the run since {owner.get('since')}; a "
+                "run has one. Watch that one, or take the run back with `rayception resume`."
+            )

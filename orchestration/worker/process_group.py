@@ -25,7 +25,7 @@ from ray.train._internal.utils import get_address_and_port
 from ray.train.backend import Backend
 from ray.train.v2._internal.util import TrainingFramework
 
-from orchestration.cluster import worker_imports as rank_imports
+from orchestration.cluster import worker_imports
 
 DESTROY_LIMIT_S = 30.0  # of a group whose ranks have left
 
@@ -76,7 +76,7 @@ class _ProcessGroup(Backend):  # type: ignore[misc]
 
 def _choose_interface() -> None:
     """Runs in each worker, before all else of ours; what its environment says already stays."""
-    rank_imports.wait()
+    worker_imports.wait()
     name = interface_of(ray.util.get_node_ip_address())
     if name is not None:
         for variable in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):

@@ -28,4 +28,4 @@ def train_loop(config: dict[str, WorkerConfig]) -> None:
     """Entry of Ray Train on each rank. Raises TrainingError, DataError or StoreError."""
     from orchestration.worker.train_loop import Rank
 
-    Rank(config["assignment"]).train()
+    Rank(config["config"]).train()

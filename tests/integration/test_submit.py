@@ -164,7 +164,7 @@ def test_an_actor_gets_the_process_that_was_asked_for_ahead(
     code = f"""
 import contextlib, os, psutil, ray
 from pathlib import Path
-from orchestration.cluster import prestart as warm
+from orchestration.cluster import prestart
 from orchestration.job.load import load_job
 from orchestration.cluster.worker_imports import KIND_VARIABLE
 from tests.integration.conftest import Home
@@ -181,13 +181,13 @@ def waiting():
                 found.add(process.pid)
     return found
 before = waiting()
-warm.prestart_workers(job)
+prestart.prestart_workers(job)
 wait_for(lambda: waiting() - before, 60, "a process")
 asked_for = waiting() - before
 class Actor:
     def pid(self):
         return os.getpid()
-environment = {{"env_vars": warm.set_environment(job)}}
+environment = {{"env_vars": prestart.set_environment(job)}}
 actor = ray.remote(num_cpus=1, runtime_env=environment)(Actor).remote()
 pid = ray.get(actor.pid.remote(), timeout=60)
 assert pid in asked_for, (pid, before, asked_for)

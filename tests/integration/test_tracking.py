@@ -10,14 +10,15 @@ from mlflow.tracking import MlflowClient
 
 from datasets.errors import StoreError
 from datasets.storage.store import Entry, Store
-from orchestration.driver.run_abort import abort_run
+from orchestration.driver.run import Run, abort_run
 from orchestration.errors import ServiceError
+from orchestration.job.load import load_job
 from orchestration.tracking.outbox import Outbox
 from orchestration.tracking.run_ref import RunRef
 from orchestration.tracking.runs import Dataset, close_run, log_datasets, log_text, open_run
 from orchestration.tracking.table_view import VIEW_TAG
 from orchestration.tracking.writer import MetricWriter, send_kept
-from tests.integration.conftest import Home
+from tests.integration.conftest import ROOT, Home
 from tests.waiting import wait_for
 
 
@@ -72,7 +73,9 @@ class GoneStore(Store):
 
 def test_a_run_that_its_storage_ended_has_ended_in_mlflow_too(shared_home: Home) -> None:
     client, run = begin(shared_home)
-    abort_run(GoneStore(), run, "s3://runs/gone", "FAILED", {"rayception.attempts": "2"})
+    job = load_job(ROOT / "jobs" / "quickstart.yaml")
+    ended = Run(job=job, store=GoneStore(), url="s3://runs/gone", mlflow=run)
+    abort_run(ended, "FAILED", {"rayception.attempts": "2"})
     found = client.get_run(run.run_id)
     assert found.info.status == "FAILED"
     assert found.data.tags["rayception.attempts"] == "2"

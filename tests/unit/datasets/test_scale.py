@@ -62,7 +62,7 @@ LEAK = """
 import json, sys, weakref
 from itertools import islice
 import psutil
-from datasets import stream, views
+from datasets.loading import stream, views
 from datasets.images.augment import Augment
 from datasets.loading.loader import TrainLoader
 from datasets.shards.manifest import load_manifest

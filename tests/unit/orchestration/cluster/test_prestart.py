@@ -33,7 +33,7 @@ def test_the_hook_imports_beside_and_torch_has_its_share_of_cores(
     kind: str, has_dynamo: bool
 ) -> None:
     code = (
-        "import sys; from orchestration import rank_imports as r\n"
+        "import sys; from orchestration.cluster import worker_imports as r\n"
         "r.begin(); assert 'ray.train' in sys.modules; r.wait()\n"
         "import torch; assert torch.get_num_threads() == 1, torch.get_num_threads()\n"
         "assert 'orchestration.worker.train_loop' in sys.modules\n"

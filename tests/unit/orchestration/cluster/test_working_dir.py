@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestration.cluster import working_dir as parcel
+from orchestration.cluster import working_dir
 from orchestration.cluster.working_dir import JOB_FILE, stage_working_dir
 from orchestration.errors import JobError
 from orchestration.job.load import load_job
@@ -27,7 +27,7 @@ def test_what_travels_is_what_git_does_not_ignore() -> None:
 def test_too_large_a_checkout_is_told_with_its_largest_file(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(parcel, "MAX_UPLOAD_BYTES", 1000)
+    monkeypatch.setattr(working_dir, "MAX_UPLOAD_BYTES", 1000)
     with (
         pytest.raises(JobError, match=r"MiB to upload; .* is the largest file"),
         stage_working_dir({JOB_FILE: load_job(QUICKSTART)}),
@@ -36,7 +36,7 @@ def test_too_large_a_checkout_is_told_with_its_largest_file(
 
 
 def test_elsewhere_than_in_git_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(parcel, "ROOT", tmp_path)
+    monkeypatch.setattr(working_dir, "ROOT", tmp_path)
     with (
         pytest.raises(JobError, match="got no git checkout"),
         stage_working_dir({JOB_FILE: load_job(QUICKSTART)}),

@@ -11,7 +11,7 @@ from ray.train.v2._internal.exceptions import (
 )
 
 from datasets.errors import DataError, StoreError
-from orchestration.driver import retry_policy as supervise
+from orchestration.driver import retry_policy
 from orchestration.driver.retry_policy import told, train_with_retries
 from orchestration.errors import Rollback, ServiceError, TrainingError
 
@@ -67,7 +67,7 @@ STORE_AWAY = StoreError("s3://runs: got no answer; the store is away. Start it."
     ],
 )
 def test_storage_is_waited_for(monkeypatch: pytest.MonkeyPatch, error: TrainingFailedError) -> None:
-    monkeypatch.setattr(supervise, "STORAGE_PAUSE_S", 0.0)
+    monkeypatch.setattr(retry_policy, "STORAGE_PAUSE_S", 0.0)
     answers: list[Exception | None] = [STORE_AWAY, STORE_AWAY, None]
 
     def check() -> None:
@@ -83,8 +83,8 @@ def test_storage_is_waited_for(monkeypatch: pytest.MonkeyPatch, error: TrainingF
 
 
 def test_storage_that_stays_away_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(supervise, "STORAGE_PAUSE_S", 0.0)
-    monkeypatch.setattr(supervise, "STORAGE_LIMIT_S", 0.05)
+    monkeypatch.setattr(retry_policy, "STORAGE_PAUSE_S", 0.0)
+    monkeypatch.setattr(retry_policy, "STORAGE_LIMIT_S", 0.05)
 
     def check() -> None:
         raise STORE_AWAY

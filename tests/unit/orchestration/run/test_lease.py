@@ -1,4 +1,4 @@
-"""Whose a run is."""
+"""Which driver owns a run."""
 
 from pathlib import Path
 
@@ -6,7 +6,7 @@ import pytest
 
 from datasets.storage.store import Store
 from orchestration.errors import LeaseLost
-from orchestration.run.lease import CLAIM_FILE, check_claim, make_claim, save_claim
+from orchestration.run.lease import LEASE_FILE, Lease
 
 
 @pytest.fixture
@@ -14,28 +14,29 @@ def run_url(tmp_path: Path) -> str:
     return (tmp_path / "run").as_uri()
 
 
-def test_the_newest_driver_has_the_run(run_url: str) -> None:
-    store, first, second = Store(), make_claim(), make_claim()
-    save_claim(store, run_url, first)
-    check_claim(store, run_url, first)
-    save_claim(store, run_url, second)
-    check_claim(store, run_url, second)
+def test_the_newest_driver_owns_the_run(run_url: str) -> None:
+    first, second = (Lease(store=Store(), run_url=run_url) for _ in range(2))
+    first.acquire()
+    first.check()
+    second.acquire()
+    second.check()
     with pytest.raises(LeaseLost, match=r"got another driver, process \d+ on .*; a run has one\."):
-        check_claim(store, run_url, first)
-    save_claim(store, run_url, first)  # taken back
-    check_claim(store, run_url, first)
+        first.check()
+    first.acquire()  # taken back
+    first.check()
 
 
-def test_a_later_version_may_say_more(run_url: str) -> None:
-    store = Store()
-    store.write(f"{run_url}/{CLAIM_FILE}", b'{"mark": "another", "pid": 7, "cloud": "none"}')
+def test_a_lease_of_a_later_version_may_hold_more(run_url: str) -> None:
+    lease = Lease(store=Store(), run_url=run_url)
+    content = b'{"mark": "another", "pid": 7, "cloud": "none"}'
+    lease.store.write(f"{run_url}/{LEASE_FILE}", content)
     with pytest.raises(LeaseLost, match="process 7 on None"):
-        check_claim(store, run_url, make_claim())
+        lease.check()
 
 
 @pytest.mark.parametrize("content", [None, b"", b"{}", b"[]", b"7", b'{"pid": 1}', b"\xff\xfe"])
-def test_what_nobody_said_takes_nothing_over(run_url: str, content: bytes | None) -> None:
-    store = Store()
+def test_without_a_readable_lease_nothing_is_lost(run_url: str, content: bytes | None) -> None:
+    lease = Lease(store=Store(), run_url=run_url)
     if content is not None:
-        store.write(f"{run_url}/{CLAIM_FILE}", content)
-    check_claim(store, run_url, make_claim())
+        lease.store.write(f"{run_url}/{LEASE_FILE}", content)
+    lease.check()
