@@ -1,12 +1,12 @@
-"""What can be wrong with data and with where they lie; each error is one line with its remedy."""
+"""Errors of data and storage. Each message is one line and ends with what to do about it."""
 
 
 class DataError(Exception):
-    """The data, or their description, are wrong or not there."""
+    """The data, or their description, are wrong or missing."""
 
 
 class ShardError(DataError):
-    """A shard is cut, damaged, replaced or gone: the samples of the range read from it are lost."""
+    """A shard is truncated, damaged, replaced or missing: the samples read from it are lost."""
 
 
 class ImageError(DataError):
@@ -14,16 +14,16 @@ class ImageError(DataError):
 
 
 class LabelError(DataError):
-    """A sample's label is missing or is no class."""
+    """A sample's label is missing or names no class."""
 
 
 class StoreError(Exception):
-    """The storage refused or cannot be reached."""
+    """The storage refused a request or cannot be reached."""
 
 
 class StoreBusyError(StoreError):
-    """The storage said that it cannot just now (5xx, SlowDown), however often it was asked."""
+    """The storage is overloaded (HTTP 5xx, 429, SlowDown) and stayed so over all attempts."""
 
 
 class LoaderError(Exception):
-    """A loader process died."""
+    """A loader process died, or the decoder that a job asks for is not installed."""

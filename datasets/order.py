@@ -1,24 +1,40 @@
-"""The canonical order: which sample stands at which position. Pure; numpy only.
+"""The canonical order: which sample is at which position of a training run. Pure; only numpy.
 
-1. Shards are permuted by (seed, epoch) and laid end to end: a virtual sequence of N samples, cut
-   into L lanes of N // L (+ 1) consecutive samples. Position p of an epoch is lane p % L,
-   index p // L.
-2. A lane crosses shards in pieces. S pieces make a group; each is cut at floor((i + u) n / K), u
-   drawn from (seed, epoch, lane, group), into K + 1 slices. Window k is slice k of all S pieces,
-   permuted by (seed, epoch, lane, group, k): a handful of byte ranges, read once.
-3. Global position g runs on over epochs: epoch g // N, p = g % N. Micro-batch j of M holds those
-   of a step's positions with g % M == j.
+It follows from the seed and the shards' sample counts alone. Ranks and loader processes share it
+out and never change it: a run gets the same batches on any number of nodes, and resumes at any
+position. Every read is a range of consecutive samples, which suits object storage, and still a
+batch draws on the whole data set.
 
-Nothing here knows ranks or loader threads, so neither can change it. Random numbers are raw
-Philox words (their stream is fixed by numpy's promise, unlike Generator's methods), and a
-permutation is the stable argsort of such words.
+An epoch of N samples; L, S and K are the job's data.shuffle.lanes, pieces and slices:
+
+    shards, shuffled    |   shard 3   |   shard 0   |   shard 2   |   shard 1   |   N samples
+    lanes               |      lane 0      |      lane 1      |     lane 2      |   L = 3
+    pieces of lane 0    |   shard 3   | s0 |                                        S = 2: a group
+    window k of them    slice k of shard 3's piece and slice k of shard 0's, shuffled
+
+1. Lanes. The shards are shuffled by (seed, epoch) and laid end to end. This sequence is cut into L
+   lanes of N // L consecutive samples; the first N % L lanes get one more. Position p of the epoch
+   is index p // L of lane p % L: neighbours in a batch are from different lanes.
+2. Windows. What a lane has of one shard is a piece; S pieces in a row are a group. A piece of n
+   samples is cut into K + 1 slices, at (i + u) n / K for i = 0 .. K - 1. The random u in [0, 1) is
+   the group's own, so each epoch cuts elsewhere. Window k is slice k of every piece of the group.
+3. Samples. Each window is shuffled by (seed, epoch, lane, group, k). It is what is read at a time:
+   at most S ranges, once. A lane needs the window that it is in and the next one, which is read
+   ahead, so memory depends on L, S, K and the shards' size, not on N. To start at any index costs a
+   walk over the lane's pieces, not over its samples.
+
+Positions go on over the epochs: global position g is position g % N of epoch g // N. A step takes
+the next global batch; of its positions, micro-batch j of M gets those with g % M == j.
+
+Random numbers are raw words of Philox, a counter-based generator: each is computed from its key
+and counter, without the ones before. numpy promises that this stream never changes, which it does
+not promise for Generator's methods. A permutation is the stable argsort of such words.
 """
 
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,15 +42,24 @@ from numpy.typing import NDArray
 from datasets.errors import DataError
 
 Ints = NDArray[np.int64]
+Run = tuple[int, int, int]  # consecutive samples of a shard: (shard, first sample, count)
 
-# First key word beside the seed: one stream of random numbers a purpose.
+# The first key word beside the seed: each purpose has a stream of its own.
 _SHARDS, _CUTS, _WINDOWS, AUGMENT = range(4)
 
 
+class _PerThread(threading.local):
+    def __init__(self) -> None:
+        self.generator = np.random.Philox(0)
+
+
+_thread = _PerThread()
+
+
 def random_words(seed: int, purpose: int, a: int, b: int, c: int, count: int) -> NDArray[np.uint64]:
-    """`count` uint64 words of the Philox stream keyed (seed, purpose) at (a, b, c)."""
-    # A new generator would ask the system for entropy that its key then replaces: a system call a
-    # sample. One generator a thread is set to the key and counter instead.
+    """`count` uint64 words of the Philox stream keyed (seed, purpose) at counter (a, b, c)."""
+    # A new generator would ask the system for entropy that its key then replaces: a system call
+    # per sample. Instead each thread has one, which is set to the key and counter.
     generator = _thread.generator
     generator.state = {
         "bit_generator": "Philox",
@@ -50,40 +75,33 @@ def random_words(seed: int, purpose: int, a: int, b: int, c: int, count: int) ->
     return np.asarray(generator.random_raw(count), dtype=np.uint64)
 
 
-class _Thread(threading.local):
-    """Made anew in each thread."""
-
-    def __init__(self) -> None:
-        self.generator = np.random.Philox(0)
-
-
-_thread = _Thread()
+def random_floats(seed: int, purpose: int, a: int, b: int, c: int, count: int) -> list[float]:
+    """The words as floats in [0, 1), of 53 bits each."""
+    words = random_words(seed, purpose, a, b, c, count)
+    floats: list[float] = ((words >> np.uint64(11)).astype(np.float64) * 2.0**-53).tolist()
+    return floats
 
 
-def _unit(word: np.uint64) -> float:
-    """A word as a float in [0, 1), 53 bits."""
-    return int(word >> np.uint64(11)) * 2.0**-53
+def permutation(seed: int, purpose: int, a: int, b: int, c: int, count: int) -> Ints:
+    """A permutation of 0 .. count - 1 that the words decide: int64 (count,)."""
+    words = random_words(seed, purpose, a, b, c, count)
+    return np.argsort(words, kind="stable").astype(np.int64, copy=False)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Window:
-    """Consecutive lane indices from `first_index`: what to read, and the order to give it in.
+    """Consecutive samples of a lane, from lane index `first_index` on.
 
-    runs: (shard, first sample, count) of each contiguous run. samples: int64 (n, 2), (shard,
-    sample) by lane index.
+    runs: what to read. samples: int64 (n, 2), (shard, sample) in lane order.
     """
 
     first_index: int
-    runs: tuple[tuple[int, int, int], ...]
+    runs: tuple[Run, ...]
     samples: Ints
 
-
-@dataclass(frozen=True, slots=True)
-class _Epoch:
-    """One epoch's virtual sequence: permuted shards, and where each begins."""
-
-    shards: Ints  # (num_shards,)
-    starts: Ints  # (num_shards + 1,)
+    @property
+    def end_index(self) -> int:
+        return self.first_index + len(self.samples)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -111,101 +129,79 @@ class Order:
                 f"order.samples_per_shard: got {self.num_samples} samples; a split has at least "
                 "one. Pack it again."
             )
-        object.__setattr__(self, "_epoch", lru_cache(maxsize=3)(self._lay_out))
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        """Travels to loader processes without its cache."""
-        values = self.seed, self.samples_per_shard, self.num_lanes, self.pieces, self.slices
-        return _rebuild, values
 
     def lane_length(self, lane: int) -> int:
-        """Samples of a lane: the first N % L lanes hold one more."""
+        """Samples of a lane in an epoch."""
         base, rest = divmod(self.num_samples, self.num_lanes)
         return base + (lane < rest)
 
     def windows(self, epoch: int, lane: int, start_index: int = 0) -> Iterator[Window]:
-        """The lane's windows from the one that holds `start_index` on.
-
-        To begin anywhere costs a walk over the lane's pieces, never over its samples.
-        """
+        """The lane's windows, from the one that holds lane index `start_index` on."""
         index = 0
         pieces = self._pieces(epoch, lane)
-        for group in range(-(-len(pieces) // self.pieces)):
-            members = pieces[group * self.pieces : (group + 1) * self.pieces]
-            total = sum(count for _, _, count in members)
-            if index + total <= start_index:
-                index += total
+        for group, first_piece in enumerate(range(0, len(pieces), self.pieces)):
+            members = pieces[first_piece : first_piece + self.pieces]
+            group_size = sum(count for _, _, count in members)
+            if index + group_size <= start_index:
+                index += group_size
                 continue
-            word = random_words(self.seed, _CUTS, epoch, lane, group, 1)[0]
-            bounds = [self._bounds(count, _unit(word)) for _, _, count in members]
+            shift = random_floats(self.seed, _CUTS, epoch, lane, group, 1)[0]
+            cuts = [self._cuts(count, shift) for _, _, count in members]
             for k in range(self.slices + 1):
                 runs = tuple(
                     (shard, first + cut[k], cut[k + 1] - cut[k])
-                    for (shard, first, _), cut in zip(members, bounds, strict=True)
+                    for (shard, first, _), cut in zip(members, cuts, strict=True)
                     if cut[k + 1] > cut[k]
                 )
                 size = sum(count for _, _, count in runs)
                 if size and index + size > start_index:
-                    place = group * (self.slices + 1) + k
-                    yield Window(index, runs, self._permuted(epoch, lane, place, runs, size))
+                    number = group * (self.slices + 1) + k
+                    shuffled = permutation(self.seed, _WINDOWS, epoch, lane, number, size)
+                    yield Window(index, runs, _samples_of(runs)[shuffled])
                 index += size
 
-    def sample_at(self, epoch: int, position: int) -> tuple[int, int]:
-        """(shard, sample) at a position 0..N-1 of an epoch; for tools and tests."""
-        lane, index = position % self.num_lanes, position // self.num_lanes
-        window = next(self.windows(epoch, lane, index))
-        shard, sample = window.samples[index - window.first_index]
-        return int(shard), int(sample)
-
-    def _lay_out(self, epoch: int) -> _Epoch:
-        words = random_words(self.seed, _SHARDS, epoch, 0, 0, len(self.samples_per_shard))
-        shards = np.argsort(words, kind="stable")
-        starts = np.concatenate([[0], np.cumsum(self.samples_per_shard[shards])])
-        return _Epoch(shards.astype(np.int64), starts.astype(np.int64))
-
-    def _pieces(self, epoch: int, lane: int) -> list[tuple[int, int, int]]:
-        """(shard, first sample, count) of each shard piece that the lane crosses, in order."""
-        layout: _Epoch = self._epoch(epoch)  # type: ignore[attr-defined]
+    def _pieces(self, epoch: int, lane: int) -> list[Run]:
+        """What the lane has of each shard that it crosses, in order."""
+        shards, starts = _shuffled_shards(self, epoch)
         base, rest = divmod(self.num_samples, self.num_lanes)
         begin = lane * base + min(lane, rest)
         end = begin + self.lane_length(lane)
-        at = int(np.searchsorted(layout.starts, begin, side="right")) - 1
+        at = int(np.searchsorted(starts, begin, side="right")) - 1
         pieces = []
         while begin < end:
-            stop = min(end, int(layout.starts[at + 1]))
+            stop = min(end, int(starts[at + 1]))
             if stop > begin:
-                shard_start = int(layout.starts[at])
-                pieces.append((int(layout.shards[at]), begin - shard_start, stop - begin))
+                pieces.append((int(shards[at]), begin - int(starts[at]), stop - begin))
             begin = stop
             at += 1
         return pieces
 
-    def _bounds(self, count: int, shift: float) -> list[int]:
-        """K + 2 cut points of a piece; the shift moves them from epoch to epoch."""
+    def _cuts(self, count: int, shift: float) -> list[int]:
+        """The K + 2 bounds of a piece's slices."""
         inner = [int((i + shift) * count / self.slices) for i in range(self.slices)]
         return [0, *inner, count]
 
-    def _permuted(
-        self, epoch: int, lane: int, place: int, runs: tuple[tuple[int, int, int], ...], size: int
-    ) -> Ints:
-        samples = np.concatenate(
-            [
-                np.stack([np.full(count, shard), np.arange(first, first + count)], axis=1)
-                for shard, first, count in runs
-            ]
-        )
-        words = random_words(self.seed, _WINDOWS, epoch, lane, place, size)
-        return np.asarray(samples[np.argsort(words, kind="stable")], dtype=np.int64)
+
+@lru_cache(maxsize=3)  # around an epoch's end, two are in use
+def _shuffled_shards(order: Order, epoch: int) -> tuple[Ints, Ints]:
+    """(shards, starts): the epoch's sequence of shards, int64 (num_shards,), and the place in it
+    where each one begins, then its end, int64 (num_shards + 1,)."""
+    shards = permutation(order.seed, _SHARDS, epoch, 0, 0, len(order.samples_per_shard))
+    starts = np.concatenate([[0], np.cumsum(order.samples_per_shard[shards])])
+    return shards, starts.astype(np.int64, copy=False)
 
 
-def _rebuild(seed: int, counts: Ints, num_lanes: int, pieces: int, slices: int) -> Order:
-    return Order(
-        seed=seed, samples_per_shard=counts, num_lanes=num_lanes, pieces=pieces, slices=slices
-    )
+def _samples_of(runs: tuple[Run, ...]) -> Ints:
+    """(shard, sample) of every sample: int64 (n, 2)."""
+    parts = [
+        np.stack([np.full(count, shard), np.arange(first, first + count)], axis=1)
+        for shard, first, count in runs
+    ]
+    return np.concatenate(parts).astype(np.int64, copy=False)
 
 
 def micro_batch_positions(step: int, index: int, *, global_batch: int, micro_batch: int) -> Ints:
-    """Global positions of micro-batch `index` of step `step`, ascending: int64 (micro_batch,)."""
+    """Global positions of micro-batch `index` of a step, ascending: int64 (micro_batch,)."""
     num_micro_batches = global_batch // micro_batch
     return step * global_batch + index + num_micro_batches * np.arange(micro_batch, dtype=np.int64)
 
@@ -213,8 +209,8 @@ def micro_batch_positions(step: int, index: int, *, global_batch: int, micro_bat
 def eval_batches_of_rank(
     rank: int, *, world_size: int, num_samples: int, batch_size: int
 ) -> list[tuple[int, int]]:
-    """(first position, count) of a rank's evaluation batches: batch b goes to rank b mod W. Every
-    sample is in exactly one; the manifest's order, no shuffle."""
+    """(first position, count) of a rank's evaluation batches, in the manifest's order: batch b
+    goes to rank b mod world_size, and the split's last batch may be smaller."""
     num_batches = -(-num_samples // batch_size)
     return [
         (b * batch_size, min(batch_size, num_samples - b * batch_size))

@@ -1,39 +1,33 @@
 """Inception blocks as data: parallel branches whose outputs are concatenated. No torch here.
 
 A description is enough to count parameters and multiply-adds (cost.py) and to build the modules
-(network.py). Names in the state dict follow one law, which is torchvision's inception_v3's: a
-branch's only convolution is named like the branch (`branch1x1`), those of a chain are numbered
-(`branch3x3dbl_1`, `_2`), and those of a fork get letters (`branch3x3_2a`, `_2b`). Pools carry no
-weights and no number. Networks whose released weights were written by a Sequential say so
-(`Law.SEQUENTIAL`: `branch3.0`, pools counted), or number from zero (`Law.FROM_ZERO`).
+(network.py). Channels are the published ones; `with_width` (rewrites.py) scales them.
 """
 
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from enum import Enum
 
-Pair = tuple[int, int]
-Scale = Callable[[int], int]
+GOOGLENET_AUX_GRID = 4  # what its auxiliary heads pool to
+Size = tuple[int, int]  # height, width
 
 
 @dataclass(frozen=True, slots=True)
 class Conv:
-    """Convolution without bias + batch norm + activation; has_norm False: with bias instead of
-    batch norm; is_linear: without activation."""
+    """Convolution without bias, batch norm, activation. has_norm False: a bias instead of batch
+    norm; is_linear: no activation."""
 
     channels: int
-    kernel: Pair
+    kernel: Size
     stride: int = 1
-    padding: Pair = (0, 0)
+    padding: Size = (0, 0)
     has_norm: bool = True
     is_linear: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Pool:
-    """A 3x3 pool (other sizes by `kernel`). counts_padding: averages count the padding, as
-    torchvision's do and TensorFlow's do not. rounds_up: a last, partial window counts, as in
-    GoogLeNet (TensorFlow's SAME)."""
+    """counts_padding: averages include the padding, as in torchvision and unlike TensorFlow.
+    rounds_up: a last, partial window counts, as in GoogLeNet (TensorFlow's SAME)."""
 
     kind: str  # "max" or "avg"
     kernel: int = 3
@@ -44,205 +38,218 @@ class Pool:
 
 
 @dataclass(frozen=True, slots=True)
-class Fork:
-    """Convolutions side by side on the same input, concatenated."""
+class ParallelConvs:
+    """Convolutions over the same input, concatenated: an expanded filter bank (1512.00567, figure
+    7)."""
 
-    outputs: tuple[Conv, ...]
-
-
-Layer = Conv | Pool | Fork
+    convs: tuple[Conv, ...]
 
 
-class Law(Enum):
-    """How a chain's convolutions are named in the state dict."""
+Layer = Conv | Pool | ParallelConvs
+Layers = tuple[Layer, ...]
 
-    NUMBERED = "from one, pools not counted"
-    FROM_ZERO = "from zero, pools not counted"
-    SEQUENTIAL = "by a Sequential's index, pools counted"
+
+class Naming(Enum):
+    """How the state dict names the convolutions of a branch called `name`.
+
+    Numbered: `name` for a single convolution, else `name_1`, `name_2`, or from `name_0`; pools have
+    no number. Sequential: `name.0`, `name.1`, with pools counted. Parallel convolutions add a
+    letter: `name_2a`, `name_2b`.
+    """
+
+    FROM_ONE = "numbered from 1"  # torchvision's inception_v3
+    FROM_ZERO = "numbered from 0"
+    SEQUENTIAL = "index in an nn.Sequential"
 
 
 @dataclass(frozen=True, slots=True)
 class Branch:
-    """A chain of layers. `names[i]` are the state-dict names of layer i's convolutions."""
+    """A chain of layers. conv_names[i]: state-dict names of layer i's convolutions."""
 
     name: str
-    layers: tuple[Layer, ...]
-    law: Law = Law.NUMBERED
-    names: tuple[tuple[str, ...], ...] = field(init=False)
+    layers: Layers
+    naming: Naming = Naming.FROM_ONE
+    conv_names: tuple[tuple[str, ...], ...] = field(init=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "names", tuple(self._names()))
+        object.__setattr__(self, "conv_names", self._conv_names())
 
-    def _names(self) -> Iterator[tuple[str, ...]]:
-        numbered = [layer for layer in self.layers if not isinstance(layer, Pool)]
-        number = 0 if self.law is Law.FROM_ZERO else 1
-        for place, layer in enumerate(self.layers):
-            if isinstance(layer, Pool):
-                yield ()
-                continue
-            if self.law is Law.SEQUENTIAL:
-                base = self.name if len(self.layers) == 1 else f"{self.name}.{place}"
-            else:
-                base = self.name if len(numbered) == 1 else f"{self.name}_{number}"
-            number += 1
+    def _conv_names(self) -> tuple[tuple[str, ...], ...]:
+        counts_pools = self.naming is Naming.SEQUENTIAL
+        separator = "." if counts_pools else "_"
+        number = 1 if self.naming is Naming.FROM_ONE else 0
+        counted = [layer for layer in self.layers if counts_pools or not isinstance(layer, Pool)]
+        conv_names: list[tuple[str, ...]] = []
+        for layer in self.layers:
+            name = self.name if len(counted) == 1 else f"{self.name}{separator}{number}"
             if isinstance(layer, Conv):
-                yield (base,)
+                conv_names.append((name,))
+            elif isinstance(layer, ParallelConvs):
+                letters = "abcdefgh"[: len(layer.convs)]
+                conv_names.append(tuple(f"{name}{letter}" for letter in letters))
             else:
-                yield tuple(f"{base}{'abcdefgh'[i]}" for i in range(len(layer.outputs)))
+                conv_names.append(())
+            if counts_pools or not isinstance(layer, Pool):
+                number += 1
+        return tuple(conv_names)
 
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """Named parallel branches over one input."""
+    """Parallel branches over one input."""
 
-    name: str
     branches: tuple[Branch, ...]
-
-
-def square(channels: int, size: int, *, stride: int = 1, same: bool = False) -> Conv:
-    """A size x size convolution; `same` keeps the grid."""
-    pad = size // 2 if same else 0
-    return Conv(channels, (size, size), stride, (pad, pad))
-
-
-def line(channels: int, *, height: int = 1, width: int = 1) -> Conv:
-    """Half of a factorized convolution, 1 x n or n x 1; keeps the grid."""
-    return Conv(channels, (height, width), 1, (height // 2, width // 2))
-
-
-def pooled(channels: int, kind: str = "avg") -> Branch:
-    """The pool branch: a 3x3 pool, then 1x1."""
-    return Branch("branch_pool", (Pool(kind, padding=1), square(channels, 1)))
-
-
-def block_a(
-    name: str, s: Scale, *, pool_channels: int, pool: str = "avg", middle: int = 5
-) -> Block:
-    """35x35 (paper, figure 5): the 5x5 as two 3x3, beside a plain 5x5 in the released graph.
-    middle: the kernel of that branch, 3 in the figure."""
-    size = f"branch{middle}x{middle}"
-    return Block(
-        name,
-        (
-            Branch("branch1x1", (square(s(64), 1),)),
-            Branch(size, (square(s(48), 1), square(s(64), middle, same=True))),
-            Branch(
-                "branch3x3dbl",
-                (square(s(64), 1), square(s(96), 3, same=True), square(s(96), 3, same=True)),
-            ),
-            pooled(s(pool_channels), pool),
-        ),
-    )
-
-
-def reduction_a(name: str, s: Scale) -> Block:
-    """35x35 -> 17x17 (paper, figure 10): stride-2 convolutions beside a stride-2 pool."""
-    return Block(
-        name,
-        (
-            Branch("branch3x3", (square(s(384), 3, stride=2),)),
-            Branch(
-                "branch3x3dbl",
-                (square(s(64), 1), square(s(96), 3, same=True), square(s(96), 3, stride=2)),
-            ),
-            Branch("branch_pool", (Pool("max", stride=2),)),
-        ),
-    )
-
-
-def block_b(name: str, s: Scale, *, channels: int, n: int = 7, pool: str = "avg") -> Block:
-    """17x17 (paper, figure 6): n x n as 1 x n and n x 1. The double branch begins with n x 1."""
-    c, out = s(channels), s(192)
-    return Block(
-        name,
-        (
-            Branch("branch1x1", (square(out, 1),)),
-            Branch(f"branch{n}x{n}", (square(c, 1), line(c, width=n), line(out, height=n))),
-            Branch(
-                f"branch{n}x{n}dbl",
-                (
-                    square(c, 1),
-                    line(c, height=n),
-                    line(c, width=n),
-                    line(c, height=n),
-                    line(out, width=n),
-                ),
-            ),
-            pooled(out, pool),
-        ),
-    )
-
-
-def reduction_b(name: str, s: Scale, *, n: int = 7) -> Block:
-    """17x17 -> 8x8."""
-    c = s(192)
-    return Block(
-        name,
-        (
-            Branch("branch3x3", (square(c, 1), square(s(320), 3, stride=2))),
-            Branch(
-                f"branch{n}x{n}x3",
-                (square(c, 1), line(c, width=n), line(c, height=n), square(c, 3, stride=2)),
-            ),
-            Branch("branch_pool", (Pool("max", stride=2),)),
-        ),
-    )
-
-
-def block_c(name: str, s: Scale, *, pool: str = "avg") -> Block:
-    """8x8 (paper, figure 7): the expanded outputs, 1x3 and 3x1 side by side."""
-    c = s(384)
-    fork = Fork((line(c, width=3), line(c, height=3)))
-    return Block(
-        name,
-        (
-            Branch("branch1x1", (square(s(320), 1),)),
-            Branch("branch3x3", (square(c, 1), fork)),
-            Branch("branch3x3dbl", (square(s(448), 1), square(c, 3, same=True), fork)),
-            pooled(s(192), pool),
-        ),
-    )
-
-
-def stem_v3(s: Scale) -> tuple["Stage", ...]:
-    """299 -> 35x35x192 (paper, table 1)."""
-    return (
-        Stage("Conv2d_1a_3x3", square(s(32), 3, stride=2)),
-        Stage("Conv2d_2a_3x3", square(s(32), 3)),
-        Stage("Conv2d_2b_3x3", square(s(64), 3, same=True)),
-        Stage("maxpool1", Pool("max", stride=2)),
-        Stage("Conv2d_3b_1x1", square(s(80), 1)),
-        Stage("Conv2d_4a_3x3", square(s(192), 3)),
-        Stage("maxpool2", Pool("max", stride=2)),
-    )
 
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """One named step of the trunk: a convolution, a pool or a block."""
+    """One named step of a backbone: a convolution, a pool or a block."""
 
     name: str
     body: Conv | Pool | Block
 
 
+Stages = tuple[Stage, ...]
+
+
+def conv(channels: int, size: int, *, stride: int = 1, padding: int = 0) -> Conv:
+    """A square convolution."""
+    return Conv(channels, (size, size), stride, (padding, padding))
+
+
+def conv_1xn(channels: int, n: int) -> Conv:
+    """An asymmetric convolution that keeps the grid."""
+    return Conv(channels, (1, n), 1, (0, n // 2))
+
+
+def conv_nx1(channels: int, n: int) -> Conv:
+    """An asymmetric convolution that keeps the grid."""
+    return Conv(channels, (n, 1), 1, (n // 2, 0))
+
+
+def branch(name: str, *layers: Layer, naming: Naming = Naming.FROM_ONE) -> Branch:
+    return Branch(name, layers, naming)
+
+
+def pool_branch(channels: int, kind: str) -> Branch:
+    """A 3x3 pool and a 1x1 convolution."""
+    return branch("branch_pool", Pool(kind, padding=1), conv(channels, 1))
+
+
+def block(name: str, *branches: Branch) -> Stage:
+    return Stage(name, Block(branches))
+
+
+AUX_CONV0 = conv(128, 1)
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
-class SidePlace:
-    """Where a side head hangs, and what it is called. A GoogLeNet head pools to 4x4 and has a
-    hidden layer; v3's pools 5x5 and covers the grid with a convolution (its `cover_has_norm`:
-    the ladder's BN-auxiliary)."""
+class AuxHead:
+    """An auxiliary classifier on the output of stage `after`; a job file calls it a side head.
+
+    v3's (1512.00567, section 4): an average pool of `pool_size` with stride 3, the 1x1 `conv0`,
+    `conv1`, which covers the grid that is left, the classifier. GoogLeNet's, without conv1
+    (1409.4842, section 5): a pool to 4x4, `conv0`, a hidden layer of `hidden`, the classifier.
+    """
 
     name: str
     after: str
-    is_googlenet: bool = False
-    cover_has_norm: bool = True
+    conv0: Conv = AUX_CONV0
+    conv1: Conv | None = None
+    pool_size: int = 5
+    hidden: int = 1024
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Trunk:
-    """Stages, side heads and what else belongs to a network by its name."""
+class Backbone:
+    """A published network up to its classifier, which the state dict calls `classifier`."""
 
-    stages: tuple[Stage, ...]
-    sides: tuple[SidePlace, ...] = ()
-    input_size: int = 299  # that it was published with
+    stages: Stages
+    aux_heads: tuple[AuxHead, ...] = ()
+    input_size: int = 299  # as published
     activation: str = "relu"
     classifier: str = "fc"
+
+
+def stem_v3() -> Stages:
+    """299 -> 35x35x192 (1512.00567, table 1)."""
+    return (
+        Stage("Conv2d_1a_3x3", conv(32, 3, stride=2)),
+        Stage("Conv2d_2a_3x3", conv(32, 3)),
+        Stage("Conv2d_2b_3x3", conv(64, 3, padding=1)),
+        Stage("maxpool1", Pool("max", stride=2)),
+        Stage("Conv2d_3b_1x1", conv(80, 1)),
+        Stage("Conv2d_4a_3x3", conv(192, 3)),
+        Stage("maxpool2", Pool("max", stride=2)),
+    )
+
+
+def inception_a(name: str, *, pool_channels: int, pool: str = "avg", size: int = 5) -> Stage:
+    """35x35 (1512.00567, figure 5): a 5x5 factorized into two 3x3, beside a plain 5x5 in the
+    released graph. size: the kernel of that branch, 3 in the figure."""
+    return block(
+        name,
+        branch("branch1x1", conv(64, 1)),
+        branch(f"branch{size}x{size}", conv(48, 1), conv(64, size, padding=size // 2)),
+        branch("branch3x3dbl", conv(64, 1), conv(96, 3, padding=1), conv(96, 3, padding=1)),
+        pool_branch(pool_channels, pool),
+    )
+
+
+def reduction_a(name: str) -> Stage:
+    """Grid reduction, 35x35 -> 17x17 (1512.00567, figure 10): stride-2 convolutions beside a
+    stride-2 pool."""
+    return block(
+        name,
+        branch("branch3x3", conv(384, 3, stride=2)),
+        branch("branch3x3dbl", conv(64, 1), conv(96, 3, padding=1), conv(96, 3, stride=2)),
+        branch("branch_pool", Pool("max", stride=2)),
+    )
+
+
+def inception_b(name: str, *, channels: int, n: int = 7, pool: str = "avg") -> Stage:
+    """17x17 (1512.00567, figure 6): n x n as 1 x n and n x 1. The double branch starts with
+    n x 1."""
+    c = channels
+    return block(
+        name,
+        branch("branch1x1", conv(192, 1)),
+        branch(f"branch{n}x{n}", conv(c, 1), conv_1xn(c, n), conv_nx1(192, n)),
+        branch(
+            f"branch{n}x{n}dbl",
+            conv(c, 1),
+            conv_nx1(c, n),
+            conv_1xn(c, n),
+            conv_nx1(c, n),
+            conv_1xn(192, n),
+        ),
+        pool_branch(192, pool),
+    )
+
+
+def reduction_b(name: str) -> Stage:
+    """Grid reduction, 17x17 -> 8x8."""
+    return block(
+        name,
+        branch("branch3x3", conv(192, 1), conv(320, 3, stride=2)),
+        branch(
+            "branch7x7x3",
+            conv(192, 1),
+            conv_1xn(192, 7),
+            conv_nx1(192, 7),
+            conv(192, 3, stride=2),
+        ),
+        branch("branch_pool", Pool("max", stride=2)),
+    )
+
+
+def inception_c(name: str, *, pool: str = "avg") -> Stage:
+    """8x8 (1512.00567, figure 7): expanded filter banks, 1x3 beside 3x1."""
+    expanded = ParallelConvs((conv_1xn(384, 3), conv_nx1(384, 3)))
+    return block(
+        name,
+        branch("branch1x1", conv(320, 1)),
+        branch("branch3x3", conv(384, 1), expanded),
+        branch("branch3x3dbl", conv(448, 1), conv(384, 3, padding=1), expanded),
+        pool_branch(192, pool),
+    )

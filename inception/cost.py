@@ -1,27 +1,29 @@
-"""What a network costs, counted from its description. No torch here.
+"""Parameters and multiply-adds of a network, counted from its description. No torch here.
 
-A multiply-add is one product summed into an output; convolutions and fully connected layers are
-counted, batch norm, pools and activations are not (as is usual; 5.713 G for inception_v3 at 299).
+A multiply-add is one product summed into an output. As usual, convolutions and fully connected
+layers are counted, and batch norm, pools and activations are not: 5.713 G for inception_v3 at 299.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from inception.blocks import Block, Branch, Conv, Fork, Pool
-from inception.family import (
-    GOOGLENET_GRID,
-    Architecture,
-    SideHead,
-    body_output,
-    layer_output,
+from inception.blocks import (
+    GOOGLENET_AUX_GRID,
+    AuxHead,
+    Block,
+    Conv,
+    Layer,
+    ParallelConvs,
+    Pool,
 )
+from inception.family import Architecture, output_size
 
 IMAGE_CHANNELS = 3
-BN_PARAMETERS = 2  # weight and bias of a channel
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StageCost:
-    """One stage: its output grid (side, cells), channels, multiply-adds and parameters."""
+    """grid: cells on a side of the stage's output."""
 
     name: str
     grid: int
@@ -32,17 +34,17 @@ class StageCost:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Cost:
-    """A whole network: parameters with the side head, multiply-adds of one image without it."""
+    """parameters: auxiliary heads included; multiply_adds: of one image, without them."""
 
     parameters: int
-    side_head_parameters: int
+    aux_head_parameters: int
     multiply_adds: int
     stages: tuple[StageCost, ...]
 
 
 @dataclass(frozen=True, slots=True)
-class _Flow:
-    """What leaves a piece, and what the piece cost."""
+class _Output:
+    """The output of a layer or of several, and what they cost."""
 
     channels: int
     grid: int
@@ -52,82 +54,77 @@ class _Flow:
 
 def count_cost(architecture: Architecture) -> Cost:
     """Counts a description stage by stage."""
-    flow = _Flow(IMAGE_CHANNELS, architecture.input_size)
+    x = _Output(IMAGE_CHANNELS, architecture.input_size)
+    num_classes = architecture.num_classes
     stages = []
-    side_parameters = 0
+    aux_parameters = 0
     for stage in architecture.stages:
-        flow = _body(stage.body, flow)
+        x = _count(stage.body, x)
         stages.append(
             StageCost(
                 name=stage.name,
-                grid=flow.grid,
-                channels=flow.channels,
-                multiply_adds=flow.multiply_adds,
-                parameters=flow.parameters,
+                grid=x.grid,
+                channels=x.channels,
+                multiply_adds=x.multiply_adds,
+                parameters=x.parameters,
             )
         )
-        for side in architecture.side_heads:
-            if side.after == stage.name:
-                side_parameters += _side_parameters(side, flow, architecture.num_classes)
-    fc = flow.channels * architecture.num_classes
-    trunk = sum(stage.parameters for stage in stages)
+        aux_parameters += sum(
+            _aux_head_parameters(head, x, num_classes)
+            for head in architecture.aux_heads
+            if head.after == stage.name
+        )
+    classifier = x.channels * num_classes
     return Cost(
-        parameters=trunk + fc + architecture.num_classes + side_parameters,
-        side_head_parameters=side_parameters,
-        multiply_adds=sum(stage.multiply_adds for stage in stages) + fc,
+        parameters=sum(s.parameters for s in stages) + classifier + num_classes + aux_parameters,
+        aux_head_parameters=aux_parameters,
+        multiply_adds=sum(s.multiply_adds for s in stages) + classifier,
         stages=tuple(stages),
     )
 
 
-def _side_parameters(side: SideHead, flow: "_Flow", num_classes: int) -> int:
-    if side.cover is None:
-        reduced = _conv(side.reduce, _Flow(flow.channels, GOOGLENET_GRID))
-        cells = GOOGLENET_GRID * GOOGLENET_GRID
-        hidden = (reduced.channels * cells + 1) * side.hidden
-        return reduced.parameters + hidden + (side.hidden + 1) * num_classes
-    left = (flow.grid - side.pool_kernel) // 3 + 1
-    reduced = _conv(side.reduce, _Flow(flow.channels, left))
-    covered = _conv(side.cover, reduced)
-    return reduced.parameters + covered.parameters + (covered.channels + 1) * num_classes
+def _aux_head_parameters(head: AuxHead, x: _Output, num_classes: int) -> int:
+    if head.conv1 is None:
+        y = _conv(head.conv0, _Output(x.channels, GOOGLENET_AUX_GRID))
+        hidden = (y.channels * GOOGLENET_AUX_GRID**2 + 1) * head.hidden
+        return y.parameters + hidden + (head.hidden + 1) * num_classes
+    y = _conv(head.conv0, _Output(x.channels, (x.grid - head.pool_size) // 3 + 1))
+    z = _conv(head.conv1, y)
+    return y.parameters + z.parameters + (z.channels + 1) * num_classes
 
 
-def _body(body: Conv | Pool | Block, flow: _Flow) -> _Flow:
+def _count(body: Layer | Block, x: _Output) -> _Output:
     if isinstance(body, Conv):
-        return _conv(body, flow)
+        return _conv(body, x)
     if isinstance(body, Pool):
-        return _Flow(flow.channels, layer_output(body, flow.grid))
-    ends = [_branch(branch, flow) for branch in body.branches]
-    return _Flow(
-        sum(end.channels for end in ends),
-        body_output(body, flow.grid),
-        sum(end.multiply_adds for end in ends),
-        sum(end.parameters for end in ends),
+        return _Output(x.channels, output_size(body, x.grid))
+    if isinstance(body, ParallelConvs):
+        return _concatenated([_conv(conv, x) for conv in body.convs])
+    return _concatenated([_chain(branch.layers, x) for branch in body.branches])
+
+
+def _chain(layers: Sequence[Layer], x: _Output) -> _Output:
+    multiply_adds = parameters = 0
+    for layer in layers:
+        x = _count(layer, x)
+        multiply_adds += x.multiply_adds
+        parameters += x.parameters
+    return _Output(x.channels, x.grid, multiply_adds, parameters)
+
+
+def _concatenated(outputs: Sequence[_Output]) -> _Output:
+    return _Output(
+        sum(y.channels for y in outputs),
+        min(y.grid for y in outputs),
+        sum(y.multiply_adds for y in outputs),
+        sum(y.parameters for y in outputs),
     )
 
 
-def _branch(branch: Branch, flow: _Flow) -> _Flow:
-    multiply_adds = parameters = 0
-    here = _Flow(flow.channels, flow.grid)
-    for layer in branch.layers:
-        if isinstance(layer, Fork):
-            ends = [_conv(conv, here) for conv in layer.outputs]
-            here = _Flow(
-                sum(end.channels for end in ends),
-                ends[0].grid,
-                sum(end.multiply_adds for end in ends),
-                sum(end.parameters for end in ends),
-            )
-        elif isinstance(layer, Conv):
-            here = _conv(layer, here)
-        else:
-            here = _Flow(here.channels, layer_output(layer, here.grid))
-        multiply_adds += here.multiply_adds
-        parameters += here.parameters
-    return _Flow(here.channels, here.grid, multiply_adds, parameters)
-
-
-def _conv(conv: Conv, flow: _Flow) -> _Flow:
-    grid = layer_output(conv, flow.grid)
-    weights = flow.channels * conv.channels * conv.kernel[0] * conv.kernel[1]
-    beside = BN_PARAMETERS if conv.has_norm else 1  # a bias
-    return _Flow(conv.channels, grid, weights * grid * grid, weights + beside * conv.channels)
+def _conv(conv: Conv, x: _Output) -> _Output:
+    grid = output_size(conv, x.grid)
+    weights = x.channels * conv.channels * conv.kernel[0] * conv.kernel[1]
+    per_channel = 2 if conv.has_norm else 1  # batch norm's weight and bias, or a bias
+    return _Output(
+        conv.channels, grid, weights * grid * grid, weights + per_channel * conv.channels
+    )

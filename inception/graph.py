@@ -1,4 +1,4 @@
-"""A network's evaluation graph: traced once, its weights put in whenever they are known."""
+"""A network's evaluation graph; weights can be copied in after it is traced."""
 
 from collections.abc import Mapping
 
@@ -10,7 +10,7 @@ from inception.network import InceptionNet
 
 
 def evaluation_graph(network: InceptionNet) -> ExportedProgram:
-    """The graph for any number of images: float32 (N, 3, S, S), RGB in -1..1, gives logits (N, C).
+    """Any number of images, float32 (N, 3, S, S), RGB in -1..1 -> logits (N, C).
     network: in evaluation mode, on the CPU."""
     size = network.architecture.input_size
     example = torch.zeros(2, 3, size, size)
@@ -18,9 +18,9 @@ def evaluation_graph(network: InceptionNet) -> ExportedProgram:
         return torch.export.export(network, (example,), dynamic_shapes=({0: Dim("batch", min=1)},))
 
 
-def put_weights(graph: ExportedProgram, weights: Mapping[str, Tensor]) -> None:
-    """Copies weights into a graph of the same network; which numbers it held when it was traced
-    does not matter. Raises KeyError where one is missing."""
+def copy_weights(graph: ExportedProgram, weights: Mapping[str, Tensor]) -> None:
+    """Replaces the weights of a graph by those of the same network. Raises KeyError if one is
+    missing."""
     with torch.no_grad():
         for name, tensor in graph.state_dict.items():
             tensor.copy_(weights[name])

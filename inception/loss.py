@@ -1,4 +1,4 @@
-"""The training loss: label smoothing on all heads, the side heads' weighted."""
+"""The training loss: cross-entropy with label smoothing, on the main and auxiliary heads."""
 
 from collections.abc import Sequence
 
@@ -9,42 +9,45 @@ from torch.nn import functional as F
 
 def inception_loss(
     logits: Tensor,
-    side_logits: Sequence[Tensor],
+    aux_logits: Sequence[Tensor],
     targets: Tensor,
     *,
     label_smoothing: float = 0.1,
-    side_weight: float = 0.4,
+    aux_weight: float = 0.4,
     weights: Tensor | None = None,
-    own_share: float = 1.0,
+    lam: float = 1.0,
 ) -> Tensor:
-    """Mean over the N samples of cross-entropy(main) + side_weight x each cross-entropy(side).
+    """Mean over the N samples of cross-entropy(logits) + aux_weight x each cross-entropy(aux).
 
-    logits, each of side_logits: (N, C); targets: int64 (N,); weights: float (N,), zero for a
-    damaged sample, whose place in the mean stays. Label smoothing is the paper's section 7
-    (epsilon 0.1: 1 - epsilon on the truth plus epsilon / C on every class), on all heads as
-    TensorFlow has it. own_share: of mixed images (mix.py); the rest is the opposite sample's.
+    One keyword per term of the loss. logits, each of aux_logits: (N, C); targets: int64 (N,);
+    weights: float (N,), zero for a damaged sample, which the mean still counts. Label smoothing
+    (1512.00567, section 7: the truth gets 1 - epsilon, every class epsilon / C) applies to all
+    heads, as in TensorFlow. lam: the share of each sample's own label in mixed images (mix.py); the
+    label of sample N - 1 - i has the rest.
     """
 
-    def of_head(head: Tensor) -> Tensor:
-        own = _cross_entropy(head, targets, label_smoothing, weights)
-        if own_share == 1.0:
-            return own
-        theirs = None if weights is None else weights.flip(0)
-        partner = _cross_entropy(head, targets.flip(0), label_smoothing, theirs)
-        return own_share * own + (1 - own_share) * partner
+    def head_loss(head_logits: Tensor) -> Tensor:
+        loss = _cross_entropy(head_logits, targets, label_smoothing, weights)
+        if lam == 1.0:
+            return loss
+        partner_weights = None if weights is None else weights.flip(0)
+        partner_loss = _cross_entropy(
+            head_logits, targets.flip(0), label_smoothing, partner_weights
+        )
+        return lam * loss + (1 - lam) * partner_loss
 
-    loss = of_head(logits)
-    for side in side_logits:
-        loss = loss + side_weight * of_head(side)
+    loss = head_loss(logits)
+    for head_logits in aux_logits:
+        loss = loss + aux_weight * head_loss(head_logits)
     return loss
 
 
 def _cross_entropy(
     logits: Tensor, targets: Tensor, label_smoothing: float, weights: Tensor | None
 ) -> Tensor:
-    # Half precision is widened; float64 (the tests' exact arithmetic) stays.
-    wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    # Half precision is computed in float32; float64 (for exact tests) stays.
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     losses = F.cross_entropy(
-        wide, targets, label_smoothing=label_smoothing, reduction="none"
+        logits, targets, label_smoothing=label_smoothing, reduction="none"
     )  # (N,)
     return losses.mean() if weights is None else (losses * weights).sum() / len(losses)

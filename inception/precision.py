@@ -1,4 +1,4 @@
-"""Which numbers a device computes with."""
+"""Number and memory formats by device."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -14,11 +14,11 @@ from inception.recipes import PRECISIONS
 def autocast_for(
     device: torch.device, precision: str
 ) -> Callable[[], AbstractContextManager[object]]:
-    """A maker of the context in which the forward pass runs.
+    """Makes the context in which the forward pass runs.
 
     `auto` is bfloat16 on GPUs that compute it natively and float32 elsewhere: on a CPU without
-    AVX-512 or AMX bfloat16 ran 8.7 times slower (measured), so it is never chosen there. Raises
-    ModelError for a name that is none of PRECISIONS.
+    AVX-512 or AMX, bfloat16 was 8.7 times slower (measured). Raises ModelError for a name that is
+    not in PRECISIONS.
     """
     if precision not in PRECISIONS:
         raise unknown_name("model.precision", precision, PRECISIONS)
@@ -29,6 +29,6 @@ def autocast_for(
 
 
 def to_device_format(model: nn.Module, device: torch.device) -> None:
-    """Moves the model, in place, to the device and to channels last, the faster layout on CPU
-    and GPU. Build optimizers and averages after this: buffers become new tensors."""
+    """Moves the model in place to the device and to channels last, the faster layout on CPU and
+    GPU. To be called before an optimizer or average is built: buffers become new tensors."""
     model.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]

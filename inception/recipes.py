@@ -1,4 +1,4 @@
-"""Names that a job may use, for modules that must not import torch."""
+"""Names that a job may use, apart from the modules that import torch."""
 
 OPTIMIZER_NAMES = ("rmsprop_tf", "sgd", "adamw")
 SCHEDULE_NAMES = ("staircase", "cosine", "step", "constant")

@@ -18,12 +18,12 @@ def learning_rate(
     warmup_epochs: float = 0.0,
     milestones: Sequence[float] = (),
 ) -> float:
-    """The rate at `epoch` (0 at the first step).
+    """The learning rate at `epoch` (0 at the first step); the keywords are a job's `schedule`.
 
     Linear warm-up from lr / 10 over warmup_epochs, then: `staircase` lr x decay^floor(epoch /
-    every_epochs) (the paper: 0.94 every two epochs, counted from the start of training), `cosine`
-    to zero at `epochs`, `step` lr x decay at each of `milestones` (epochs), `constant`. Raises
-    ModelError for another name.
+    every_epochs) (1512.00567, section 8: 0.94 every two epochs, counted from the start of
+    training), `cosine` to zero at `epochs`, `step` lr x decay at each of `milestones` (epochs),
+    `constant`. Raises ModelError for another name.
     """
     if name not in SCHEDULE_NAMES:
         raise unknown_name("schedule.name", name, SCHEDULE_NAMES)
@@ -34,19 +34,19 @@ def learning_rate(
     if name == "step":
         return lr * float(decay ** sum(epoch >= milestone for milestone in milestones))
     if name == "cosine":
-        # A run that is all warm-up has no cosine left: it ends at zero.
-        left = epochs - warmup_epochs
-        done = (epoch - warmup_epochs) / left if left > 0 else 1.0
-        return lr * 0.5 * (1 + cos(pi * min(1.0, done)))
+        cosine_epochs = epochs - warmup_epochs
+        # A run that is all warm-up ends at zero.
+        progress = (epoch - warmup_epochs) / cosine_epochs if cosine_epochs > 0 else 1.0
+        return lr * 0.5 * (1 + cos(pi * min(1.0, progress)))
     return lr
 
 
 def scaled_rate(lr: float, *, rule: str, batch_size: int, reference: int) -> float:
-    """The rate of a global batch of `batch_size` where `lr` is that of `reference` samples.
+    """The learning rate for a global batch of `batch_size`, if `lr` is for `reference` samples.
 
-    `linear` (1706.02677) and `sqrt` are what the field uses; the sources of Inception's own rates
-    differ fifteenfold (0.045 for 1,600 samples; 0.165 for 256), so a job says which. Raises
-    ModelError for another rule.
+    The rule is explicit, because the published rates of Inception differ fifteenfold per sample
+    (0.045 for 1,600; 0.165 for 256): `none`, `linear` (1706.02677) or `sqrt`. Raises ModelError for
+    another rule.
     """
     if rule not in LR_SCALINGS:
         raise unknown_name("optim.lr_scaling", rule, LR_SCALINGS)

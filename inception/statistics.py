@@ -1,9 +1,9 @@
 """Batch-norm statistics that do not depend on how micro-batches are spread over ranks.
 
 A step's running statistics are (1 - a) r0 + a x mean over all M micro-batches of their batch
-statistics. Each rank keeps the part that its own micro-batches give, scaled so that the mean over
-ranks is exactly that; because the update is linear, ranks need to average only where the
-statistics are used (evaluation, checkpoint), not every step.
+statistics. Each rank applies the part of its own micro-batches, scaled so that the mean over ranks
+is exactly that. Because the update is linear, ranks average only when the statistics are needed
+(evaluation, checkpoint), not every step.
 """
 
 import torch
@@ -11,9 +11,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 
-def batch_norms(model: nn.Module) -> list[nn.BatchNorm2d]:
-    """Every batch norm of the model that is trained, in module order; a frozen one's statistics
-    stay as they are."""
+def trained_batch_norms(model: nn.Module) -> list[nn.BatchNorm2d]:
+    """In module order. Frozen ones are left out: their statistics do not change."""
     return [
         module
         for module in model.modules()
@@ -21,36 +20,32 @@ def batch_norms(model: nn.Module) -> list[nn.BatchNorm2d]:
     ]
 
 
-def running_statistics(model: nn.Module) -> list[Tensor]:
-    """Running means and variances, float32, in module order."""
-    return _running(batch_norms(model))
-
-
-def _running(norms: list[nn.BatchNorm2d]) -> list[Tensor]:
-    found: list[Tensor] = []
-    for bn in norms:
+def running_statistics(batch_norms: list[nn.BatchNorm2d]) -> list[Tensor]:
+    """Running means and variances, float32."""
+    statistics: list[Tensor] = []
+    for bn in batch_norms:
         assert bn.running_mean is not None
         assert bn.running_var is not None
-        found += [bn.running_mean, bn.running_var]
-    return found
+        statistics += [bn.running_mean, bn.running_var]
+    return statistics
 
 
 class StepStatistics:
-    """Collects what one step's micro-batches do to this rank's running statistics."""
+    """Collects how one step's micro-batches change this rank's running statistics."""
 
     def __init__(self, model: nn.Module, *, share: float, num_local: int) -> None:
         """share: world_size / M, the weight of one micro-batch in this rank's part; num_local:
-        how many micro-batches this rank works, which may be none."""
-        # One micro-batch on each rank, the common case, needs nothing: its forward is the update.
-        # (To walk a network's modules costs 2 ms, 1 % of a step of a small one on a CPU.)
+        micro-batches of this rank, possibly none."""
+        # With one micro-batch on each rank, the common case, the forward pass is the update.
+        # (Walking a network's modules costs 2 ms, 1 % of a step of a small one on a CPU.)
         self._is_plain = share == 1.0 and num_local == 1
         if self._is_plain:
             return
-        norms = batch_norms(model)
-        self._momentum = norms[0].momentum or 0.0 if norms else 0.0
-        self._running = _running(norms)
+        batch_norms = trained_batch_norms(model)
+        self._momentum = batch_norms[0].momentum or 0.0 if batch_norms else 0.0
+        self._running = running_statistics(batch_norms)
         self._counts = [
-            bn.num_batches_tracked for bn in norms if bn.num_batches_tracked is not None
+            bn.num_batches_tracked for bn in batch_norms if bn.num_batches_tracked is not None
         ]
         self._share = share
         self._before = [r.clone() for r in self._running]
@@ -59,7 +54,7 @@ class StepStatistics:
 
     @torch.no_grad()
     def before_forward(self) -> None:
-        """Puts back the statistics from before the step."""
+        """Restores the statistics from before the step."""
         if not self._is_plain:
             torch._foreach_copy_(self._running, self._before)
 
@@ -72,7 +67,7 @@ class StepStatistics:
 
     @torch.no_grad()
     def finish(self) -> None:
-        """(1 - a) r0 + share x sum of a x s; the count of batches grows by one a step."""
+        """(1 - a) r0 + share x sum of a x s; the count of batches grows by one per step."""
         if self._is_plain:
             return
         torch._foreach_mul_(self._before, 1 - self._momentum)
@@ -91,10 +86,10 @@ def average_over_ranks(tensors: list[Tensor]) -> None:
     dist.all_reduce(flat)
     flat /= dist.get_world_size()
     parts = torch.split(flat, [tensor.numel() for tensor in tensors])
-    views = [part.view_as(t) for part, t in zip(parts, tensors, strict=True)]
-    torch._foreach_copy_(tensors, views)
+    means = [part.view_as(tensor) for part, tensor in zip(parts, tensors, strict=True)]
+    torch._foreach_copy_(tensors, means)
 
 
 def average_bn_statistics(model: nn.Module) -> None:
-    """Averages the running statistics over ranks, before they are used. All ranks take part."""
-    average_over_ranks(running_statistics(model))
+    """Averages the running statistics over ranks. All ranks take part."""
+    average_over_ranks(running_statistics(trained_batch_norms(model)))

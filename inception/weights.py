@@ -1,4 +1,4 @@
-"""Weights of a file -> a network: strict, except for the heads of another number of classes."""
+"""Loads pretrained weights: strictly, except for heads with another number of classes."""
 
 import io
 import pickle
@@ -12,83 +12,81 @@ from torch import Tensor
 from inception.errors import ModelError
 from inception.network import InceptionNet
 
-NAMED = 4  # names that an error lists
-WRAPPERS = ("model", "state_dict")  # what training programs keep a state dict under
+MAX_LISTED = 4  # tensor names in an error message
+WRAPPERS = ("model", "state_dict")  # keys under which checkpoints hold a state dict
+AUX_PREFIXES = ("AuxLogits.", "aux")
 
 
-def read_weights(content: bytes, where: str) -> dict[str, Tensor]:
-    """The state dict in a .safetensors file, or in one of torch.save (weights_only: nothing in it
-    is run), there also under `model` or `state_dict`, as our checkpoints and others' have it.
+def read_weights(content: bytes, source: str) -> dict[str, Tensor]:
+    """The state dict in a .safetensors or torch.save file, in the latter also under `model` or
+    `state_dict`, as in our checkpoints and others'. With weights_only, no code in it is run.
 
     Raises ModelError for another kind of file.
     """
     try:
-        if where.endswith(".safetensors"):
+        if source.endswith(".safetensors"):
             return load(content)
-        found = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+        state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except SafetensorError as error:
-        raise ModelError(
-            _no_weights(where, f"{len(content)} bytes that are cut or damaged")
-        ) from error
+        raise _unreadable(source, f"{len(content)} bytes that are cut or damaged") from error
     except (pickle.UnpicklingError, RuntimeError, ValueError, EOFError, KeyError) as error:
-        raise ModelError(
-            _no_weights(where, f"{len(content)} bytes ({type(error).__name__})")
-        ) from error
+        raise _unreadable(source, f"{len(content)} bytes ({type(error).__name__})") from error
     for wrapper in WRAPPERS:
-        if isinstance(found, dict) and isinstance(found.get(wrapper), dict):
-            found = found[wrapper]
-    if not isinstance(found, dict) or not all(isinstance(v, Tensor) for v in found.values()):
-        raise ModelError(_no_weights(where, f"a {type(found).__name__} of other things"))
-    return {name.removeprefix("module."): tensor for name, tensor in found.items()}
+        if isinstance(state, dict) and isinstance(state.get(wrapper), dict):
+            state = state[wrapper]
+    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
+        raise _unreadable(source, f"a {type(state).__name__} of other things")
+    return {name.removeprefix("module."): tensor for name, tensor in state.items()}
 
 
-def load_weights(network: InceptionNet, weights: Mapping[str, Tensor], where: str) -> list[str]:
-    """Loads a state dict under the network's own names; -> the heads that keep their initial
-    values.
+def load_weights(network: InceptionNet, weights: Mapping[str, Tensor], source: str) -> list[str]:
+    """Loads a state dict with the network's names; -> the heads that keep their initial weights:
+    classifiers with another number of classes, and auxiliary heads missing from the file.
 
-    A classifier, of the network or of a side head, whose number of classes differs stays as it is,
-    and so does a side head that the file has not; side heads that the network has not are left out.
-    Raises ModelError for any other missing, unknown or misshapen name.
+    Auxiliary heads that the network does not have are ignored. Raises ModelError for any other
+    missing or unknown name, or another shape, and then loads nothing.
     """
-    own = network.state_dict()
-    sides = [side.name for side in network.architecture.side_heads]
-    heads = [network.architecture.classifier]
-    heads += [f"{side}.{layer}" for side in sides for layer in ("fc", "fc2")]
-    chosen = {
-        n: t for n, t in weights.items() if n in own or not n.startswith(("AuxLogits.", "aux"))
+    current = network.state_dict()
+    weights = {
+        name: tensor
+        for name, tensor in weights.items()
+        if name in current or not name.startswith(AUX_PREFIXES)
     }
-    kept: set[str] = set()
-    for head in heads:
-        name = f"{head}.weight"
-        if name in own and name in chosen:
-            theirs, ours = chosen[name].shape, own[name].shape
-            if theirs[0] != ours[0] and theirs[1:] == ours[1:]:
-                kept.add(head)
-    for side in sides:
-        if not any(name.startswith(f"{side}.") for name in chosen):
-            kept.add(side)
-    expected = {name for name in own if not name.startswith(tuple(f"{head}." for head in kept))}
-    found = {name for name in chosen if not name.startswith(tuple(f"{head}." for head in kept))}
-    for what, names in (
-        # Files older than batch norm's counter, which nothing here reads, have none.
-        ("lacks", {n for n in expected - found if not n.endswith("num_batches_tracked")}),
-        ("has unknown", found - expected),
-        ("has in another shape", {n for n in expected & found if chosen[n].shape != own[n].shape}),
+    aux_heads = [head.name for head in network.architecture.aux_heads]
+    skipped = {h for h in aux_heads if not any(name.startswith(f"{h}.") for name in weights)}
+    classifiers = [network.architecture.classifier]
+    classifiers += [f"{head}.{fc}" for head in aux_heads for fc in ("fc", "fc2")]
+    for classifier in classifiers:
+        name = f"{classifier}.weight"
+        if name in current and name in weights:
+            shape, new_shape = current[name].shape, weights[name].shape
+            if shape[0] != new_shape[0] and shape[1:] == new_shape[1:]:
+                skipped.add(classifier)
+    prefixes = tuple(f"{head}." for head in skipped)
+    expected = {name for name in current if not name.startswith(prefixes)}
+    present = {name for name in weights if not name.startswith(prefixes)}
+    misshapen = {n for n in expected & present if weights[n].shape != current[n].shape}
+    # Older files lack batch norm's counter, which nothing here reads.
+    missing = {name for name in expected - present if not name.endswith("num_batches_tracked")}
+    for problem, names in (
+        ("lacks", missing),
+        ("has unknown", present - expected),
+        ("has in another shape", misshapen),
     ):
         if names:
-            listed = ", ".join(sorted(names)[:NAMED])
+            listed = ", ".join(sorted(names)[:MAX_LISTED])
             raise ModelError(
-                f"model.init_from: got {where}, which {what} {len(names)} of the tensors of "
-                f"{network.architecture.name} ({listed}{', ...' if len(names) > NAMED else ''}); "
-                "the file must be of this network and width. Name another file, or set model.name "
-                "and model.width to its own."
+                f"model.init_from: got {source}, which {problem} {len(names)} of the tensors of "
+                f"{network.architecture.name} ({listed}{', ...' if len(names) > MAX_LISTED else ''}"
+                "); the file must be of this network and width. Name another file, or set "
+                "model.name and model.width to its own."
             )
-    network.load_state_dict({n: chosen[n] for n in expected & found}, strict=False)
-    return sorted(kept)
+    network.load_state_dict({name: weights[name] for name in expected & present}, strict=False)
+    return sorted(skipped)
 
 
-def _no_weights(where: str, what: str) -> str:
-    return (
-        f"model.init_from: got {where}, {what}; a .safetensors file or a state dict of torch.save. "
-        "Name such a file."
+def _unreadable(source: str, content: str) -> ModelError:
+    return ModelError(
+        f"model.init_from: got {source}, {content}; a .safetensors file or a state dict of "
+        "torch.save. Name such a file."
     )

@@ -1,7 +1,7 @@
-"""The error family: every mistake a person can make is one line, and every exit has a code.
+"""The exception hierarchy. Every error that a user can cause is one line with an exit code.
 
 The line follows one law: `<field path or file>: got <value>; <rule>. <what to do>.`
-Errors carry that line as their only argument, so they cross process borders (pickle) whole.
+It is the exception's only argument, so errors cross process boundaries (pickle) intact.
 """
 
 from typing import ClassVar
@@ -11,43 +11,41 @@ from inception.errors import ModelError
 
 
 class RayceptionError(Exception):
-    """Base of what a person is told in one line. `exit_code` is the command's."""
+    """Base class. `exit_code` is the exit status of the command."""
 
     exit_code: ClassVar[int] = 4
 
 
 class JobError(RayceptionError):
-    """The job (its YAML, an override, an argument) is wrong: exit code 2."""
+    """The job is wrong: its YAML, an override or an argument."""
 
     exit_code = 2
 
 
 class ServiceError(RayceptionError):
-    """The cluster or a service refused or cannot be reached: exit code 3."""
+    """The cluster or a service is unreachable or refused a request."""
 
     exit_code = 3
 
 
 class LeaseLost(ServiceError):
-    """Another driver goes on with the run."""
+    """Another driver now owns the run."""
 
 
 class TrainingError(RayceptionError):
-    """Training began and failed: exit code 4."""
-
-    exit_code = 4
+    """Training started and failed."""
 
 
 class Rollback(RayceptionError):
-    """A step whose loss is no finite number: the run goes on before it, and without it."""
+    """A loss is not finite: the run returns to the last checkpoint and skips that step."""
 
 
-# What a person is told in one line, whichever package says it.
+# Reported to the user as one line, without a traceback.
 EXPECTED_ERRORS = (RayceptionError, DataError, StoreError, LoaderError, ModelError)
 
 
 def exit_code_of(error: BaseException) -> int:
-    """0 done, 2 the job is wrong, 3 a cluster or service refused, 4 training failed."""
+    """2: the job is wrong. 3: a cluster or service failed. 4: training or anything else failed."""
     if isinstance(error, RayceptionError):
         return error.exit_code
     if isinstance(error, DataError | ModelError):

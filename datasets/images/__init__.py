@@ -1,4 +1,4 @@
-"""Image bytes to pixels. Pure functions of the bytes and the sample's identity.
+"""Image bytes to pixels: functions of the bytes and the sample's identity alone.
 
 | module | what it holds |
 |---|---|

@@ -1,9 +1,9 @@
-"""What a training image looks like, as pure functions of the sample's identity.
+"""Random crops, mirroring and colour distortion of training images; the crops of evaluations.
 
-Random numbers are keyed by (seed, epoch, shard, sample): no process, thread or rank can change
-them. The crop and RandAugment are made here, where the image is decoded; the mirror and the colour
-distortion are only drawn here, and made on the device (device.py). Resizing is torch's antialiased
-bilinear on uint8 in channels-last layout, the fastest exact one measured.
+Random numbers are keyed by (seed, epoch, shard, sample), so that no process, thread or rank can
+change them. The crop and RandAugment are applied here, where the image is decoded; the mirror and
+the colour distortion are only drawn here and applied on the device (device.py). Resizing is torch's
+antialiased bilinear on uint8 in channels-last layout, the fastest exact one measured.
 """
 
 from dataclasses import dataclass
@@ -15,20 +15,22 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from datasets.images.region import Box
-from datasets.order import AUGMENT, random_words
+from datasets.order import AUGMENT, random_floats
 
-TRIES = 10
+CROP_TRIES = 10
 SCALES_OF_224 = (256, 288, 320, 352)  # GoogLeNet's shorter sides
-FLIP = 4 * TRIES  # where each purpose's numbers begin; new ones go to the end, the old ones stay
-COLOUR = FLIP + 1
-COLOURS = 5  # brightness, saturation, hue, contrast, order
-OPERATIONS = COLOUR + COLOURS
+NO_COLOUR = (0.0, 1.0, 0.0, 1.0, 0.0)  # brightness, saturation, hue, contrast, order
+# Where each purpose's random numbers begin. New ones go to the end, so that the others stay.
+FLIP_AT = 4 * CROP_TRIES
+COLOUR_AT = FLIP_AT + 1
+OPERATIONS_AT = COLOUR_AT + len(NO_COLOUR)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Augment:
-    """Random-resized crop (share of the area, width/height ratio), mirror probability, strength of
-    the colour distortion (1 is Inception's), RandAugment's number of operations and magnitude."""
+    """area, aspect: ranges of a random crop's share of the image and of its width / height. flip:
+    probability of a mirror. colour: strength of the distortion, 1 is Inception's. operations,
+    magnitude: RandAugment's."""
 
     area: tuple[float, float] = (0.08, 1.0)
     aspect: tuple[float, float] = (3 / 4, 4 / 3)
@@ -39,21 +41,19 @@ class Augment:
 
 
 def draw(seed: int, epoch: int, shard: int, sample: int, augment: Augment) -> list[float]:
-    """The sample's random numbers in [0, 1): four for each try of a crop, one for the mirror, and
-    where they are used, five for the colour and two for each operation."""
-    count = COLOUR
+    """The sample's random numbers in [0, 1): four for each try of a crop, one for the mirror and,
+    if they are used, five for the colour and two for each RandAugment operation."""
+    count = COLOUR_AT
     if augment.colour or augment.operations:
-        count = OPERATIONS + 2 * augment.operations
-    words = random_words(seed, AUGMENT, epoch, shard, sample, count)
-    numbers: list[float] = ((words >> np.uint64(11)).astype(np.float64) * 2.0**-53).tolist()
-    return numbers
+        count = OPERATIONS_AT + 2 * augment.operations
+    return random_floats(seed, AUGMENT, epoch, shard, sample, count)
 
 
 def crop_box(numbers: list[float], height: int, width: int, augment: Augment) -> Box:
-    """A crop with uniform area and log-uniform aspect (as Inception's own preprocessing draws
-    them), the first of ten tries that fits; else the largest centred crop of an allowed aspect."""
+    """A crop of uniform area and log-uniform aspect (as in Inception's own preprocessing): the
+    first of ten tries that fits, else the largest centred crop of an allowed aspect."""
     low, high = log(augment.aspect[0]), log(augment.aspect[1])
-    for i in range(TRIES):
+    for i in range(CROP_TRIES):
         a, b, c, d = numbers[4 * i : 4 * i + 4]
         area = height * width * (augment.area[0] + a * (augment.area[1] - augment.area[0]))
         ratio = exp(low + b * (high - low))
@@ -77,11 +77,11 @@ def evaluation_boxes(
 ) -> list[Box]:
     """The crops of an evaluation, each to be resized to input_size; mirrors are the device's.
 
-    1: the central square, `fraction` of the shorter side. 12 and 144 are six of GoogLeNet's crops
-    (1409.4842, section 7) of a square, mirrored too: corners and centre at input size, and the
-    square whole. 144: four scales (shorter side 256, 288, 320, 352 for 224 px; in proportion, and
-    rounded up, for another input: the papers print none) by three squares along the longer side;
-    12: the first scale's central square.
+    1: the central square, `fraction` of the shorter side. 12 and 144 are GoogLeNet's (1409.4842,
+    section 7), half of them mirrors: of a square, its corners and centre at input size and the
+    whole. 144 takes four scales (shorter side 256, 288, 320, 352 for 224 px; for another input in
+    proportion and rounded up, as the papers print none) by three squares along the longer side;
+    12 takes the first scale's central square.
     """
     if crops == 1:
         return [center_box(height, width, fraction)]
@@ -95,19 +95,19 @@ def evaluation_boxes(
         last = shorter - side
         for start in starts:
             top, left = (start, 0) if height > width else (0, start)
-            inside = [(0, 0), (0, last), (last, 0), (last, last), (last // 2, last // 2)]
-            boxes += [(top + down, left + across, side, side) for down, across in inside]
+            offsets = [(0, 0), (0, last), (last, 0), (last, last), (last // 2, last // 2)]
+            boxes += [(top + down, left + right, side, side) for down, right in offsets]
             boxes.append((top, left, shorter, shorter))
     return boxes
 
 
-def views_of(crops: int) -> int:
-    """How many images of a sample are cut for 1, 12 or 144 crops: mirrors are not counted."""
+def count_views(crops: int) -> int:
+    """Images cut from a sample for 1, 12 or 144 crops: mirrors are not counted."""
     return max(1, crops // 2)
 
 
 def fill_views(target: Tensor, image: NDArray[np.uint8], *, crops: int, fraction: float) -> None:
-    """Every crop of uint8 (H, W, 3) that evaluation_boxes names, into its row of `target`, uint8
+    """Resizes each evaluation crop of uint8 (H, W, 3) into its row of `target`, uint8
     (views, 3, S, S) in channels-last layout."""
     boxes = evaluation_boxes(
         image.shape[0], image.shape[1], crops=crops, fraction=fraction, input_size=target.shape[-1]
@@ -117,17 +117,17 @@ def fill_views(target: Tensor, image: NDArray[np.uint8], *, crops: int, fraction
 
 
 def is_mirrored(numbers: list[float], augment: Augment) -> bool:
-    return numbers[FLIP] < augment.flip
+    return numbers[FLIP_AT] < augment.flip
 
 
 def colour_of(numbers: list[float], augment: Augment) -> tuple[float, ...] | None:
-    """(brightness to add, saturation's factor, hue to add in turns, contrast's factor, order of
-    the four): the ranges of TF-slim's inception_preprocessing.distort_color, times the strength;
-    None where there is none."""
+    """(brightness to add, saturation factor, hue to add in turns, contrast factor, order of the
+    four): the ranges of TF-slim's inception_preprocessing.distort_color times the strength; None
+    without distortion."""
     if not augment.colour:
         return None
     strength = augment.colour
-    a, b, c, d, order = numbers[COLOUR : COLOUR + COLOURS]
+    a, b, c, d, order = numbers[COLOUR_AT:OPERATIONS_AT]
     return (
         strength * (32 / 255) * (2 * a - 1),
         1 + strength * 0.5 * (2 * b - 1),
@@ -138,12 +138,12 @@ def colour_of(numbers: list[float], augment: Augment) -> tuple[float, ...] | Non
 
 
 def resize_into(target: Tensor, image: NDArray[np.uint8], box: Box) -> None:
-    """The crop of uint8 (H, W, 3), resized into `target`, uint8 (1, 3, S, S) in channels-last
+    """Resizes the crop of uint8 (H, W, 3) into `target`, uint8 (1, 3, S, S) in channels-last
     layout."""
     top, left, height, width = box
-    # The crop as a view with the strides of a channels-last batch of one: torch then resizes it
-    # where it lies, and right into the batch. Permuting and adding an axis gives the same pixels
-    # after a copy, and so does F.interpolate, whose result has to be copied to its place.
+    # A view of the crop with the strides of a channels-last batch of one is resized where it lies,
+    # straight into the batch. Permuting and adding an axis would give the same pixels after a
+    # copy, and so would F.interpolate, whose result has to be copied to its row.
     row = image.strides[0]
     batch = torch.as_strided(
         torch.from_numpy(image),

@@ -1,36 +1,50 @@
-"""Image bytes -> arrays.
+"""Images decoded on the CPU.
 
-JPEGs go through libjpeg-turbo (simplejpeg): a quarter faster than PIL, and strict, where PIL lets
-a scan damaged in its middle pass. Its DCT and upsampling are the exact ones, so pixels are PIL's.
-PIL takes the rest: other formats, CMYK, images to be turned.
+JPEGs go through libjpeg-turbo (simplejpeg): a quarter faster than PIL and strict, while PIL accepts
+a scan that is damaged in its middle. Its exact DCT and upsampling are used, so pixels are PIL's.
+PIL decodes the rest: other formats, CMYK, images that their EXIF turns.
 """
 
 import io
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import simplejpeg
+import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from datasets.errors import ImageError
-from datasets.images.region import Box, decode_region
+from datasets.images.augment import resize_into
+from datasets.images.region import Box, ChooseBox, decode_region
 from datasets.shards.labels import files_of
 
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
 JPEG_MAGIC = b"\xff\xd8"
 PLAIN_JPEG = ("Gray", "YCbCr", "RGB")
-EXIF_SEARCH_BYTES = 4096  # the EXIF segment stands among the first
-PIL_FORMATS = ("JPEG", "PNG", "WEBP")  # nothing else of what PIL can open is taken
-MAX_PIXELS = 100_000_000  # a decompression bomb's guard: 300 MB of RGB
+EXIF_SEARCH_BYTES = 4096  # the EXIF segment is among the first
+PIL_FORMATS = ("JPEG", "PNG", "WEBP")  # of all that PIL can open
+MAX_PIXELS = 100_000_000  # 300 MB of RGB; against decompression bombs
+
+
+class CpuDecoder:
+    """Decodes crops into batches on the CPU, as GpuDecoder does on a GPU."""
+
+    device = torch.device("cpu")
+
+    def resize_into(
+        self, target: torch.Tensor, content: bytes | memoryview, choose: ChooseBox, where: str
+    ) -> None:
+        """Resizes the crop choose(height, width) into `target`, uint8 (1, 3, S, S) in
+        channels-last layout. Raises ImageError."""
+        resize_into(target, *decode_crop(content, choose, where))
 
 
 def decode_image(content: bytes | memoryview, where: str) -> NDArray[np.uint8]:
     """uint8 (H, W, 3) RGB of a JPEG, PNG or WebP of any mode, turned as its EXIF says.
 
-    Grey, palette, CMYK and alpha become RGB (alpha over white), 16-bit samples keep their upper
-    8 bits. Raises ImageError for bytes that are no whole image or too large.
+    Grey, palette, CMYK and alpha become RGB (alpha over white); of 16-bit samples the upper 8 bits
+    are kept. Raises ImageError for an incomplete, damaged or too large image.
     """
     try:
         if _is_plain(content):
@@ -49,12 +63,12 @@ def decode_image(content: bytes | memoryview, where: str) -> NDArray[np.uint8]:
 
 
 def decode_crop(
-    content: bytes | memoryview, choose: Callable[[int, int], Box], where: str
+    content: bytes | memoryview, choose: ChooseBox, where: str
 ) -> tuple[NDArray[np.uint8], Box]:
-    """(image, box): the crop that choose(height, width) names lies at `box` of uint8 (H, W, 3).
+    """(image, box): uint8 (H, W, 3) and the place in it of the crop choose(height, width).
 
-    The image is no more than the crop where a part can be decoded; the crop's pixels are the same
-    either way. Raises ImageError.
+    If a part can be decoded, the image is the crop alone; its pixels are the same either way.
+    Raises ImageError.
     """
     if _is_plain(content):
         crop = decode_region(content, choose, MAX_PIXELS)
@@ -64,8 +78,21 @@ def decode_crop(
     return image, choose(image.shape[0], image.shape[1])
 
 
+def find_image(sample: dict[str, Any], where: str) -> bytes | memoryview:
+    """The sample's image file. Raises ImageError if it has none."""
+    for extension in IMAGE_EXTENSIONS:
+        if extension in sample:
+            content: bytes | memoryview = sample[extension]
+            return content
+    raise ImageError(
+        f"{where}: got {files_of(sample)}; a sample has an image, "
+        f".{' or .'.join(IMAGE_EXTENSIONS)}. "
+        "Pack the split again."
+    )
+
+
 def _is_plain(content: bytes | memoryview) -> bool:
-    """A JPEG that nothing says to turn."""
+    """Whether this is a JPEG without EXIF, which could turn it."""
     beginning = bytes(content[:EXIF_SEARCH_BYTES])
     return beginning[:2] == JPEG_MAGIC and b"Exif\0" not in beginning
 
@@ -87,16 +114,3 @@ def _rgb(image: Image.Image) -> Image.Image:
         white = Image.new("RGBA", image.size, "white")
         return Image.alpha_composite(white, image).convert("RGB")
     return image if image.mode == "RGB" else image.convert("RGB")
-
-
-def find_image(sample: dict[str, Any], where: str) -> bytes | memoryview:
-    """The sample's image file. Raises ImageError where it has none."""
-    for extension in IMAGE_EXTENSIONS:
-        if extension in sample:
-            found: bytes | memoryview = sample[extension]
-            return found
-    raise ImageError(
-        f"{where}: got {files_of(sample)}; a sample has an image, "
-        f".{' or .'.join(IMAGE_EXTENSIONS)}. "
-        "Pack the split again."
-    )

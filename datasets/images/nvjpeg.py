@@ -1,9 +1,9 @@
-"""JPEGs decoded on the GPU, by nvImageCodec's nvJPEG: for nodes whose processors cannot keep up.
+"""JPEGs decoded on the GPU by nvImageCodec's nvJPEG, for nodes whose CPUs are too slow.
 
-The crop alone is decoded, resized on the device and written right into the batch there. Whatever
-nvJPEG does not take (PNG, WebP, CMYK, damage) is decoded on the CPU, which also says what is wrong
-with it. nvJPEG reconstructs chroma in its own way, so pixels differ a little from the CPU's: the
-decoder belongs to the job, like the crop's size.
+Only the crop is decoded; it is resized on the device, straight into the batch. What nvJPEG does not
+take (PNG, WebP, CMYK, damaged files) is decoded on the CPU, which also reports the damage. nvJPEG
+reconstructs chroma differently, so pixels differ a little from the CPU's: the choice of a decoder
+is part of the job, like the crop's size.
 """
 
 from collections.abc import Callable
@@ -18,22 +18,22 @@ from torch.nn import functional as F
 
 from datasets.errors import LoaderError
 from datasets.images.decode import JPEG_MAGIC, MAX_PIXELS, decode_image
-from datasets.images.region import Box
+from datasets.images.region import ChooseBox
 
 
-class _Thread(local):
-    """Made anew in each thread: two threads on one decoder got each other's pixels a few times in
-    a thousand images (seen with 0.9 on its CPU backend)."""
+class _PerThread(local):
+    """Two threads on one decoder got each other's pixels a few times in a thousand images (seen
+    with 0.9 on its CPU backend)."""
 
     def __init__(self, make: Callable[[], Any]) -> None:
         self.decoder = make()
 
 
 class GpuDecoder:
-    """One rank's decoder on its device. Threads may share it.
+    """One rank's decoder on its device, for any number of threads.
 
-    device cpu is the library's own CPU backend, which the tests run. Raises LoaderError where
-    nvImageCodec is not installed.
+    device: cpu selects the library's CPU backend, for tests. Raises LoaderError if nvImageCodec is
+    not installed.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -52,7 +52,7 @@ class GpuDecoder:
         if device.type == "cuda":
             kinds = [nvimgcodec.HW_GPU_ONLY, nvimgcodec.GPU_ONLY, nvimgcodec.HYBRID_CPU_GPU]
             device_id = device.index or 0
-        self._thread = _Thread(
+        self._thread = _PerThread(
             partial(
                 nvimgcodec.Decoder,
                 device_id=device_id,
@@ -62,15 +62,11 @@ class GpuDecoder:
         )
 
     def resize_into(
-        self,
-        target: Tensor,
-        content: bytes | memoryview,
-        choose: Callable[[int, int], Box],
-        where: str,
+        self, target: Tensor, content: bytes | memoryview, choose: ChooseBox, where: str
     ) -> None:
-        """The crop that choose(height, width) names into `target`, uint8 (1, 3, S, S) on the
-        device. Raises ImageError."""
-        crop = self._crop(bytes(content), choose)
+        """Resizes the crop choose(height, width) into `target`, uint8 (1, 3, S, S) on the device.
+        Raises ImageError."""
+        crop = self._decode_crop(bytes(content), choose)
         if crop is None:
             image = decode_image(content, where)
             top, left, height, width = choose(image.shape[0], image.shape[1])
@@ -82,7 +78,7 @@ class GpuDecoder:
         )  # (1, 3, S, S)
         target.copy_(resized.round_().clamp_(0, 255))
 
-    def _crop(self, content: bytes, choose: Callable[[int, int], Box]) -> Tensor | None:
+    def _decode_crop(self, content: bytes, choose: ChooseBox) -> Tensor | None:
         """uint8 (h, w, 3) on the device; None for what the library does not take."""
         if content[:2] != JPEG_MAGIC:
             return None

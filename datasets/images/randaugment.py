@@ -1,8 +1,8 @@
 """RandAugment (Cubuk et al., arXiv 1909.13719): a few of fourteen operations at one magnitude.
 
-Its operations and their ranges are the paper's (table 6 of AutoAugment, arXiv 1805.09501): 0 to 10
-spans each range. Made with Pillow on the resized uint8 image, so a pixel does not depend on the
-device; what rotation and shear uncover is grey.
+The operations and their ranges are those of AutoAugment's table 6 (arXiv 1805.09501); magnitudes
+0 to 10 span each range. Pillow applies them to the resized uint8 image, so that pixels do not
+depend on the device. What a rotation, shear or translation uncovers is grey.
 """
 
 from collections.abc import Callable
@@ -13,10 +13,10 @@ import torch
 from PIL import Image, ImageEnhance, ImageOps
 from torch import Tensor
 
-from datasets.images.augment import OPERATIONS
+from datasets.images.augment import OPERATIONS_AT
 
 GREY = (128, 128, 128)
-LARGEST = 10.0  # magnitude
+MAX_MAGNITUDE = 10.0
 
 
 def _affine(image: Image.Image, a: float, b: float, c: float, d: float, e: float) -> Image.Image:
@@ -36,8 +36,8 @@ def _enhance(
     return kind(image).enhance(1 + 0.9 * level)
 
 
-# name -> (image, level in -1..1) -> image. Those that know no direction take its size.
-_TABLE: dict[str, Callable[[Image.Image, float], Image.Image]] = {
+# name -> (image, level in -1..1) -> image. An operation without a direction takes |level|.
+_OPERATIONS: dict[str, Callable[[Image.Image, float], Image.Image]] = {
     "identity": lambda image, level: image,
     "autocontrast": lambda image, level: ImageOps.autocontrast(image),
     "equalize": lambda image, level: ImageOps.equalize(image),
@@ -58,16 +58,18 @@ _TABLE: dict[str, Callable[[Image.Image, float], Image.Image]] = {
         image, 1, 0, 0, 0, 150 / 331 * level * image.height
     ),
 }
-NAMES = tuple(_TABLE)
+NAMES = tuple(_OPERATIONS)
 
 
 def rand_augment(image: Tensor, numbers: list[float], *, operations: int, magnitude: float) -> None:
-    """Changes uint8 (3, S, S), channels last, by `operations` of the fourteen, drawn from
-    `numbers` (two for each: which, and in which direction)."""
-    rows = image.permute(1, 2, 0)  # (S, S, 3)
-    pixels = Image.fromarray(rows.numpy())
+    """Applies `operations` of the fourteen to uint8 (3, S, S) in channels-last layout, in place.
+
+    numbers: augment.draw's; each operation takes two, for its name and its direction.
+    """
+    pixels = image.permute(1, 2, 0)  # (S, S, 3)
+    picture = Image.fromarray(pixels.numpy())
     for i in range(operations):
-        which, side = numbers[OPERATIONS + 2 * i : OPERATIONS + 2 * i + 2]
-        level = magnitude / LARGEST * (1 if side < 0.5 else -1)
-        pixels = _TABLE[NAMES[int(which * len(NAMES))]](pixels, level)
-    rows.copy_(torch.from_numpy(np.array(pixels)))
+        which, direction = numbers[OPERATIONS_AT + 2 * i : OPERATIONS_AT + 2 * i + 2]
+        level = magnitude / MAX_MAGNITUDE * (1 if direction < 0.5 else -1)
+        picture = _OPERATIONS[NAMES[int(which * len(NAMES))]](picture, level)
+    pixels.copy_(torch.from_numpy(np.array(picture)))

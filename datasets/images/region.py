@@ -1,11 +1,11 @@
-"""Part of a JPEG: what lies beside and below a crop is never reconstructed.
+"""Decodes a part of a JPEG: what is beside and below a crop is never reconstructed.
 
-libjpeg-turbo 3 decodes a region (its C API, tj3SetCroppingRegion; no Python package offers it), a
-quarter faster than the whole image for Inception's crops: entropy decoding must still walk down to
-the crop's last row. The pixels are bit for bit those of the whole image's decode (tested over
-every subsampling): chroma is interpolated from its neighbours, so a margin of one MCU is decoded
-on both sides and left out of the result. Where the library is missing (no wheel of it for the
-platform, none installed), the whole image is decoded, and pixels stay the same.
+libjpeg-turbo 3 decodes a region (C API: tj3SetCroppingRegion; no Python package offers it) a
+quarter faster than the whole image for Inception's crops; entropy decoding still walks down to the
+crop's last row. The pixels are bit for bit those of the whole image (tested for every
+subsampling): chroma is interpolated from its neighbours, so a margin of one MCU is decoded on both
+sides and cut off. Without the library (not installed, or no wheel for the platform) the whole image
+is decoded, to the same pixels.
 """
 
 import ctypes
@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Box = tuple[int, int, int, int]  # top, left, height, width
+ChooseBox = Callable[[int, int], Box]  # (image height, width) -> the crop
 
 # From turbojpeg.h of libjpeg-turbo 3.0.
 _INIT_DECOMPRESS, _RGB = 1, 0
@@ -30,7 +31,7 @@ _PLAIN_COLOURS = (0, 1, 2)  # RGB, YCbCr, grey
 _MCU_WIDTHS = (8, 16, 16, 8, 8, 32, 8)  # 4:4:4, 4:2:2, 4:2:0, grey, 4:4:0, 4:1:1, 4:4:1
 _MAX_SCANS = 500  # of a progressive image; more are an attack
 _END = b"\xff\xd9"
-_PADDING = 512  # as many zeros may follow the end mark
+_PADDING_BYTES = 512  # zeros that may follow the end marker
 
 
 class _Region(ctypes.Structure):
@@ -39,7 +40,7 @@ class _Region(ctypes.Structure):
 
 @cache
 def _library() -> Any:
-    """The TurboJPEG 3 library: the one that the `turbojpeg` wheel carries, else the system's."""
+    """The TurboJPEG 3 library: the `turbojpeg` wheel's, else the system's, else None."""
     wheel = Path(sysconfig.get_path("platlib")) / "turbojpeg.libs"
     for name in [*map(str, wheel.glob("libturbojpeg*.so*")), ctypes.util.find_library("turbojpeg")]:
         if not name:
@@ -47,7 +48,7 @@ def _library() -> Any:
         try:
             library = ctypes.CDLL(name)  # calls release the interpreter lock
             library.tj3SetCroppingRegion.argtypes = [ctypes.c_void_p, _Region]
-        except (OSError, AttributeError):  # not loadable here, or older than 3.0
+        except (OSError, AttributeError):  # cannot be loaded, or older than 3.0
             continue
         pointer, number = ctypes.c_void_p, ctypes.c_int
         header: Any = [pointer, pointer, ctypes.c_size_t]
@@ -62,7 +63,7 @@ def _library() -> Any:
 
 
 class _Decompressor:
-    """A handle of the library; one a thread, they are not to be shared."""
+    """A handle of the library. Threads must not share one."""
 
     def __init__(self) -> None:
         self._library = _library()
@@ -76,16 +77,14 @@ class _Decompressor:
         self._library.tj3Destroy(self.handle)
 
 
-class _Thread(threading.local):
-    """Made anew in each thread."""
-
+class _PerThread(threading.local):
     def __init__(self) -> None:
         self.decompressor = _Decompressor()
 
 
 @cache
-def _thread() -> _Thread:
-    return _Thread()
+def _thread() -> _PerThread:
+    return _PerThread()
 
 
 def has_regions() -> bool:
@@ -94,15 +93,15 @@ def has_regions() -> bool:
 
 
 def decode_region(
-    content: bytes | memoryview, choose: Callable[[int, int], Box], max_pixels: int
+    content: bytes | memoryview, choose: ChooseBox, max_pixels: int
 ) -> NDArray[np.uint8] | None:
-    """uint8 (h, w, 3) RGB, the crop that choose(height, width) names, of a JPEG.
+    """uint8 (h, w, 3) RGB: the crop choose(height, width) of a JPEG.
 
-    None where that cannot be done or anything is odd (another format, CMYK, 12 bits, no end mark,
-    a warning): decoding the whole image then says what is wrong, if anything is. Damage below the
-    crop is not seen.
+    None if that is impossible or anything is unusual (another format, CMYK, 12 bits, no end marker,
+    a warning): the caller then decodes the whole image, which reports what is wrong. Damage below
+    the crop goes unnoticed.
     """
-    if not has_regions() or not bytes(content[-_PADDING:]).rstrip(b"\0").endswith(_END):
+    if not has_regions() or not bytes(content[-_PADDING_BYTES:]).rstrip(b"\0").endswith(_END):
         return None
     library, handle = _library(), _thread().decompressor.handle
     source = np.frombuffer(content, dtype=np.uint8).ctypes.data

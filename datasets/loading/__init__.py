@@ -4,10 +4,10 @@
 |---|---|
 | loader | training and evaluation loaders |
 | processes | loader processes beside a rank |
-| share | how many micro-batches each rank and loader process works on |
-| positions | which samples those are |
+| share | how a step is shared out over ranks and loader processes |
+| positions | which samples a batch is read from, and the rows that they fill |
 | stream | samples from shards by byte ranges |
-| views | samples fetched, decoded and cropped into batch rows |
-| batch | batches filled in place |
-| device | batches on the training device: mirrored, recoloured, normalised |
+| views | samples fetched, decoded and cropped into batches |
+| batch | batches under construction and finished |
+| device | batches moved to the training device, mirrored and colour-distorted |
 """

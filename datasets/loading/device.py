@@ -1,8 +1,8 @@
-"""Batches on their way to the network: moved, mirrored and recoloured where they are computed.
+"""Batches moved to the training device, and mirrored and colour-distorted there.
 
-A mirror of each sample apart costs the CPU a tenth of a decode; on the device it is nothing. What
-is done to a sample was drawn with it (augment.py) and does not depend on the device, up to the
-rounding of its floats.
+To mirror single samples costs the CPU a tenth of a decode; on the device it costs nothing. The
+random numbers were drawn when the sample was decoded (augment.py), so the result does not depend on
+the device, up to the rounding of its floats.
 """
 
 from dataclasses import replace
@@ -17,14 +17,14 @@ ORDERS = ((0, 1, 2, 3), (1, 0, 3, 2), (3, 2, 0, 1), (2, 1, 3, 0))
 
 
 def on_device(batch: MicroBatch, device: torch.device) -> MicroBatch:
-    """The batch on `device`, mirrored where its samples say so; with colours, images become
-    float32 in -1..1, else they stay uint8. Nothing waits for the device."""
+    """The batch on `device`, its samples mirrored and distorted as drawn. With colours, images
+    become float32 in -1..1, else they stay uint8. Does not wait for the device."""
     images = batch.images.to(device, non_blocking=True)  # (m, 3, S, S)
-    if batch.mirrored.any():  # on the host, where it was drawn
+    if batch.mirrored.any():  # on the host
         mirrored = batch.mirrored.to(device, non_blocking=True)
         images = torch.where(mirrored[:, None, None, None], images.flip(-1), images)
     if batch.colours is not None:
-        images = recoloured(images, batch.colours)
+        images = distort_colours(images, batch.colours)
     return replace(
         batch,
         images=images,
@@ -33,10 +33,10 @@ def on_device(batch: MicroBatch, device: torch.device) -> MicroBatch:
     )
 
 
-def recoloured(images: Tensor, colours: Tensor) -> Tensor:
+def distort_colours(images: Tensor, colours: Tensor) -> Tensor:
     """uint8 (m, 3, S, S) -> float32 in -1..1 after each sample's colour distortion.
 
-    colours: float32 (m, 5) on the host, as augment.colour_of draws them.
+    colours: float32 (m, 5) on the host, rows of augment.colour_of.
     """
     result = images.to(torch.float32).div_(255)  # (m, 3, S, S)
     orders = colours[:, 4].to(torch.int64)
@@ -44,13 +44,12 @@ def recoloured(images: Tensor, colours: Tensor) -> Tensor:
         rows = torch.nonzero(orders == number)[:, 0]
         if len(rows) == 0:
             continue
-        values = colours[rows].to(images.device, non_blocking=True)[
-            :, :, None, None
-        ]  # (n, 5, 1, 1)
+        values = colours[rows].to(images.device, non_blocking=True)
+        values = values[:, :, None, None]  # (n, 5, 1, 1)
         rows = rows.to(images.device, non_blocking=True)
         part = result[rows]  # (n, 3, S, S)
-        for kind in order:
-            part = _STEPS[kind](part, values)
+        for step in order:
+            part = _STEPS[step](part, values)
         result[rows] = part
     return result.clamp_(0, 1).mul_(2).sub_(1)
 

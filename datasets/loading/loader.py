@@ -1,68 +1,66 @@
-"""Batches for one rank: the samples it works, in the canonical order.
+"""A rank's batches: its micro-batches of each training step, or its share of an evaluation.
 
-They are decoded in threads of the rank's own process or, with `workers`, in processes beside it.
-Neither their number nor the world size changes what a batch holds.
+Samples are decoded in threads of the rank's process or, with `workers`, in processes beside it.
+Neither their number nor the world size changes what a micro-batch holds.
 """
 
 import time
 from collections.abc import Iterator
-from types import TracebackType
+from contextlib import ExitStack
 from typing import Any, Self
 
+import numpy as np
+
 from datasets.images.augment import Augment
+from datasets.images.decode import CpuDecoder
 from datasets.images.nvjpeg import GpuDecoder
 from datasets.loading.batch import BatchBuffer, Damages, MicroBatch
-from datasets.loading.processes import steps_of_processes
+from datasets.loading.positions import BatchPlan
+from datasets.loading.processes import batches_of_processes
 from datasets.loading.share import STEPS_AHEAD, Share
-from datasets.loading.views import EvalViews, Reader, TrainViews
+from datasets.loading.views import EvalDecoder, Reader, TrainDecoder
 from datasets.order import Order, eval_batches_of_rank
 from datasets.shards.manifest import Manifest
 from datasets.storage.store import Store
 
 
 class _Loader:
-    """What both loaders share: waiting is counted, damage is skipped or raised, threads end.
+    """What both loaders share: wait times, damaged samples, the end of threads and processes.
 
-    is_skipping: a damaged sample keeps its place in its batch with weight zero and a black image,
-    and is counted in `damages`; otherwise its DataError is raised at its place.
+    is_skipping: a damaged sample keeps its row, with weight zero and a black image, and is counted
+    in `damages`; otherwise its DataError is raised when its batch is due.
     """
 
     def __init__(self, *, is_skipping: bool) -> None:
         self.damages = Damages()
         self.wait_s = 0.0  # seconds that the consumer waited for data
         self._is_skipping = is_skipping
-        self._open: list[Any] = []  # what close() ends
+        self._resources = ExitStack()
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
     def close(self) -> None:
-        """Ends every thread and process of this loader; what they had begun is dropped."""
-        while self._open:
-            self._open.pop().close()
+        """Ends every thread and process of this loader and drops what they have not finished."""
+        self._resources.close()
 
-    def _checked(self, rows: BatchBuffer) -> BatchBuffer:
-        """Raises the first damaged row's error, or counts them all."""
-        for row in sorted(rows.errors):
+    def _check(self, buffer: BatchBuffer) -> BatchBuffer:
+        """Raises the first damaged row's error, or counts all of them."""
+        for row in sorted(buffer.errors):
             if not self._is_skipping:
-                raise rows.errors[row]
-            self.damages.add(rows.errors[row])
-        return rows
+                raise buffer.errors[row]
+            self.damages.add(buffer.errors[row])
+        return buffer
 
-    def _waited(self, items: Iterator[Any]) -> Iterator[Any]:
-        """The items, with the time spent waiting for each counted."""
+    def _timed(self, items: Iterator[Any]) -> Iterator[Any]:
+        """The items; adds the time spent waiting for each to wait_s."""
         while True:
-            began = time.monotonic()
+            start = time.monotonic()
             item = next(items, None)
-            self.wait_s += time.monotonic() - began
+            self.wait_s += time.monotonic() - start
             if item is None:
                 return
             yield item
@@ -71,9 +69,10 @@ class _Loader:
 class TrainLoader(_Loader):
     """Endless training steps: each item is this rank's list of micro-batches of one step.
 
-    workers: loader processes; 0 decodes in `threads` threads of this one, by `decoder` where there
-    is one. start_position: global samples of finished steps, a multiple of the global batch.
-    Iterating raises DataError, StoreError or LoaderError at the step that holds the bad sample.
+    workers: loader processes; with 0, `threads` threads of this one decode, on the CPU or with
+    `decoder`. start_position: global samples of finished steps, a multiple of the global batch.
+    The other parameters are fields of the job, too. Iterating raises DataError, StoreError or
+    LoaderError at the step that it concerns.
     """
 
     def __init__(
@@ -98,7 +97,7 @@ class TrainLoader(_Loader):
         assert start_position % global_batch_size == 0, "steps begin at whole batches"
         assert decoder is None or not workers, "a GPU decoder works in its rank's own process"
         self._workers, self._threads = workers, threads
-        self._views = TrainViews(
+        self._decoder = TrainDecoder(
             store=store,
             manifest=manifest,
             order=order,
@@ -111,33 +110,37 @@ class TrainLoader(_Loader):
             augment=augment,
             input_size=input_size,
             first_step=start_position // global_batch_size,
-            decoder=decoder,
+            image_decoder=decoder or CpuDecoder(),
         )
 
     def __iter__(self) -> Iterator[list[MicroBatch]]:
-        if not self._views.share.indices:  # more ranks than micro-batches
+        decoder, share = self._decoder, self._decoder.share
+        if not share.indices:  # more ranks than micro-batches
             return iter(lambda: [], None)
+        buffers: Iterator[BatchBuffer]
         if self._workers:
-            made = steps_of_processes(self._views, self._workers, steps_ahead=STEPS_AHEAD)
-            self._open.append(made)
+            buffers = batches = batches_of_processes(
+                decoder, self._workers, steps_ahead=STEPS_AHEAD
+            )
+            self._resources.callback(batches.close)
         else:
-            reader = Reader(self._views.store, self._views.manifest, threads=self._threads)
-            self._open.append(reader)
-            made = self._views.steps(reader, steps_ahead=STEPS_AHEAD)
-        return self._waited(self._cut(made))
-
-    def _cut(self, steps: Iterator[BatchBuffer]) -> Iterator[list[MicroBatch]]:
-        share = self._views.share
-        for rows in steps:
-            yield self._checked(rows).micro_batches(share.indices, share.micro_batch_size)
+            reader = Reader(decoder.store, decoder.manifest, threads=self._threads)
+            self._resources.callback(reader.close)
+            ahead = STEPS_AHEAD * share.step_samples
+            buffers = reader.batches(decoder.plans(), decoder, ahead=ahead)
+        return self._timed(
+            self._check(buffer).micro_batches(share.indices, share.micro_batch_size)
+            for buffer in buffers
+        )
 
 
 class EvalLoader(_Loader):
     """One pass over a split: every sample in exactly one batch of one rank, in manifest order.
 
-    crop: share of the shorter side that the central square takes; crops: 1, or 12 or 144 of each
-    image, which are then decoded on the CPU. The last batch is padded with
-    weight zero. Ranks may get different numbers of batches: scoring them needs no collective.
+    crop: share of the shorter side that the central square takes. crops: of each image, 1, 12 or
+    144; several are cut on the CPU. The other parameters are fields of the job, too. The last batch
+    is padded with rows of weight zero. Ranks may get different numbers of batches, so scoring must
+    not need a collective.
     """
 
     def __init__(
@@ -157,26 +160,29 @@ class EvalLoader(_Loader):
     ) -> None:
         super().__init__(is_skipping=is_skipping)
         self._store, self._threads = store, threads
-        self._views = EvalViews(
+        self._batches = eval_batches_of_rank(
+            rank, world_size=world_size, num_samples=manifest.num_samples, batch_size=batch_size
+        )
+        self._decoder = EvalDecoder(
             manifest=manifest,
-            batches=eval_batches_of_rank(
-                rank,
-                world_size=world_size,
-                num_samples=manifest.num_samples,
-                batch_size=batch_size,
-            ),
             batch_size=batch_size,
             input_size=input_size,
             crop=crop,
             crops=crops,
-            decoder=decoder if crops == 1 else None,
+            image_decoder=decoder if decoder and crops == 1 else CpuDecoder(),
         )
 
     def __iter__(self) -> Iterator[MicroBatch]:
-        reader = Reader(self._store, self._views.manifest, threads=self._threads)
-        self._open.append(reader)
-        return self._waited(self._cut(self._views.fill(reader, batches_ahead=STEPS_AHEAD)))
-
-    def _cut(self, batches: Iterator[BatchBuffer]) -> Iterator[MicroBatch]:
-        for number, rows in enumerate(batches):
-            yield from self._checked(rows).micro_batches([number], self._views.batch_size)
+        decoder, size = self._decoder, self._decoder.batch_size
+        reader = Reader(self._store, decoder.manifest, threads=self._threads)
+        self._resources.callback(reader.close)
+        plans = (
+            BatchPlan(np.arange(first, first + count), np.arange(count))
+            for first, count in self._batches
+        )
+        buffers = reader.batches(plans, decoder, ahead=STEPS_AHEAD * size)
+        return self._timed(
+            batch
+            for number, buffer in enumerate(buffers)
+            for batch in self._check(buffer).micro_batches([number], size)
+        )

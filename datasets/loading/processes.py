@@ -1,17 +1,17 @@
-"""Loader processes beside a rank, on torch's DataLoader: decoding does not hold the interpreter
-lock that the training loop needs.
+"""Loader processes beside a rank, on torch's DataLoader: decoding then does not hold the
+interpreter lock that the training loop needs.
 
-Each process makes the rows of its part of every step and sends them through shared memory; the
-parts of a step come back in the parts' order, whichever process is faster. A process that dies is
-noticed within five seconds (DataLoader's own check), one whose rank dies ends itself as fast.
+Each process decodes its part of every step and sends it through shared memory; the parts come back
+in order, whichever process is faster. DataLoader notices within five seconds that a process died,
+and a process as fast that its rank did; it then ends itself.
 """
 
 import contextlib
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import replace
-from itertools import count
+from itertools import tee
 from multiprocessing.util import Finalize
 from typing import Any
 
@@ -20,93 +20,99 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from datasets.errors import LoaderError
 from datasets.loading.batch import BatchBuffer
-from datasets.loading.positions import part_places
-from datasets.loading.views import Reader, TrainViews
+from datasets.loading.views import Reader, TrainDecoder
+from datasets.order import Ints
 
-FETCH_STEPS = 2  # of a process, ahead of what it decodes
-# The rows of a process' part of a step, or what ended its work.
-Parcel = BatchBuffer | Exception
+FETCH_STEPS = 2  # of a process, ahead of decoding
+# (rows of the rank's batch, the samples that belong there), or what ended the process's work
+Part = tuple[Ints, BatchBuffer] | Exception
 
 
-class _Parts(IterableDataset[Parcel]):
-    """In process w: part w of every step, for ever."""
+class _Parts(IterableDataset[Part]):
+    """In process w: part w of every step, endlessly."""
 
-    def __init__(self, views: TrainViews) -> None:
-        self._views = views
+    def __init__(self, decoder: TrainDecoder) -> None:
+        self._decoder = decoder
 
-    def __iter__(self) -> Iterator[Parcel]:
+    def __iter__(self) -> Iterator[Part]:
         info = get_worker_info()
         assert info is not None, "runs in a loader process"
-        share = replace(self._views.share, part=info.id, parts=info.num_workers)
-        views = replace(self._views, share=share)
-        # Decoded in this thread: handing over between threads costs, and nothing else is to be done
-        # meanwhile. Steps decoded ahead are DataLoader's.
-        reader = Reader(views.store, views.manifest, threads=0)
+        share = self._decoder.share.split(info.num_workers)[info.id]
+        decoder = replace(self._decoder, share=share)
+        # Decodes in this thread, which has nothing else to do: a handover between threads costs.
+        # Parts decoded ahead are DataLoader's.
+        reader = Reader(decoder.store, decoder.manifest, threads=0)
+        to_decode, to_send = tee(decoder.plans())
+        compact = (replace(plan, rows=np.arange(len(plan.rows))) for plan in to_decode)
+        ahead = FETCH_STEPS * share.step_samples // share.parts
         try:
-            yield from views.steps(reader, steps_ahead=FETCH_STEPS)
-        except Exception as error:  # crosses the queue as it is, not as text with a traceback
+            buffers = reader.batches(compact, decoder, ahead=ahead)
+            for plan in to_send:
+                yield plan.rows, next(buffers)
+        except Exception as error:  # sent as it is, not as DataLoader's text of a traceback
             error.__cause__ = error.__context__ = None
             yield error.with_traceback(None)
         finally:
             reader.close()
 
 
-def steps_of_processes(
-    views: TrainViews, workers: int, *, steps_ahead: int
-) -> Iterator[BatchBuffer]:
-    """The rank's rows as `TrainViews.steps` gives them, made by `workers` processes.
+def batches_of_processes(
+    decoder: TrainDecoder, workers: int, *, steps_ahead: int
+) -> Generator[BatchBuffer, None, None]:
+    """The rank's batch of each step, decoded by `workers` processes, which end with the iterator.
 
-    Closing the iterator ends them. Raises StoreError and what else a process met; LoaderError for
-    one that died.
+    Raises what a process raised (StoreError), and LoaderError for one that died.
     """
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="This DataLoader will create")  # as was asked
-        parcels: Any = iter(
+        # The number of processes is the job's choice.
+        warnings.filterwarnings("ignore", message="This DataLoader will create")
+        parts: Any = iter(
             DataLoader(
-                _Parts(views),
+                _Parts(decoder),
                 batch_size=None,
                 num_workers=workers,
-                collate_fn=_as_it_is,
+                collate_fn=_identity,
                 prefetch_factor=steps_ahead,
-                worker_init_fn=_leave_at_once,
-                # Not fork: the rank has threads and CUDA. Not a fork server: its children would
-                # look for the server's death, and outlive a killed rank.
+                worker_init_fn=_exit_at_once,
+                # Not fork: the rank has threads and CUDA. Not a fork server: its children watch
+                # the server, and would outlive a killed rank.
                 multiprocessing_context="spawn",
             )
         )
     try:
-        for step in count(views.first_step):
-            rows = views.empty(views.share.step_samples)
-            for part in views.share.split(workers):
-                parcel = next(parcels)
-                if isinstance(parcel, Exception):
-                    raise parcel
-                rows.put(np.sort(part_places(part, step, views.order)), parcel)
-            yield rows
+        while True:
+            batch = decoder.allocate(decoder.share.step_samples)
+            for _ in range(workers):
+                part = next(parts)
+                if isinstance(part, Exception):
+                    raise part
+                rows, buffer = part
+                batch.copy_from(buffer, rows)
+            yield batch
     except (RuntimeError, OSError, EOFError) as error:
-        # DataLoader's word for a death is a RuntimeError; what the dead one was just handing over
-        # ends in one of the others.
+        # DataLoader reports a death as a RuntimeError; a death in the middle of sending is one of
+        # the others.
         if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
             raise
-        said = (str(error) or type(error).__name__).splitlines()[0]
+        message = (str(error) or type(error).__name__).splitlines()[0]
         raise LoaderError(
-            f"data.loader_workers: got {said!r}; a loader process died. Look for the out-of-memory "
-            "killer in the node's log and at the size of /dev/shm; fewer workers, or smaller "
-            "data.shuffle.lanes and pieces, need less."
+            f"data.loader_workers: got {message!r}; a loader process died. Look for the "
+            "out-of-memory killer in the node's log and at the size of /dev/shm; fewer workers, or "
+            "smaller data.shuffle.lanes and pieces, need less."
         ) from error
     finally:
-        # What an iterator does when nothing refers to it any more; an error on its way does. How a
-        # process ends that is not needed any more is nobody's trouble.
+        # The iterator does this when it is collected, which an error's traceback can delay. How a
+        # process that is no longer needed ends does not matter.
         with contextlib.suppress(RuntimeError):
-            parcels._shutdown_workers()
+            parts._shutdown_workers()
 
 
-def _leave_at_once(worker: int) -> None:
-    """Ends a loader process after multiprocessing's own clean-up, and before C++ destructors: under
-    the interpreter's end, threads of libraries now and then abort it ("terminate called without
-    an active exception", seen in a test)."""
+def _exit_at_once(worker: int) -> None:
+    """Ends a loader process after multiprocessing's own clean-up and before C++ destructors: at the
+    interpreter's end, threads of libraries sometimes abort it ("terminate called without an active
+    exception", seen in a test)."""
     Finalize(None, os._exit, args=(0,), exitpriority=-100)
 
 
-def _as_it_is(parcel: Any) -> Any:
-    return parcel
+def _identity(part: Any) -> Any:
+    return part

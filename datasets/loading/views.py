@@ -1,126 +1,125 @@
-"""Samples -> rows: fetched by windows, decoded, cropped; in order.
+"""Batches from shards: samples fetched, decoded and cropped into their rows, in order.
 
-Runs in a rank's own process, with threads, or in each of its loader processes, without.
+Runs in a rank's own process with decoding threads, or in each of its loader processes without.
 """
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import count
-
-import numpy as np
-import torch
-from torch import Tensor
+from functools import partial
+from itertools import chain, count, islice, tee
 
 from datasets.errors import DataError
 from datasets.images.augment import (
     Augment,
     center_box,
     colour_of,
+    count_views,
     crop_box,
     draw,
     fill_views,
     is_mirrored,
-    resize_into,
-    views_of,
 )
-from datasets.images.decode import decode_crop, decode_image, find_image
+from datasets.images.decode import CpuDecoder, decode_image, find_image
 from datasets.images.nvjpeg import GpuDecoder
 from datasets.images.randaugment import rand_augment
-from datasets.images.region import Box
 from datasets.loading.batch import BatchBuffer, empty_buffer
-from datasets.loading.positions import part_places, rank_positions
+from datasets.loading.positions import BatchPlan, plan_step
 from datasets.loading.share import Share
 from datasets.loading.stream import (
+    Fetch,
     Sample,
     SampleRequest,
     SampleRuns,
     build_pipeline,
+    eval_requests,
     fetch_run,
     in_threads,
     stream,
     train_requests,
 )
-from datasets.order import Order, Window
+from datasets.order import Order, Run
 from datasets.shards.manifest import Manifest
 from datasets.storage.store import Store
 
-FETCHES = 4  # runs fetched at once, of one process
-# (sample, its image's bytes, its name for errors, the rows and the one of them to fill)
-Look = Callable[[Sample, memoryview | bytes, str, BatchBuffer, int], None]
+FETCH_THREADS = 4  # of a process; each fetches one run at a time
 
 
 class Reader:
-    """The threads that fetch and decode, and their end. threads: 0 decodes in the caller's."""
+    """The threads that fetch and decode batches. threads: that decode; 0 uses the caller's."""
 
     def __init__(self, store: Store, manifest: Manifest, *, threads: int) -> None:
         self._store, self._manifest = store, manifest
-        self._fetchers = ThreadPoolExecutor(FETCHES, thread_name_prefix="fetch")
+        self._fetchers = ThreadPoolExecutor(FETCH_THREADS, thread_name_prefix="fetch")
         self._decoders = (
             ThreadPoolExecutor(threads, thread_name_prefix="decode") if threads else None
         )
 
     def close(self) -> None:
-        """Ends every thread; what they had begun is dropped."""
+        """Ends every thread and drops what they have not finished."""
         for pool in (self._decoders, self._fetchers):
             if pool is not None:
                 pool.shutdown(wait=True, cancel_futures=True)
 
-    def fetch(self, window: Window) -> SampleRuns:
-        """Begins to fetch each run of a window."""
+    def batches(
+        self, plans: Iterable[BatchPlan], decoder: "BatchDecoder", *, ahead: int
+    ) -> Iterator[BatchBuffer]:
+        """Each plan's batch. A damaged sample's row is blank and has its error. `ahead` samples are
+        fetched, and if there are threads as many decoded, before they are needed. Raises StoreError
+        at the sample that could not be fetched."""
+        # Fetching, decoding and completing walk the same plans, each behind the one before it.
+        to_fetch, to_decode, to_complete = tee(plans, 3)
+
+        def assign_rows(samples: Iterator[Sample]) -> Iterator[tuple[Sample, BatchBuffer, int]]:
+            for plan in to_decode:
+                buffer = decoder.allocate(len(plan.rows))  # not earlier: requests run far ahead
+                for row, sample in zip(plan.rows.tolist(), samples, strict=False):
+                    yield sample, buffer, row
+
+        def fill_row(item: tuple[Sample, BatchBuffer, int]) -> BatchBuffer:
+            return self._fill_row(decoder, *item)
+
+        filled = build_pipeline(
+            stream(decoder.requests(to_fetch, self._fetch), lookahead=ahead),
+            assign_rows,
+            in_threads(fill_row, self._decoders, ahead=ahead)
+            if self._decoders
+            else partial(map, fill_row),
+        )
+        for plan in to_complete:
+            # The plan's samples share a buffer, which the last of them completes.
+            last = deque(islice(filled, len(plan.rows)), maxlen=1)
+            yield last.pop() if last else decoder.allocate(0)
+
+    def _fetch(self, runs: tuple[Run, ...]) -> SampleRuns:
+        """Starts to fetch each run."""
         return {
             run[0]: self._fetchers.submit(fetch_run, self._store, self._manifest, run)
-            for run in window.runs
+            for run in runs
         }
 
-    def fill(
-        self,
-        tickets: Iterable[SampleRequest],
-        slots: Iterable[tuple[BatchBuffer, int]],
-        look: Look,
-        *,
-        fetch_ahead: int,
-        decode_ahead: int,
-    ) -> Iterator[None]:
-        """Decodes each ticket's sample into its slot; one item for each that is done, in order.
-
-        What is wrong with a sample becomes its row's error. Raises StoreError at its place.
-        """
-
-        def decode(pair: tuple[Sample, tuple[BatchBuffer, int]]) -> None:
-            sample, (rows, row) = pair
-            rows.samples[row] = sample["__shard__"], sample["__sample__"]
-            rows.keys[row] = sample["__key__"]
-            where = f"{self._manifest.shard_url(sample['__shard__'])}:{sample['__key__']}"
-            try:
-                if "__damage__" in sample:
-                    raise sample["__damage__"]
-                rows.targets[row] = self._manifest.class_of(sample, where)
-                look(sample, find_image(sample, where), where, rows, row)
-                rows.weights[row] = 1.0
-            except DataError as error:
-                rows.targets[row] = 0
-                rows.blank(row, error)
-
-        def with_slots(
-            samples: Iterable[Sample],
-        ) -> Iterator[tuple[Sample, tuple[BatchBuffer, int]]]:
-            return zip(samples, slots, strict=False)
-
-        def in_place(pairs: Iterable[tuple[Sample, tuple[BatchBuffer, int]]]) -> Iterator[None]:
-            return map(decode, pairs)
-
-        return build_pipeline(
-            stream(tickets, lookahead=fetch_ahead, copies=False),
-            with_slots,
-            in_threads(decode, self._decoders, ahead=decode_ahead) if self._decoders else in_place,
-        )
+    def _fill_row(
+        self, decoder: "BatchDecoder", sample: Sample, buffer: BatchBuffer, row: int
+    ) -> BatchBuffer:
+        buffer.samples[row] = sample["__shard__"], sample["__sample__"]
+        buffer.keys[row] = sample["__key__"]
+        where = f"{self._manifest.shard_url(sample['__shard__'])}:{sample['__key__']}"
+        try:
+            if "__damage__" in sample:
+                raise sample["__damage__"]
+            buffer.targets[row] = self._manifest.class_of(sample, where)
+            decoder.decode(sample, where, buffer, row)
+            buffer.weights[row] = 1.0
+        except DataError as error:
+            buffer.targets[row] = 0
+            buffer.blank(row, error)
+        return buffer
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class TrainViews:
-    """What the rows of a training share are made of; travels to a loader process."""
+class TrainDecoder:
+    """A share of the training batches. Pickles, for loader processes."""
 
     store: Store
     manifest: Manifest
@@ -129,166 +128,89 @@ class TrainViews:
     augment: Augment
     input_size: int
     first_step: int
-    decoder: GpuDecoder | None = None
+    image_decoder: CpuDecoder | GpuDecoder
 
-    def steps(self, reader: Reader, *, steps_ahead: int) -> Iterator[BatchBuffer]:
-        """The share's rows of every step from the first, in ascending places. Windows are fetched
-        `steps_ahead` steps ahead, and where the reader has threads, images decoded as far."""
-        made: deque[BatchBuffer] = deque()
-        ahead = steps_ahead * max(1, self.share.step_samples)
-        done = reader.fill(
-            train_requests(self._positions(), self.order, reader.fetch),
-            self._slots(made),
-            self.look,
-            fetch_ahead=ahead // self.share.parts,
-            decode_ahead=ahead,
-        )
-        for step in count(self.first_step):
-            size = len(part_places(self.share, step, self.order))
-            for _ in range(size):
-                next(done)
-            yield made.popleft() if size else self.empty(0)
+    def plans(self) -> Iterator[BatchPlan]:
+        """The share's part of every step from the first, endlessly."""
+        return (plan_step(self.share, step, self.order) for step in count(self.first_step))
 
-    def empty(self, count: int) -> BatchBuffer:
+    def requests(self, plans: Iterable[BatchPlan], fetch: Fetch) -> Iterator[SampleRequest]:
+        """The plans' samples in reading order."""
+        positions = chain.from_iterable(plan.positions.tolist() for plan in plans)
+        return train_requests(positions, self.order, fetch)
+
+    def allocate(self, num_samples: int) -> BatchBuffer:
+        """The buffer of a batch of so many samples."""
         return empty_buffer(
-            count,
+            num_samples,
             self.input_size,
             has_colours=bool(self.augment.colour),
-            device=_device(self.decoder),
+            device=self.image_decoder.device,
         )
 
-    def look(
-        self, sample: Sample, content: memoryview | bytes, where: str, rows: BatchBuffer, row: int
-    ) -> None:
+    def decode(self, sample: Sample, where: str, buffer: BatchBuffer, row: int) -> None:
+        """Decodes a sample into its row. where: names it in errors. Raises DataError."""
         augment = self.augment
         numbers = draw(
             self.order.seed, sample["__epoch__"], sample["__shard__"], sample["__sample__"], augment
         )
-        _resize_into(
-            rows.images[row : row + 1],
-            content,
+        self.image_decoder.resize_into(
+            buffer.images[row : row + 1],
+            find_image(sample, where),
             lambda height, width: crop_box(numbers, height, width, augment),
             where,
-            self.decoder,
         )
         if augment.operations:
             rand_augment(
-                rows.images[row],
+                buffer.images[row],
                 numbers,
                 operations=augment.operations,
                 magnitude=augment.magnitude,
             )
-        rows.mirrored[row] = is_mirrored(numbers, augment)
-        if rows.colours is not None:
-            rows.colours[row] = colour_of(numbers, augment)
-
-    def _slots(self, made: deque[BatchBuffer]) -> Iterator[tuple[BatchBuffer, int]]:
-        """Where each sample goes; a step's rows are made when its first sample comes."""
-        for step in count(self.first_step):
-            places = part_places(self.share, step, self.order)
-            if len(places):
-                rows = self.empty(len(places))
-                made.append(rows)
-                for row in np.argsort(np.argsort(places)).tolist():
-                    yield rows, row
-
-    def _positions(self) -> Iterator[int]:
-        for step in count(self.first_step):
-            places = part_places(self.share, step, self.order)
-            yield from rank_positions(self.share, step).ravel()[places].tolist()
+        buffer.mirrored[row] = is_mirrored(numbers, augment)
+        if buffer.colours is not None:
+            buffer.colours[row] = colour_of(numbers, augment)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class EvalViews:
-    """What the rows of an evaluation are made of. crop: share of the shorter side that the central
-    square takes; crops: 1, 12 or 144 (evaluation_boxes); batches: (first position, count) in the
-    manifest's order."""
+class EvalDecoder:
+    """Evaluation batches. crop: share of the shorter side that the central square takes. crops: of
+    each image, 1, 12 or 144 (evaluation_boxes); with more than one the image decoder is the CPU."""
 
     manifest: Manifest
-    batches: list[tuple[int, int]]
     batch_size: int
     input_size: int
     crop: float
-    crops: int = 1
-    decoder: GpuDecoder | None = None
+    crops: int
+    image_decoder: CpuDecoder | GpuDecoder
 
-    @property
-    def views(self) -> int:
-        """Crops of each image; mirrors are not counted."""
-        return views_of(self.crops)
+    def requests(self, plans: Iterable[BatchPlan], fetch: Fetch) -> Iterator[SampleRequest]:
+        return eval_requests((plan.positions for plan in plans), self.manifest, fetch)
 
-    def fill(self, reader: Reader, *, batches_ahead: int) -> Iterator[BatchBuffer]:
-        """Rows of each batch, the last one padded."""
-        made: deque[BatchBuffer] = deque()
-        ahead = batches_ahead * self.batch_size
-        done = reader.fill(
-            self._requests(reader),
-            self._slots(made),
-            self.look,
-            fetch_ahead=ahead,
-            decode_ahead=ahead,
+    def allocate(self, num_samples: int) -> BatchBuffer:
+        """Padded: rows beyond the samples are blank."""
+        buffer = empty_buffer(
+            self.batch_size,
+            self.input_size,
+            views=count_views(self.crops),
+            device=self.image_decoder.device,
         )
-        for _, size in self.batches:
-            for _ in range(size):
-                next(done)
-            rows = made.popleft()
-            for row in range(size, self.batch_size):
-                rows.blank(row)
-            yield rows
+        for row in range(num_samples, self.batch_size):
+            buffer.blank(row)
+        return buffer
 
-    def look(
-        self, sample: Sample, content: memoryview | bytes, where: str, rows: BatchBuffer, row: int
-    ) -> None:
+    def decode(self, sample: Sample, where: str, buffer: BatchBuffer, row: int) -> None:
+        content = find_image(sample, where)
         if self.crops == 1:
-            _resize_into(
-                rows.images[row : row + 1],
+            self.image_decoder.resize_into(
+                buffer.images[row : row + 1],
                 content,
                 lambda height, width: center_box(height, width, self.crop),
                 where,
-                self.decoder,
             )
-            return
-        views = rows.images[row * self.views : (row + 1) * self.views]
-        fill_views(views, decode_image(content, where), crops=self.crops, fraction=self.crop)
-
-    def _slots(self, made: deque[BatchBuffer]) -> Iterator[tuple[BatchBuffer, int]]:
-        for _, size in self.batches:
-            rows = empty_buffer(
-                self.batch_size, self.input_size, views=self.views, device=_device(self.decoder)
-            )
-            made.append(rows)
-            for row in range(size):
-                yield rows, row
-
-    def _requests(self, reader: Reader) -> Iterator[SampleRequest]:
-        for first, size in self.batches:
-            positions = np.arange(first, first + size)
-            samples = self.manifest.samples_at(positions)
-            shards = samples[:, 0]
-            runs = tuple(
-                (int(shard), int(rows[0, 1]), len(rows))
-                for shard in np.unique(shards)
-                for rows in [samples[shards == shard]]
-            )
-            fetched = reader.fetch(Window(0, runs, samples))
-            for position, (shard, sample) in zip(positions.tolist(), samples.tolist(), strict=True):
-                yield SampleRequest(position, 0, shard, sample, fetched[shard])
+        else:
+            views = buffer.images[row * buffer.views : (row + 1) * buffer.views]
+            fill_views(views, decode_image(content, where), crops=self.crops, fraction=self.crop)
 
 
-def _resize_into(
-    target: Tensor,
-    content: memoryview | bytes,
-    choose: Callable[[int, int], Box],
-    where: str,
-    decoder: GpuDecoder | None,
-) -> None:
-    """The crop of an image file into its row, by the CPU or by the rank's GPU decoder."""
-    if decoder is None:
-        image, box = decode_crop(content, choose, where)
-        resize_into(target, image, box)
-    else:
-        decoder.resize_into(target, content, choose, where)
-
-
-def _device(decoder: GpuDecoder | None) -> torch.device:
-    return torch.device("cpu") if decoder is None else decoder.device
+BatchDecoder = TrainDecoder | EvalDecoder

@@ -4,8 +4,8 @@
 |---|---|
 | pack | samples to shards with a manifest |
 | repack | existing shards to shards of one size |
-| index | a manifest for shards that exist |
-| files | image folders and CSV files as samples |
+| index | a manifest for existing shards |
+| files | image folders and CSV files to samples |
 | sources | images that installed packages ship |
-| audit | reading a split back, and what it holds |
+| audit | what a split contains, and whether it is intact |
 """

@@ -1,4 +1,4 @@
-"""What a split holds, and whether all of it is whole."""
+"""What a split contains, and whether it is intact."""
 
 import hashlib
 from collections import Counter
@@ -13,18 +13,19 @@ from PIL import Image
 from datasets.errors import DataError
 from datasets.images.augment import center_box
 from datasets.images.decode import decode_image, find_image
-from datasets.loading.stream import Sample, fetch_window, split_samples
-from datasets.order import Window, random_words
+from datasets.loading.stream import Sample, fetch_run, split_samples
+from datasets.order import permutation
 from datasets.shards.manifest import Manifest
 from datasets.storage.store import Store
 
-_CHOICE = 18  # the Philox stream of an inspection's choice
-TILE = 96
+_CHOICE = 18  # Philox stream of the inspected samples
+TILE = 96  # pixels
+SHEET_COLUMNS, SHEET_TILES = 8, 64
 
 
 @dataclass(frozen=True, slots=True)
 class Damage:
-    """One thing that is wrong: where, and the line that says it."""
+    """key: of the damaged sample; None if it is the whole shard. message: for the user."""
 
     shard: str
     key: str | None
@@ -33,7 +34,7 @@ class Damage:
 
 @dataclass(frozen=True, slots=True)
 class Contents:
-    """A split at a glance; sizes and classes are those of the samples looked at."""
+    """A split's contents; sizes and classes are those of the `looked_at` samples inspected."""
 
     num_samples: int
     num_shards: int
@@ -48,61 +49,59 @@ class Contents:
 def verify(
     store: Store, manifest: Manifest, *, threads: int, on_shard: Callable[[], None]
 ) -> list[Damage]:
-    """Reads every byte and decodes every sample of a split; -> what is damaged, in shard order.
+    """Reads every byte and decodes every sample of a split; -> the damages, in shard order.
 
     Raises StoreError.
     """
 
     def check(shard: int) -> list[Damage]:
-        found = list(_shard_damage(store, manifest, shard))
+        damages = list(_check_shard(store, manifest, shard))
         on_shard()
-        return found
+        return damages
 
     with ThreadPoolExecutor(threads, thread_name_prefix="verify") as pool:
-        return [d for found in pool.map(check, range(len(manifest.shards))) for d in found]
+        by_shard = pool.map(check, range(len(manifest.shards)))
+        return [damage for damages in by_shard for damage in damages]
 
 
 def inspect(store: Store, manifest: Manifest, *, look_at: int) -> Contents:
-    """Looks at `look_at` samples spread over the split, and draws 64 of them on a sheet.
+    """Decodes `look_at` samples from all over the split; 64 of them are on the contact sheet.
 
-    Raises DataError where one of them is damaged, StoreError.
+    Raises DataError for a damaged one, StoreError.
     """
-    words = random_words(0, _CHOICE, 0, 0, 0, manifest.num_samples)
-    chosen = np.sort(np.argsort(words, kind="stable")[:look_at])
+    order = permutation(0, _CHOICE, 0, 0, 0, manifest.num_samples)
     sizes: list[tuple[int, int]] = []
     labels: Counter[int] = Counter()
     tiles: list[Image.Image] = []
-    for shard, number in manifest.samples_at(chosen).tolist():
+    for shard, number in manifest.samples_at(np.sort(order[:look_at])).tolist():
         image, label = read_sample(store, manifest, shard, number)
         labels[label] += 1
         sizes.append((image.shape[0], image.shape[1]))
-        if len(tiles) < 64:
+        if len(tiles) < SHEET_TILES:
             square = Image.fromarray(center_square(image))
             tiles.append(square.resize((TILE, TILE), Image.Resampling.LANCZOS))
-    middle = sorted(sizes, key=lambda size: size[0] * size[1])
+    by_area = sorted(sizes, key=lambda size: size[0] * size[1])
     return Contents(
         num_samples=manifest.num_samples,
         num_shards=len(manifest.shards),
         size_bytes=manifest.size_bytes,
         looked_at=len(sizes),
         by_class={manifest.classes[label]: count for label, count in sorted(labels.items())},
-        median_size=middle[len(middle) // 2],
-        largest_size=middle[-1],
-        sheet=_sheet(tiles),
+        median_size=by_area[len(by_area) // 2],
+        largest_size=by_area[-1],
+        sheet=_contact_sheet(tiles),
     )
 
 
 def read_sample(
     store: Store, manifest: Manifest, shard: int, number: int
 ) -> tuple[NDArray[np.uint8], int]:
-    """(image (H, W, 3), class number) of one sample. Raises DataError where it is damaged,
+    """(image (H, W, 3), class number) of one sample. Raises DataError if it is damaged,
     StoreError."""
-    window = Window(0, ((shard, number, 1),), np.empty((0, 2), dtype=np.int64))
-    sample = fetch_window(store, manifest, window)[shard, number]
+    sample = fetch_run(store, manifest, (shard, number, 1)).sample(number)
     if "__damage__" in sample:
         raise sample["__damage__"]
-    where = f"{sample['__url__']}:{sample['__key__']}"
-    return decode_image(find_image(sample, where), where), manifest.class_of(sample, where)
+    return _decode(sample, manifest)
 
 
 def center_square(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -111,12 +110,17 @@ def center_square(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return image[top : top + side, left : left + side]
 
 
-def _shard_damage(store: Store, manifest: Manifest, number: int) -> Iterator[Damage]:
+def _decode(sample: Sample, manifest: Manifest) -> tuple[NDArray[np.uint8], int]:
+    where = f"{sample['__url__']}:{sample['__key__']}"
+    return decode_image(find_image(sample, where), where), manifest.class_of(sample, where)
+
+
+def _check_shard(store: Store, manifest: Manifest, number: int) -> Iterator[Damage]:
     shard, url = manifest.shards[number], manifest.shard_url(number)
     try:
         content = store.read(url)
-        changed = shard.sha256 not in (None, hashlib.sha256(content).hexdigest())
-        if changed or len(content) != shard.size_bytes:
+        is_changed = shard.sha256 not in (None, hashlib.sha256(content).hexdigest())
+        if is_changed or len(content) != shard.size_bytes:
             yield Damage(
                 shard.name,
                 None,
@@ -126,9 +130,10 @@ def _shard_damage(store: Store, manifest: Manifest, number: int) -> Iterator[Dam
         count = 0
         for _, sample in split_samples(memoryview(content), url):
             count += 1
-            message = _sample_damage(sample, manifest)
-            if message is not None:
-                yield Damage(shard.name, sample["__key__"], message)
+            try:
+                _decode(sample, manifest)
+            except DataError as error:
+                yield Damage(shard.name, sample["__key__"], str(error))
         if count != shard.num_samples:
             yield Damage(
                 shard.name,
@@ -140,20 +145,9 @@ def _shard_damage(store: Store, manifest: Manifest, number: int) -> Iterator[Dam
         yield Damage(shard.name, None, str(error))
 
 
-def _sample_damage(sample: Sample, manifest: Manifest) -> str | None:
-    where = f"{sample['__url__']}:{sample['__key__']}"
-    try:
-        decode_image(find_image(sample, where), where)
-        manifest.class_of(sample, where)
-    except DataError as error:
-        return str(error)
-    return None
-
-
-def _sheet(tiles: list[Image.Image]) -> Image.Image:
-    """The tiles in rows of eight."""
-    rows = -(-len(tiles) // 8)
-    sheet = Image.new("RGB", (8 * TILE, max(1, rows) * TILE), "white")
+def _contact_sheet(tiles: list[Image.Image]) -> Image.Image:
+    rows = max(1, -(-len(tiles) // SHEET_COLUMNS))
+    sheet = Image.new("RGB", (SHEET_COLUMNS * TILE, rows * TILE), "white")
     for i, tile in enumerate(tiles):
-        sheet.paste(tile, (i % 8 * TILE, i // 8 * TILE))
+        sheet.paste(tile, (i % SHEET_COLUMNS * TILE, i // SHEET_COLUMNS * TILE))
     return sheet

@@ -2,26 +2,25 @@
 
 import csv
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from os import stat_result
 from pathlib import Path
-
-import numpy as np
 
 from datasets.errors import DataError
 from datasets.images.decode import IMAGE_EXTENSIONS
 from datasets.loading.stream import Sample
-from datasets.order import random_words
-from datasets.packing.pack import ShardPlan
+from datasets.order import permutation
+from datasets.packing.pack import ShardPlan, group_by_bytes
 
-TAR_OVERHEAD_BYTES = 2560  # two headers, a label's block and half a block of padding twice
-_SHUFFLE = 17  # the Philox stream of the packing order
+TAR_OVERHEAD_BYTES = 2560  # two headers, a label's block and twice half a block of padding
+_SHUFFLE = 17  # Philox stream of the packing order
 
 
 @dataclass(frozen=True, slots=True)
 class ImageFile:
-    """One image on disk and its class."""
+    """One image on disk and its class number."""
 
     key: str
     path: Path
@@ -29,12 +28,11 @@ class ImageFile:
 
 
 def list_images(source: Path) -> tuple[list[ImageFile], tuple[str, ...]]:
-    """(images, class names) of a folder of class folders or of a CSV; sorted, so that the same
-    files give the same shards.
+    """(images, class names) of a folder of class folders or of a CSV, in an order that depends on
+    nothing else.
 
-    A CSV has the columns path (relative to the CSV) and label. Classes are the sorted folder
-    names or labels. Raises DataError: nothing there, no class folder, no image, a missing file or
-    column.
+    A CSV has the columns path (relative to the CSV) and label. Classes are the sorted folder names
+    or labels. Raises DataError for a missing source, class folder, image, file or column.
     """
     if source.is_dir():
         rows = [
@@ -43,10 +41,10 @@ def list_images(source: Path) -> tuple[list[ImageFile], tuple[str, ...]]:
             if path.is_file() and _extension(path) in IMAGE_EXTENSIONS
             if len(path.relative_to(source).parts) > 1
         ]
-        rule = f"a folder holds a folder a class with .{', .'.join(IMAGE_EXTENSIONS)} files"
+        rule = f"a source has a folder per class, with .{', .'.join(IMAGE_EXTENSIONS)} files"
     elif source.suffix == ".csv" and source.is_file():
         rows = _csv_rows(source)
-        rule = "a CSV has the columns path and label and a row an image"
+        rule = "a CSV has the columns path and label and a row per image"
     else:
         raise DataError(
             f"{source}: got {'a file' if source.exists() else 'nothing there'}; a source is a "
@@ -55,57 +53,52 @@ def list_images(source: Path) -> tuple[list[ImageFile], tuple[str, ...]]:
     if not rows:
         raise DataError(f"{source}: got no images; {rule}. Check the path.")
     classes = tuple(sorted({label for _, label in rows}))
-    number = {label: i for i, label in enumerate(classes)}
-    taken: set[str] = set()
+    numbers = {label: number for number, label in enumerate(classes)}
+    keys: set[str] = set()
     images = []
     for path, label in rows:
-        # A key ends at its first dot by webdataset's rule, and names one sample.
+        # By webdataset's rule a key ends at its first dot.
         key = f"{label}/{path.stem}".replace(".", "_")
-        if key in taken:
+        if key in keys:
             key = f"{key}-{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
-        taken.add(key)
-        images.append(ImageFile(key, path, number[label]))
+        keys.add(key)
+        images.append(ImageFile(key, path, numbers[label]))
     return images, classes
 
 
 def plan_shards(images: Sequence[ImageFile], *, shard_bytes: int, seed: int) -> list[ShardPlan]:
-    """Shards of about `shard_bytes`, the images shuffled by `seed`: classes mix in each shard.
+    """Shards of about `shard_bytes`, the images shuffled by `seed`, so that each mixes classes.
 
-    Raises DataError for a file that vanished.
+    Raises DataError for a file that has vanished.
     """
-    words = random_words(seed, _SHUFFLE, 0, 0, 0, len(images))
-    plans: list[ShardPlan] = []
-    group: list[ImageFile] = []
-    digest, size = hashlib.sha256(), 0
-    for index in np.argsort(words, kind="stable").tolist():
-        image = images[index]
-        try:
-            status = image.path.stat()
-        except OSError as error:
-            raise DataError(
-                f"{image.path}: got {error.strerror}; every listed image must be readable. "
-                "Mend the file or take it out."
-            ) from error
-        needed = status.st_size + TAR_OVERHEAD_BYTES
-        if group and size + needed > shard_bytes:
-            plans.append(_plan(group, digest.hexdigest()))
-            group, digest, size = [], hashlib.sha256(), 0
-        group.append(image)
-        size += needed
+
+    def shuffled() -> Iterator[tuple[tuple[ImageFile, stat_result], int]]:
+        for index in permutation(seed, _SHUFFLE, 0, 0, 0, len(images)).tolist():
+            image = images[index]
+            try:
+                status = image.path.stat()
+            except OSError as error:
+                raise _unreadable(image.path, error) from error
+            yield (image, status), status.st_size + TAR_OVERHEAD_BYTES
+
+    return [_plan(group) for group in group_by_bytes(shuffled(), shard_bytes)]
+
+
+def _plan(group: list[tuple[ImageFile, stat_result]]) -> ShardPlan:
+    digest = hashlib.sha256()
+    for image, status in group:
         digest.update(
             f"{image.key}\0{image.label}\0{status.st_size}\0{status.st_mtime_ns}\0".encode()
         )
-    plans.append(_plan(group, digest.hexdigest()))
-    return plans
-
-
-def _plan(group: list[ImageFile], digest: str) -> ShardPlan:
+    images = tuple(image for image, _ in group)
     return ShardPlan(
-        keys=tuple(image.key for image in group), digest=digest, make=partial(_read, tuple(group))
+        keys=tuple(image.key for image in images),
+        digest=digest.hexdigest(),
+        make=partial(_read, images),
     )
 
 
-def _read(group: tuple[ImageFile, ...]) -> list[Sample]:
+def _read(images: tuple[ImageFile, ...]) -> list[Sample]:
     try:
         return [
             {
@@ -113,13 +106,17 @@ def _read(group: tuple[ImageFile, ...]) -> list[Sample]:
                 _extension(image.path): image.path.read_bytes(),
                 "cls": str(image.label).encode(),
             }
-            for image in group
+            for image in images
         ]
     except OSError as error:
-        raise DataError(
-            f"{error.filename}: got {error.strerror}; every listed image must be readable. "
-            "Mend the file or take it out."
-        ) from error
+        raise _unreadable(error.filename, error) from error
+
+
+def _unreadable(path: Path | str, error: OSError) -> DataError:
+    return DataError(
+        f"{path}: got {error.strerror}; every listed image must be readable. "
+        "Fix the file or take it out."
+    )
 
 
 def _csv_rows(source: Path) -> list[tuple[Path, str]]:
@@ -135,8 +132,8 @@ def _csv_rows(source: Path) -> list[tuple[Path, str]]:
     for path, label in rows:
         if not label or not path.is_file() or _extension(path) not in IMAGE_EXTENSIONS:
             raise DataError(
-                f"{source}: got {str(path)!r} with label {label!r}; a row names an image file "
-                "that is there and its label. Mend the row."
+                f"{source}: got {str(path)!r} with label {label!r}; a row names an existing "
+                "image file and its label. Fix the row."
             )
     return rows
 

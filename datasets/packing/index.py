@@ -1,8 +1,8 @@
 """Shards that somebody else wrote -> a manifest, from their tar headers alone.
 
-Only headers and labels are read, by range requests: a request where a header is expected, small
-where images are large (of a 110 kB sample one needs 1.5 kB), larger where many small members fit
-into one. What the requests cost is latency, so many shards are walked at once.
+Headers and labels are read by range requests, each where a header is expected: small ones if images
+are large (a sample of 110 kB needs 1.5 kB), larger ones if many small members fit into one. Latency
+dominates, so many shards are read in parallel.
 """
 
 from collections import Counter
@@ -22,6 +22,7 @@ from datasets.shards.labels import (
     MAX_LABEL_BYTES,
     class_number,
     find_rule,
+    is_class_number,
     label_extension,
     label_text,
 )
@@ -36,8 +37,8 @@ EXAMPLES = 5
 
 
 @dataclass(frozen=True, slots=True)
-class Listed:
-    """One sample as headers show it. start: its first byte; text: its label, None without one."""
+class ListedSample:
+    """start: its first byte in the shard. text: its label, or None."""
 
     key: str
     start: int
@@ -46,27 +47,28 @@ class Listed:
 
 
 @dataclass(frozen=True, slots=True)
-class Listing:
-    """One shard as headers show it; end: first byte after its last sample."""
+class ShardListing:
+    """A shard's samples, from its headers. end: first byte after the last one."""
 
     entry: Entry
-    samples: tuple[Listed, ...]
+    samples: tuple[ListedSample, ...]
     end: int
 
     def shard(self, name: str) -> Shard:
-        blocks = np.array([*(s.start for s in self.samples), self.end], dtype=np.int64)
+        starts = [sample.start for sample in self.samples]
+        blocks = np.array([*starts, self.end], dtype=np.int64) // BLOCK_BYTES
         return Shard(
             name=name,
             size_bytes=self.entry.size_bytes,
             sha256=None,
             etag=self.entry.etag,
-            offsets=(blocks // BLOCK_BYTES).astype(np.uint32),
+            offsets=blocks.astype(np.uint32),
         )
 
 
 @dataclass(frozen=True, slots=True)
-class Indexed:
-    """A manifest, and what its headers show to be missing: (how many, the first few)."""
+class IndexResult:
+    """A manifest, and the samples without image or label: (how many, the first few)."""
 
     manifest: Manifest
     without_image: tuple[int, tuple[str, ...]]
@@ -74,21 +76,21 @@ class Indexed:
 
 
 def find_shards(store: Store, url: str) -> list[Entry]:
-    """The shards that a prefix holds or a pattern names, in order.
+    """The shards of a prefix or pattern, in order.
 
-    Raises DataError: none there, one missing, compressed ones, an unbalanced brace; StoreError.
+    Raises DataError (none, a missing or compressed one, an unbalanced brace), StoreError.
     """
     url = url.rstrip("/")
     if not is_pattern(url):
-        found = store.list(f"{url}/")
-        shards = [entry for entry in found if entry.url.endswith(".tar")]
-        packed = [entry.url for entry in found if entry.url.endswith(COMPRESSED)]
-        if packed and not shards:
-            raise DataError(_compressed(packed[0]))
+        entries = store.list(f"{url}/")
+        shards = [entry for entry in entries if entry.url.endswith(".tar")]
+        compressed = [entry.url for entry in entries if entry.url.endswith(COMPRESSED)]
+        if compressed and not shards:
+            raise DataError(_compressed(compressed[0]))
         if not shards:
             raise DataError(
-                f"{url}: got {len(found)} objects and no .tar among them; a split is tar shards. "
-                "Mend the prefix."
+                f"{url}: got {len(entries)} objects and no .tar among them; a split is tar shards. "
+                "Fix the prefix."
             )
         return shards
     try:
@@ -96,7 +98,7 @@ def find_shards(store: Store, url: str) -> list[Entry]:
     except ValueError as error:
         raise DataError(
             f"{url}: got an unbalanced brace; a pattern is like train-{{000000..000099}}.tar. "
-            "Mend it."
+            "Fix it."
         ) from error
     for name in names:
         if not name.endswith(".tar"):
@@ -105,46 +107,16 @@ def find_shards(store: Store, url: str) -> list[Entry]:
         return list(pool.map(store.stat, names))
 
 
-def list_shard(store: Store, entry: Entry, rule: str | None, field: str | None) -> Listing:
-    """Walks the headers of one shard. rule: where labels stand; None finds it by each sample.
-
-    Raises DataError (damaged or cut), StoreError.
-    """
-    read = _Headers(store, entry)
-    samples: list[Listed] = []
-    end = 0
-    members = walk(read, entry.size_bytes, entry.url, is_whole=True)
-    for key, group, labels in _grouped(read, members):
-        end = max(member.end for member in group.values())
-        try:
-            found = rule or find_rule(labels, field)
-            text = label_text(labels, found, entry.url) if found else None
-        except LabelError:
-            text = None
-        samples.append(
-            Listed(
-                key=key,
-                start=min(member.start for member in group.values()),
-                has_image=any(extension in group for extension in IMAGE_EXTENSIONS),
-                text=text,
-            )
-        )
-    return Listing(entry, tuple(samples), end)
-
-
 def list_shards(
     store: Store, entries: Sequence[Entry], rule: str | None, field: str | None, workers: int
-) -> Iterator[Listing]:
-    """The listing of each shard in order, `workers` of them walked at once; the first error ends
-    it. Raises as list_shard."""
+) -> Iterator[ShardListing]:
+    """The listing of each shard, in order; `workers` shards are read at a time.
+
+    rule: the split's label rule; None finds it for each sample. field: of find_rule. Raises
+    DataError (a damaged or truncated shard), StoreError; the first error ends it.
+    """
     with ThreadPoolExecutor(workers, thread_name_prefix="index") as pool:
-        futures = [pool.submit(list_shard, store, entry, rule, field) for entry in entries]
-        try:
-            for future in futures:
-                yield future.result()
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
+        yield from pool.map(lambda entry: _list_shard(store, entry, rule, field), entries)
 
 
 def index_shards(
@@ -155,28 +127,28 @@ def index_shards(
     classes: Sequence[str] = (),
     field: str | None = None,
     workers: int = 16,
-    on_shard: Callable[[Listing], None] = lambda listing: None,
-) -> Indexed:
-    """The manifest, of the URL `url`, of these shards.
+    on_shard: Callable[[ShardListing], None] = lambda listing: None,
+) -> IndexResult:
+    """The manifest of these shards as the split `url`.
 
-    classes: names, in the order of their numbers; left out, they come from the labels: numbers
-    0..the largest, or the sorted names. field: where a JSON label stands. Raises DataError (a
-    damaged shard, no sample, no image or no label anywhere), StoreError.
+    classes: names by class number; if empty, they follow from the labels: the numbers 0 to the
+    largest, or the sorted names. field: of a JSON label. (Parameters: the options of `rayception
+    index`.) Raises DataError (a damaged shard, no sample, no image or no label at all), StoreError.
     """
-    rule = _first_rule(store, entries, field)
+    rule = _find_split_rule(store, entries, field)
     shards: list[Shard] = []
     texts: Counter[str] = Counter()
     no_image: list[str] = []
     no_label: list[str] = []
     folder = f"{split_folder(url)}/"
     for listing in list_shards(store, entries, rule, field, workers):
-        where = listing.entry.url
-        shards.append(listing.shard(where.removeprefix(folder)))
+        shard_url = listing.entry.url
+        shards.append(listing.shard(shard_url.removeprefix(folder)))
         for sample in listing.samples:
             if not sample.has_image:
-                no_image.append(f"{where}:{sample.key}")
+                no_image.append(f"{shard_url}:{sample.key}")
             if sample.text is None:
-                no_label.append(f"{where}:{sample.key}")
+                no_label.append(f"{shard_url}:{sample.key}")
             else:
                 texts[sample.text] += 1
         on_shard(listing)
@@ -196,7 +168,7 @@ def index_shards(
     if classes:
         for text in texts:
             class_number(text, manifest.class_numbers, manifest.num_classes, url)
-    return Indexed(
+    return IndexResult(
         manifest,
         (len(no_image), tuple(no_image[:EXAMPLES])),
         (len(no_label), tuple(no_label[:EXAMPLES])),
@@ -204,14 +176,14 @@ def index_shards(
 
 
 def name_classes(texts: Counter[str]) -> tuple[str, ...]:
-    """Class names of labels: 0..the largest where all are numbers, else the sorted names."""
-    if all(text.isascii() and text.isdigit() and len(text) < 10 for text in texts):
-        return tuple(str(number) for number in range(max(int(text) for text in texts) + 1))
+    """Class names of labels: 0 to the largest if all are numbers, else the sorted names."""
+    if all(map(is_class_number, texts)):
+        return tuple(str(number) for number in range(max(map(int, texts)) + 1))
     return tuple(sorted(texts))
 
 
 class _Headers:
-    """Bytes of an object by position, fetched where they are wanted and a little beyond."""
+    """(position, length) -> bytes of an object, fetched on demand with a little beyond."""
 
     def __init__(self, store: Store, entry: Entry) -> None:
         self._store, self._entry = store, entry
@@ -220,20 +192,41 @@ class _Headers:
     def __call__(self, at: int, length: int) -> memoryview:
         offset = at - self._begin
         if offset < 0 or offset + length > len(self._content):
-            is_near = 0 < offset <= NEAR_BYTES
-            wanted = min(
-                max(length, NEAR_BYTES if is_near else FAR_BYTES), self._entry.size_bytes - at
-            )
+            ahead = NEAR_BYTES if 0 < offset <= NEAR_BYTES else FAR_BYTES
+            wanted = min(max(length, ahead), self._entry.size_bytes - at)
             self._content = self._store.read_range(self._entry.url, at, wanted, self._entry.etag)
             self._begin, offset = at, 0
         return self._content[offset : offset + length]
 
 
-def _grouped(
+def _list_shard(store: Store, entry: Entry, rule: str | None, field: str | None) -> ShardListing:
+    read = _Headers(store, entry)
+    samples: list[ListedSample] = []
+    end = 0
+    members = walk(read, entry.size_bytes, entry.url, is_whole=True)
+    for key, group, labels in _group(read, members):
+        end = max(member.end for member in group.values())
+        try:
+            sample_rule = rule or find_rule(labels, field)
+            text = label_text(labels, sample_rule, entry.url) if sample_rule else None
+        except LabelError:
+            text = None
+        samples.append(
+            ListedSample(
+                key=key,
+                start=min(member.start for member in group.values()),
+                has_image=any(extension in group for extension in IMAGE_EXTENSIONS),
+                text=text,
+            )
+        )
+    return ShardListing(entry, tuple(samples), end)
+
+
+def _group(
     read: _Headers, members: Iterator[Member]
 ) -> Iterator[tuple[str, dict[str, Member], dict[str, bytes]]]:
-    """(key, members by extension, content of the label files) of each sample, by webdataset's
-    rule: neighbours of one key. A label is read when its header is met, while it is at hand."""
+    """(key, members by extension, contents of label files) of each sample: by webdataset's rule,
+    neighbours with one key. A label is read with its header, from the same request if possible."""
     current: str | None = None
     group: dict[str, Member] = {}
     labels: dict[str, bytes] = {}
@@ -252,10 +245,10 @@ def _grouped(
         yield current, group, labels
 
 
-def _first_rule(store: Store, entries: Sequence[Entry], field: str | None) -> str:
-    """Where the first labelled sample of the first shard has its label; the whole split's rule."""
+def _find_split_rule(store: Store, entries: Sequence[Entry], field: str | None) -> str:
+    """The label rule of the first labelled sample of the first shard."""
     read = _Headers(store, entries[0])
-    for _, _, labels in _grouped(read, walk(read, entries[0].size_bytes, entries[0].url)):
+    for _, _, labels in _group(read, walk(read, entries[0].size_bytes, entries[0].url)):
         if (rule := find_rule(labels, field)) and label_extension(rule) in labels:
             return rule
     return DEFAULT_RULE
@@ -263,6 +256,6 @@ def _first_rule(store: Store, entries: Sequence[Entry], field: str | None) -> st
 
 def _compressed(url: str) -> str:
     return (
-        f"{url}: got a shard that is no plain .tar; ranges of it are read, which compression "
-        "forbids (images are compressed already). Unpack it, or pack the split with rayception."
+        f"{url}: got a shard that is not a plain .tar; ranges of it are read, which compression "
+        "prevents (images are compressed already). Unpack it, or pack the split with rayception."
     )

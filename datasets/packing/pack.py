@@ -1,8 +1,8 @@
 """Samples -> WebDataset shards with a manifest. The same samples give the same bytes.
 
-Shards are independent: they are written in parallel, each followed by a small part file that says
-what went into it. A pack that was killed finds these and writes only what is missing. The index
-is written last, and the part files go.
+Shards are written in parallel. Each is followed by a small part file that describes it, so that a
+pack that was killed writes only the missing ones when it is repeated. Then the index is written and
+the part files are deleted.
 """
 
 import hashlib
@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
+from typing import TypeVar
 
 import numpy as np
 import webdataset as wds
@@ -23,11 +24,16 @@ from datasets.shards.manifest import Manifest, Shard, save_manifest
 from datasets.shards.tar import BLOCK_BYTES, members
 from datasets.storage.store import Store
 
+Item = TypeVar("Item")
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ShardPlan:
-    """One shard to be: the keys of its samples, a digest of all that decides its bytes, and what
-    makes its samples (called in a thread, when the shard is written)."""
+    """A shard to be written.
+
+    keys: of its samples. digest: of everything that its bytes depend on. make: reads the samples;
+    called in a thread, when the shard is written.
+    """
 
     keys: tuple[str, ...]
     digest: str
@@ -47,7 +53,8 @@ def pack(
     Raises as pack_shards does.
     """
     plans = []
-    for group in _groups(samples, samples_per_shard):
+    rest = iter(samples)
+    while group := list(islice(rest, samples_per_shard)):
         digest = hashlib.sha256()
         for sample in group:
             for name in sorted(sample):
@@ -71,23 +78,23 @@ def pack_shards(
     workers: int = 1,
     on_shard: Callable[[Shard], None] = lambda shard: None,
 ) -> Manifest:
-    """Writes the planned shards under `url`, `workers` at a time, and the index.
+    """Writes the planned shards under `url`, `workers` at a time, then the index.
 
-    on_shard is called as each one is there. Raises DataError (no samples, a key twice, a file
-    that cannot be read), StoreError.
+    on_shard: called with each finished shard, in order. Raises DataError (no samples, a duplicate
+    key, an unreadable file), StoreError.
     """
     url = url.rstrip("/")
     if not plans:
         raise DataError(f"{url}: got no samples; a split has at least one. Check the source.")
-    seen: set[str] = set()
+    keys: set[str] = set()
     for plan in plans:
         for key in plan.keys:
-            if key in seen:
+            if key in keys:
                 raise DataError(
-                    f"{url}: got the key {key!r} twice; keys name samples. "
+                    f"{url}: got the key {key!r} twice; a key names one sample. "
                     "Give each sample its own."
                 )
-            seen.add(key)
+            keys.add(key)
     with ThreadPoolExecutor(workers, thread_name_prefix="pack") as pool:
         futures = [
             pool.submit(_write_shard, plan, store, url, f"shard-{number:06d}.tar")
@@ -108,8 +115,23 @@ def pack_shards(
     return manifest
 
 
+def group_by_bytes(items: Iterable[tuple[Item, int]], limit: int) -> Iterator[list[Item]]:
+    """Groups of consecutive items, of at most `limit` bytes together or of one item. items: with
+    their sizes in bytes."""
+    group: list[Item] = []
+    total = 0
+    for item, size in items:
+        if group and total + size > limit:
+            yield group
+            group, total = [], 0
+        group.append(item)
+        total += size
+    if group:
+        yield group
+
+
 def describe_shard(name: str, content: bytes, etag: str | None) -> Shard:
-    """The manifest's entry of a shard's bytes. Raises DataError where they are no whole tar."""
+    """The manifest's entry for a shard's bytes. Raises DataError unless they are a whole tar."""
     view = memoryview(content)
     starts = [start for start, _ in split_samples(view, name)]
     end = max((member.end for member, _ in members(view, name)), default=0)
@@ -124,14 +146,14 @@ def describe_shard(name: str, content: bytes, etag: str | None) -> Shard:
 
 
 def _write_shard(plan: ShardPlan, store: Store, url: str, name: str) -> Shard:
-    """Writes one shard, or finds that an earlier call already did."""
-    done = _find_part(plan, store, url, name)
-    if done is not None:
-        return done
+    """Writes a shard, unless an earlier call has."""
+    written = _find_written(plan, store, url, name)
+    if written is not None:
+        return written
     content = _tar(plan.make())
     _check_keys(plan, content, f"{url}/{name}")
     store.write(f"{url}/{name}", content)
-    shard = describe_shard(name, content, _etag(store, f"{url}/{name}"))
+    shard = describe_shard(name, content, store.stat(f"{url}/{name}").etag)
     part = {
         "digest": plan.digest,
         "size_bytes": shard.size_bytes,
@@ -144,8 +166,8 @@ def _write_shard(plan: ShardPlan, store: Store, url: str, name: str) -> Shard:
 
 
 def _check_keys(plan: ShardPlan, content: bytes, where: str) -> None:
-    """Readers of the tar must find the planned samples: a key that holds a dot, or is empty, would
-    be cut there, and neighbours with the same beginning would become one sample."""
+    """Readers of the tar must find the planned samples. A key that is empty or has a dot would be
+    cut, and neighbours that are equal up to the dot would become one sample."""
     found = [sample["__key__"] for _, sample in split_samples(memoryview(content), where)]
     for number, key in enumerate(plan.keys):
         if found[number : number + 1] != [key]:
@@ -155,14 +177,13 @@ def _check_keys(plan: ShardPlan, content: bytes, where: str) -> None:
             )
 
 
-def _find_part(plan: ShardPlan, store: Store, url: str, name: str) -> Shard | None:
-    """The shard as an earlier call wrote it, where it is still there and was made of the same."""
+def _find_written(plan: ShardPlan, store: Store, url: str, name: str) -> Shard | None:
+    """The shard as an earlier call wrote it, if it is still there and the plan is the same."""
     try:
         part = json.loads(store.read(_part_url(url, name)))
-        if part["digest"] != plan.digest:
-            return None
-        found = [entry for entry in store.list(f"{url}/{name}") if entry.url == f"{url}/{name}"]
-        if not found or (found[0].size_bytes, found[0].etag) != (part["size_bytes"], part["etag"]):
+        entry = store.stat(f"{url}/{name}")
+        is_same = (entry.size_bytes, entry.etag) == (part["size_bytes"], part["etag"])
+        if part["digest"] != plan.digest or not is_same:
             return None
         return Shard(
             name=name,
@@ -179,12 +200,8 @@ def _part_url(url: str, name: str) -> str:
     return f"{url}/.parts/{name}.json"
 
 
-def _etag(store: Store, url: str) -> str | None:
-    return next(entry.etag for entry in store.list(url) if entry.url == url)
-
-
 def _tar(group: Sequence[Sample]) -> bytes:
-    """A shard's bytes: webdataset's own writer with a fixed time, owner and mode."""
+    """A shard's bytes, by webdataset's writer with a fixed time, owner and mode."""
     buffer = io.BytesIO()
     writer = wds.TarWriter(
         buffer,
@@ -193,15 +210,9 @@ def _tar(group: Sequence[Sample]) -> bytes:
         mode=0o444,
         compress=False,
         encoder=False,
-        mtime=0,  # a whole number: a float costs each file a PAX header of 1,024 bytes
+        mtime=0,  # an integer: a float costs each file a PAX header of 1,024 bytes
     )
     for sample in group:
         writer.write(sample)
     writer.close()
     return buffer.getvalue()
-
-
-def _groups(samples: Iterable[Sample], size: int) -> Iterator[list[Sample]]:
-    rest = iter(samples)
-    while group := list(islice(rest, size)):
-        yield group

@@ -1,26 +1,25 @@
 """Shards that somebody else wrote -> planned shards of one size, with labels as class numbers.
 
-Samples keep their order, their keys and all their files; a label that is not a `.cls` number
-gets one beside it. Keys that occur twice are told apart by their shard's name.
+Samples keep their order, keys and files; a label that is not a `.cls` number gets such a file
+beside it. Keys that occur twice are prefixed with their shard's name.
 """
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
 import numpy as np
 
 from datasets.errors import DataError, LabelError
-from datasets.loading.stream import Sample, fetch_window, with_bytes
-from datasets.order import Window
-from datasets.packing.index import Listing, list_shards, name_classes
-from datasets.packing.pack import ShardPlan
+from datasets.loading.stream import Sample, fetch_run, runs_of, with_bytes
+from datasets.packing.index import ShardListing, list_shards, name_classes
+from datasets.packing.pack import ShardPlan, group_by_bytes
 from datasets.shards.labels import class_number
 from datasets.shards.manifest import Manifest
 from datasets.storage.store import Entry, Store
 
-Picked = tuple[int, int, str, int]  # shard, sample, key, class
+SourceSample = tuple[int, int, str, int]  # shard, number in it, key, class
 
 
 def plan_repack(
@@ -30,12 +29,12 @@ def plan_repack(
     shard_bytes: int,
     field: str | None = None,
     workers: int = 16,
-    on_shard: Callable[[Listing], None] = lambda listing: None,
+    on_shard: Callable[[ShardListing], None] = lambda listing: None,
 ) -> tuple[list[ShardPlan], tuple[str, ...]]:
-    """(planned shards, class names) of existing shards, their headers read now, their images when
-    a shard is written.
+    """(planned shards, class names) of existing shards. Reads their headers; their images are read
+    when a shard is written.
 
-    Raises DataError (damaged, without image or label), StoreError.
+    Raises DataError (a damaged shard, a sample without image or label), StoreError.
     """
     listings = []
     for listing in list_shards(store, entries, None, field, workers):
@@ -49,7 +48,7 @@ def plan_repack(
                 what = "image" if sample.text is not None else "label"
                 raise LabelError(
                     f"{listing.entry.url}:{sample.key}: got no {what}; a packed sample has both. "
-                    "Mend the shard or take the sample out."
+                    "Fix the shard or take the sample out."
                 )
             texts[sample.text] += 1
             keys[sample.key] += 1
@@ -57,33 +56,32 @@ def plan_repack(
         raise DataError(f"{entries[0].url}: got no samples; a split has at least one.")
     classes = name_classes(texts)
     source = Manifest(
-        url="", classes=classes, shards=tuple(one.shard(one.entry.url) for one in listings)
+        url="",
+        classes=classes,
+        shards=tuple(listing.shard(listing.entry.url) for listing in listings),
     )
-    plans: list[ShardPlan] = []
-    group: list[Picked] = []
-    size = 0
-    for number, listing in enumerate(listings):
-        stem = listing.entry.url.rpartition("/")[2].removesuffix(".tar").replace(".", "_")
-        for place, sample in enumerate(listing.samples):
-            _, needed = source.shards[number].byte_range(place, 1)
-            if group and size + needed > shard_bytes:
-                plans.append(_plan(store, source, group))
-                group, size = [], 0
-            key = sample.key if keys[sample.key] == 1 else f"{stem}/{sample.key}"
-            assert sample.text is not None
-            label = class_number(sample.text, source.class_numbers, len(classes), key)
-            group.append((number, place, key, label))
-            size += needed
-    plans.append(_plan(store, source, group))
-    return plans, classes
+
+    def samples() -> Iterator[tuple[SourceSample, int]]:
+        for shard, listing in enumerate(listings):
+            stem = listing.entry.url.rpartition("/")[2].removesuffix(".tar").replace(".", "_")
+            for number, sample in enumerate(listing.samples):
+                key = sample.key if keys[sample.key] == 1 else f"{stem}/{sample.key}"
+                assert sample.text is not None
+                label = class_number(sample.text, source.class_numbers, len(classes), key)
+                _, size = source.shards[shard].byte_range(number, 1)
+                yield (shard, number, key, label), size
+
+    return [
+        _plan(store, source, group) for group in group_by_bytes(samples(), shard_bytes)
+    ], classes
 
 
-def _plan(store: Store, source: Manifest, group: list[Picked]) -> ShardPlan:
+def _plan(store: Store, source: Manifest, group: list[SourceSample]) -> ShardPlan:
     digest = hashlib.sha256()
-    for shard, sample, key, label in group:
-        one = source.shards[shard]
-        start, length = one.byte_range(sample, 1)
-        digest.update(f"{one.name}\0{one.etag}\0{start}\0{length}\0{key}\0{label}\0".encode())
+    for number, sample, key, label in group:
+        shard = source.shards[number]
+        start, length = shard.byte_range(sample, 1)
+        digest.update(f"{shard.name}\0{shard.etag}\0{start}\0{length}\0{key}\0{label}\0".encode())
     return ShardPlan(
         keys=tuple(key for _, _, key, _ in group),
         digest=digest.hexdigest(),
@@ -91,20 +89,15 @@ def _plan(store: Store, source: Manifest, group: list[Picked]) -> ShardPlan:
     )
 
 
-def _read(store: Store, source: Manifest, group: tuple[Picked, ...]) -> list[Sample]:
-    """The group's samples, each source shard's in one run of ranges."""
-    picked = np.array([(shard, sample) for shard, sample, _, _ in group], dtype=np.int64)
-    runs = tuple(
-        (int(shard), int(rows.min()), len(rows))
-        for shard in np.unique(picked[:, 0])
-        for rows in [picked[picked[:, 0] == shard][:, 1]]
-    )
-    found = fetch_window(store, source, Window(0, runs, picked))
+def _read(store: Store, source: Manifest, group: tuple[SourceSample, ...]) -> list[Sample]:
+    """The group's samples; those of a source shard are one run."""
+    places = np.array([(shard, number) for shard, number, _, _ in group], dtype=np.int64)
+    runs = {run[0]: fetch_run(store, source, run) for run in runs_of(places)}
     samples = []
-    for shard, sample, key, label in group:
-        one = with_bytes(found[shard, sample])
-        if "__damage__" in one:
-            raise one["__damage__"]
-        files = {name: value for name, value in one.items() if not name.startswith("__")}
+    for shard, number, key, label in group:
+        sample = with_bytes(runs[shard].sample(number))
+        if "__damage__" in sample:
+            raise sample["__damage__"]
+        files = {name: value for name, value in sample.items() if not name.startswith("__")}
         samples.append({"__key__": key, **files, "cls": str(label).encode()})
     return samples

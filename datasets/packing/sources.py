@@ -1,4 +1,4 @@
-"""Real images that a package ships, as samples to pack."""
+"""Real images that an installed package ships, as samples to pack."""
 
 import io
 from collections.abc import Iterator
@@ -7,22 +7,22 @@ import numpy as np
 from PIL import Image
 
 from datasets.loading.stream import Sample
-from datasets.order import random_words
+from datasets.order import permutation
 
 DIGITS_TRAIN = 1437  # of 1,797: four fifths
-_SPLIT = 16  # the Philox stream of the split, apart from the order's
+_SPLIT = 16  # Philox stream of the split
 
 
 def digits(split: str, *, seed: int = 0) -> tuple[Iterator[Sample], tuple[str, ...]]:
     """(samples, class names) of scikit-learn's digits: 8 x 8 grey PNGs, ten classes.
 
-    split: "train" (1,437 images) or "val" (360), from one permutation keyed by `seed`.
+    split: "train" (1,437 images) or "val" (360), of one permutation keyed by `seed`.
     """
     from sklearn.datasets import load_digits
 
     images, labels = load_digits(return_X_y=True)
-    chosen = np.argsort(random_words(seed, _SPLIT, 0, 0, 0, len(images)), kind="stable")
-    chosen = chosen[:DIGITS_TRAIN] if split == "train" else chosen[DIGITS_TRAIN:]
+    order = permutation(seed, _SPLIT, 0, 0, 0, len(images))
+    chosen = order[:DIGITS_TRAIN] if split == "train" else order[DIGITS_TRAIN:]
 
     def samples() -> Iterator[Sample]:
         for number in chosen.tolist():

@@ -2,7 +2,7 @@
 
 | module | what it holds |
 |---|---|
-| manifest | `index.json` and `index.offsets` of a split |
-| tar | tar members in bytes |
-| labels | label files to class numbers |
+| manifest | a split's `index.json` and `index.offsets` |
+| tar | the members of an archive in memory |
+| labels | class numbers from label files |
 """

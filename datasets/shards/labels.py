@@ -1,7 +1,7 @@
-"""A sample's label files -> its class number. Pure.
+"""A sample's label file -> its class number. Pure.
 
-A rule names where the label stands: `cls` or `txt` (a number or a class name), or `json:FIELD`
-(a field of a JSON object, a number or a name). The manifest holds the rule and the class names.
+A label rule says which file: `cls` or `txt` (a number or a class name), or `json:FIELD` (a field of
+a JSON object, likewise). The manifest holds the split's rule and class names.
 """
 
 import json
@@ -10,27 +10,25 @@ from typing import Any
 
 from datasets.errors import LabelError
 
-LABEL_EXTENSIONS = ("cls", "txt", "json")  # in the order they are looked for
+LABEL_EXTENSIONS = ("cls", "txt", "json")  # in order of preference
 JSON_FIELDS = ("label", "cls", "class")
 DEFAULT_RULE = "cls"
 MAX_LABEL_BYTES = 2**16
 
 
 def find_rule(extensions: Mapping[str, Any], field: str | None = None) -> str | None:
-    """The rule of a split whose samples have these files; None where none can hold a label.
+    """The rule for a sample with these files; None if none of them can hold a label.
 
-    field: of a JSON object; left out, the first of `label`, `cls`, `class` that it has.
+    field: of a JSON object; None takes the first of `label`, `cls`, `class` that it has.
     """
     if field is not None:
         return f"json:{field}"
     for extension in LABEL_EXTENSIONS[:2]:
         if extension in extensions:
             return extension
-    if "json" in extensions:
-        values = _json(bytes(extensions["json"]))
-        for name in JSON_FIELDS:
-            if isinstance(values, dict) and name in values:
-                return f"json:{name}"
+    values = _parse_json(bytes(extensions.get("json", b"")))
+    if isinstance(values, dict):
+        return next((f"json:{name}" for name in JSON_FIELDS if name in values), None)
     return None
 
 
@@ -39,7 +37,7 @@ def label_extension(rule: str) -> str:
 
 
 def label_text(sample: Mapping[str, Any], rule: str, where: str) -> str:
-    """What the label's file says, a number or a name. Raises LabelError where it says none."""
+    """The label, a number or a name, as its file states it. Raises LabelError without one."""
     extension, _, field = rule.partition(":")
     content = sample.get(extension)
     if content is None and extension == "cls":
@@ -53,42 +51,48 @@ def label_text(sample: Mapping[str, Any], rule: str, where: str) -> str:
     if len(content) > MAX_LABEL_BYTES:
         raise LabelError(
             f"{where}.{extension}: got {len(content)} bytes; a label has at most "
-            f"{MAX_LABEL_BYTES}. Mend the label."
+            f"{MAX_LABEL_BYTES}. Fix the label."
         )
     if not field:
         return content.decode("utf-8", "replace").strip()
-    values = _json(content)
-    found = values.get(field) if isinstance(values, dict) else None
-    if isinstance(found, bool) or not isinstance(found, int | str):
+    values = _parse_json(content)
+    label = values.get(field) if isinstance(values, dict) else None
+    if isinstance(label, bool) or not isinstance(label, int | str):
         raise LabelError(
             f"{where}.json: got {content[:40]!r}; a JSON object with the field {field!r}, a number "
-            "or a name. Mend the label, or index the split again with its --label-field."
+            "or a name. Fix the label, or index the split again with its --label-field."
         )
-    return str(found).strip()
+    return str(label).strip()
+
+
+def is_class_number(text: str) -> bool:
+    """Whether a label is a number and not a name."""
+    return text.isascii() and text.isdigit() and len(text) < 10
 
 
 def class_number(text: str, numbers: Mapping[str, int], num_classes: int, where: str) -> int:
-    """The class that a label's text means: its number, else the place of its name.
+    """The class of a label: the number that it is, else that of its name.
 
     numbers: class name -> number. Raises LabelError.
     """
-    if text.isascii() and text.isdigit() and len(text) < 10 and int(text) < num_classes:
+    if is_class_number(text) and int(text) < num_classes:
         return int(text)
-    found = numbers.get(text)
-    if found is None:
+    number = numbers.get(text)
+    if number is None:
         raise LabelError(
             f"{where}: got the label {text[:40]!r}; a class is a number from 0 to "
-            f"{num_classes - 1} or one of the split's class names. Mend the label, or index the "
+            f"{num_classes - 1} or one of the split's class names. Fix the label, or index the "
             "split again."
         )
-    return found
+    return number
 
 
 def files_of(sample: Mapping[str, Any]) -> str:
+    """The extensions of a sample's files, for messages."""
     return ", ".join(f".{key}" for key in sample if not key.startswith("__")) or "no file"
 
 
-def _json(content: bytes) -> Any:
+def _parse_json(content: bytes) -> Any:
     try:
         return json.loads(content)
     except (ValueError, RecursionError):

@@ -1,13 +1,12 @@
 """The manifest of a split: shards, sample counts, byte offsets. `index.json` + `index.offsets`.
 
-A split is named by the prefix that holds its index, or by the pattern of its shards
-(`train-{000000..001023}.tar`), whose index stands beside them under the pattern's own name.
-index.json names the shards (size, SHA-256 where the bytes were read, ETag, number of samples),
-the classes and where a sample's label stands. The offsets
-are little-endian uint32 tar blocks of 512 bytes: for each shard, where each sample's first header
-stands, then where the last sample ends; 4 bytes a sample, 5 MB for ImageNet. With them a shard
-is read by ranges, and it is known how many bytes and samples must come. index.json is written
-last, so a half-written split has none.
+A split's URL is the prefix that holds its index, or the pattern of its shards
+(`train-{000000..001023}.tar`), whose index is beside them under the pattern's name. index.json
+lists the shards (size, number of samples, ETag, and SHA-256 if their bytes were read), the classes
+and the label rule. index.offsets holds little-endian uint32 numbers of 512-byte tar blocks: for
+each shard the first block of every sample, then the end of the last; 4 bytes per sample, 5 MB for
+ImageNet. With them shards are read by ranges, and a missing byte or sample is noticed. index.json
+is written last, so an incomplete split has none.
 """
 
 import hashlib
@@ -33,8 +32,11 @@ OFFSETS_FILE = "index.offsets"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Shard:
-    """One tar file. name: relative to its split's folder, or a URL of its own. sha256: None where
-    only headers were read. offsets: uint32 (num_samples + 1,) in tar blocks."""
+    """One tar file.
+
+    name: relative to the split's folder, or a whole URL. sha256: None if only headers were read.
+    offsets: uint32 (num_samples + 1,), in tar blocks.
+    """
 
     name: str
     size_bytes: int
@@ -47,14 +49,14 @@ class Shard:
         return len(self.offsets) - 1
 
     def byte_range(self, first: int, count: int) -> tuple[int, int]:
-        """(start, length) in bytes of `count` samples from `first`."""
+        """(start, length), in bytes, of `count` samples from `first` on."""
         start = int(self.offsets[first]) * BLOCK_BYTES
         return start, int(self.offsets[first + count]) * BLOCK_BYTES - start
 
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """A split as its index describes it. label: the rule of labels.py."""
+    """A split as its index describes it. label: a rule of labels.py."""
 
     url: str
     classes: tuple[str, ...]
@@ -83,8 +85,8 @@ class Manifest:
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 over all that the order and the samples depend on: names, sizes, checksums
-        (where they are known), offsets; not where the split lies."""
+        """SHA-256 over what the order and the samples depend on: the shards' names, sizes,
+        checksums (if known) and offsets, but not their location."""
         digest = hashlib.sha256()
         for shard in self.shards:
             name = shard.name.rpartition("/")[2] if "://" in shard.name else shard.name
@@ -93,7 +95,7 @@ class Manifest:
         return digest.hexdigest()
 
     def samples_at(self, positions: NDArray[np.int64]) -> NDArray[np.int64]:
-        """(shard, sample) of positions in the manifest's own order: int64 (n, 2)."""
+        """(shard, sample) of positions in the manifest's order: int64 (n, 2)."""
         starts = np.concatenate([[0], np.cumsum(self.samples_per_shard)])
         shards = np.searchsorted(starts, positions, side="right") - 1
         return np.stack([shards, positions - starts[shards]], axis=1)
@@ -109,19 +111,19 @@ class Manifest:
 
 
 def is_pattern(url: str) -> bool:
-    """Whether the URL names shards (`x-{00..09}.tar`, `x.tar`) and not a prefix."""
+    """Whether the URL is a pattern of shards (`x-{00..09}.tar`, `x.tar`), not a prefix."""
     return "{" in url or url.endswith(".tar")
 
 
 def split_folder(url: str) -> str:
-    """What the shards' names are relative to: the prefix, or a pattern's part before its first
-    brace, up to a slash."""
+    """The folder that shard names are relative to: the prefix, or the part of a pattern up to the
+    last slash before its first brace."""
     url = url.rstrip("/")
     return url.partition("{")[0].rpartition("/")[0] if is_pattern(url) else url
 
 
 def index_url(url: str) -> str:
-    """Where the split's index.json stands."""
+    """The URL of the split's index.json."""
     url = url.rstrip("/")
     if not is_pattern(url):
         return f"{url}/{INDEX_FILE}"
@@ -160,28 +162,24 @@ def save_manifest(store: Store, manifest: Manifest) -> None:
 
 
 def load_manifest(store: Store, url: str) -> Manifest:
-    """The manifest of the split that `url`, a prefix or a pattern of shards, names.
+    """The manifest of a split. url: a prefix or a pattern of shards.
 
-    Raises DataError: no shards there, shards without an index, an index that is damaged or of
-    another version; StoreError.
+    Raises DataError (no shards, no index, an index that is damaged or of another version),
+    StoreError.
     """
     url = url.rstrip("/")
     where = index_url(url)
     try:
         content = store.read(where)
     except DataError as error:
-        raise DataError(_no_index(store, url, where)) from error
+        raise DataError(_missing_index(store, url, where)) from error
     try:
         values: dict[str, Any] = json.loads(content)
-        version = values["format"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise DataError(_damaged(where, f"{type(error).__name__}: {error}")) from error
-    if version != FORMAT:
-        raise DataError(
-            f"{where}: got index format {version}; this version reads {FORMAT}. Use the "
-            "rayception that wrote it, or pack the split again."
-        )
-    try:
+        if values["format"] != FORMAT:
+            raise DataError(
+                f"{where}: got index format {values['format']}; this version reads {FORMAT}. Use "
+                "the rayception that wrote it, or pack the split again."
+            )
         return _parse(store, url, values)
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(_damaged(where, f"{type(error).__name__}: {error}")) from error
@@ -195,14 +193,14 @@ def _parse(store: Store, url: str, values: dict[str, Any]) -> Manifest:
     offsets = np.frombuffer(content, dtype="<u4").astype(np.uint32)
     shards = []
     at = 0
-    for stated in values["shards"]:
-        count = int(stated["num_samples"]) + 1
+    for entry in values["shards"]:
+        count = int(entry["num_samples"]) + 1
         shards.append(
             Shard(
-                name=str(stated["name"]),
-                size_bytes=int(stated["size_bytes"]),
-                sha256=stated["sha256"],
-                etag=stated["etag"],
+                name=str(entry["name"]),
+                size_bytes=int(entry["size_bytes"]),
+                sha256=entry["sha256"],
+                etag=entry["etag"],
                 offsets=offsets[at : at + count],
             )
         )
@@ -218,8 +216,8 @@ def _parse(store: Store, url: str, values: dict[str, Any]) -> Manifest:
     return manifest
 
 
-def _no_index(store: Store, url: str, where: str) -> str:
-    """What to say where there is no index: whether shards are there decides the remedy."""
+def _missing_index(store: Store, url: str, where: str) -> str:
+    """The message for a missing index; what to do depends on whether there are shards."""
     remedy = f"Run `rayception index '{url}'`, or pack the split with rayception."
     if is_pattern(url) or url.startswith("http"):
         return f"{where}: got no index there; training reads shards by its offsets. {remedy}"
@@ -231,7 +229,7 @@ def _no_index(store: Store, url: str, where: str) -> str:
         )
     return (
         f"{url}: got no shards and no {INDEX_FILE}; a split is tar shards with an index. "
-        "Mend the prefix, or pack the data there."
+        "Fix the prefix, or pack the data there."
     )
 
 

@@ -1,4 +1,4 @@
-"""file:// URLs and plain paths, as the store reads and writes them."""
+"""file:// URLs and plain paths."""
 
 import os
 import random
@@ -8,57 +8,81 @@ from typing import TypeVar
 from urllib.parse import quote, unquote, urlsplit
 
 from datasets.errors import DataError, StoreError
+from datasets.storage.transfer import Entry, read_fully, short_object
 
 Result = TypeVar("Result")
 
 
-def disk_path(url: str) -> Path:
+class Disk:
+    """Files of this machine."""
+
+    def read(self, url: str) -> bytes:
+        return _on_disk(url, Path.read_bytes)
+
+    def read_into(self, url: str, view: memoryview, start: int, etag: str | None) -> None:
+        """etag: ignored, as files have none."""
+
+        def read(path: Path) -> int:
+            with path.open("rb", buffering=0) as file:
+                file.seek(start)
+                return read_fully(file, view)
+
+        length = _on_disk(url, read)
+        if length != len(view):
+            raise DataError(short_object(url, start, length, len(view)))
+
+    def write(self, url: str, content: bytes) -> None:
+        _on_disk(url, lambda path: _write_atomically(path, content))
+
+    def delete(self, url: str) -> None:
+        _on_disk(url, lambda path: path.unlink(missing_ok=True))
+
+    def stat(self, url: str) -> Entry:
+        return Entry(url, _on_disk(url, lambda path: path.stat().st_size), None)
+
+    def is_file(self, url: str) -> bool:
+        return _path_of(url).is_file()
+
+    def entries(self, prefix: str) -> list[Entry]:
+        return _on_disk(prefix, lambda _: _list_files(prefix))
+
+
+def _path_of(url: str) -> Path:
     return Path(unquote(urlsplit(url).path) if url.startswith("file://") else url)
 
 
-def on_disk(url: str, work: Callable[[Path], Result]) -> Result:
+def _on_disk(url: str, work: Callable[[Path], Result]) -> Result:
+    """work(path), with its errors as DataError and StoreError."""
     try:
-        return work(disk_path(url))
+        return work(_path_of(url))
     except FileNotFoundError as error:
-        raise DataError(f"{url}: got no such file; it must exist. Mend the path.") from error
+        raise DataError(f"{url}: got no such file; it must exist. Fix the path.") from error
     except OSError as error:
         raise StoreError(
             f"{url}: got {error.strerror}; the disk refused. Check its space and permissions."
         ) from error
 
 
-def files_below(prefix: str) -> list[tuple[str, Path]]:
-    """(URL, path) of each file whose URL begins with `prefix`, a file:// URL or a plain path.
-
-    URLs begin with `prefix` as it is written, quoted or not: one made of it and a name compares
-    equal to the one found here. Without a last slash the folder of that name is meant, if any.
-    """
-    if not prefix.endswith("/") and disk_path(prefix).is_dir():
+def _list_files(prefix: str) -> list[Entry]:
+    """URLs begin with `prefix` as it is written, quoted or not: one made of it and a name compares
+    equal to the one listed. Without a last slash the folder of that name is listed, if any."""
+    if not prefix.endswith("/") and _path_of(prefix).is_dir():
         prefix += "/"
-    folder, _, beginning = prefix.rpartition("/")
+    folder, _, name_prefix = prefix.rpartition("/")
     folder += "/" if folder or prefix.startswith("/") else ""
-    start, is_url = disk_path(folder), prefix.startswith("file://")
+    root, is_url = _path_of(folder), prefix.startswith("file://")
     if is_url:
-        beginning = unquote(beginning)
-    found = []
-    for path in start.rglob("*"):
-        name = path.relative_to(start).as_posix()
-        if name.startswith(beginning) and path.is_file():
-            found.append((folder + (quote(os.fsencode(name)) if is_url else name), path))
-    return found
+        name_prefix = unquote(name_prefix)
+    entries = []
+    for path in root.rglob("*"):
+        name = path.relative_to(root).as_posix()
+        if name.startswith(name_prefix) and path.is_file():
+            url = folder + (quote(os.fsencode(name)) if is_url else name)
+            entries.append(Entry(url, path.stat().st_size, None))
+    return entries
 
 
-def read_part(path: Path, start: int, view: memoryview) -> int:
-    """Fills `view` from byte `start` as far as the file goes; -> the bytes read."""
-    with path.open("rb", buffering=0) as file:
-        file.seek(start)
-        reached = 0
-        while reached < len(view) and (got := file.readinto(view[reached:])):
-            reached += got
-        return reached
-
-
-def write_whole(path: Path, content: bytes) -> None:
+def _write_atomically(path: Path, content: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.{random.getrandbits(32):08x}")
     try:

@@ -1,4 +1,4 @@
-"""http(s):// URLs, read only: plain web servers that answer byte ranges. On urllib3."""
+"""http(s):// URLs of web servers that answer byte ranges; read only. On urllib3."""
 
 from threading import Lock
 from typing import Any
@@ -6,50 +6,53 @@ from urllib.parse import urlsplit
 
 from datasets.errors import DataError, StoreBusyError, StoreError
 from datasets.storage import transfer
-from datasets.storage.transfer import Answer, Entry, changed_object, receive
+from datasets.storage.transfer import Entry, Response, changed_object, receive
 
 ATTEMPTS = 5  # of one request
-REPEATED = (429, 500, 502, 503, 504)
+RETRIED = (429, 500, 502, 503, 504)
 
 
 class Http:
-    """Objects behind URLs. Thread-safe; connections are kept per host and shared."""
+    """Thread-safe; connections are kept per host and shared."""
 
     def __init__(self) -> None:
         self._pool: Any = None
         self._lock = Lock()
+
+    def read(self, url: str) -> bytes:
+        return bytes(self.read_into(url, None, 0, None))
 
     def read_into(
         self, url: str, view: memoryview | None, start: int, etag: str | None
     ) -> memoryview:
         from urllib3.exceptions import HTTPError
 
-        def ask(first: int | None, last: int | None, match: str | None) -> Answer:
+        def get(byte_range: str | None, match: str | None) -> Response:
             headers = {"If-Match": f'"{match}"'} if match else {}
-            if first is not None:
-                headers["Range"] = f"bytes={first}-{'' if last is None else last}"
+            if byte_range:
+                headers["Range"] = byte_range
             response = self._request("GET", url, headers)
-            if first is not None and response.status != 206:
+            if byte_range and response.status != 206:
                 response.close()
                 raise StoreError(
-                    f"{shown(url)}: got HTTP {response.status} to a request for a byte range; the "
-                    "server must answer ranges with 206. Copy the shards to one that does."
+                    f"{redacted(url)}: got HTTP {response.status} to a request for a byte range; "
+                    "the server must answer ranges with 206. Copy the shards to one that does."
                 )
-            found = _etag(response)
-            if match and found != match:  # servers may ignore If-Match
+            current = _etag(response)
+            if match and current != match:  # servers may ignore If-Match
                 response.close()
-                raise changed_object(shown(url), 412)
-            return Answer(int(response.headers["Content-Length"]), found, response)
+                raise changed_object(redacted(url), 412)
+            return Response(int(response.headers["Content-Length"]), current, response)
 
-        return receive(ask, shown(url), view, start, etag, (HTTPError, OSError))
+        return receive(get, redacted(url), view, start, etag, (HTTPError, OSError))
 
     def stat(self, url: str) -> Entry:
         response = self._request("HEAD", url, {})
         response.close()
         if "Content-Length" not in response.headers:
             raise StoreError(
-                f"{shown(url)}: got an answer without Content-Length; shards are read by ranges of "
-                "a known size. Copy them to a server that states it."
+                f"{redacted(url)}: got an answer without Content-Length; shards are read by ranges "
+                "of a known size. Copy them to a server that states it."
             )
         return Entry(url, int(response.headers["Content-Length"]), _etag(response))
 
@@ -63,19 +66,19 @@ class Http:
             )
         except HTTPError as error:
             raise StoreError(
-                f"{shown(url)}: got no answer ({type(error).__name__}); the server must be "
+                f"{redacted(url)}: got no answer ({type(error).__name__}); the server must be "
                 "reachable. Check the URL and the network."
             ) from error
         if response.status < 400:
             return response
         response.close()
         if response.status in (404, 410):
-            raise DataError(f"{shown(url)}: got no such object; it must exist. Mend the URL.")
+            raise DataError(f"{redacted(url)}: got no such object; it must exist. Fix the URL.")
         if response.status in (412, 416):
-            raise changed_object(shown(url), response.status)
-        failed = StoreBusyError if response.status in REPEATED else StoreError
-        raise failed(
-            f"{shown(url)}: got HTTP {response.status}; the server must give the object. "
+            raise changed_object(redacted(url), response.status)
+        kind = StoreBusyError if response.status in RETRIED else StoreError
+        raise kind(
+            f"{redacted(url)}: got HTTP {response.status}; the server must give the object. "
             "Check that the URL may be read."
         )
 
@@ -91,7 +94,7 @@ class Http:
                     ),
                     retries=Retry(
                         total=ATTEMPTS,
-                        status_forcelist=REPEATED,
+                        status_forcelist=RETRIED,
                         allowed_methods=("GET", "HEAD"),
                         backoff_factor=transfer.FIRST_PAUSE_S,
                         backoff_jitter=transfer.FIRST_PAUSE_S,
@@ -101,13 +104,13 @@ class Http:
             return self._pool
 
 
-def shown(url: str) -> str:
+def redacted(url: str) -> str:
     """The URL without its query and user part, which may hold a signature or a password."""
     parts = urlsplit(url)
     return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
 
 
 def _etag(response: Any) -> str | None:
-    """The strong ETag, if the server gives one; weak ones do not promise equal bytes."""
+    """The strong ETag, if there is one; a weak one does not promise equal bytes."""
     etag = response.headers.get("ETag")
     return etag.strip('"') if etag and not etag.startswith("W/") else None

@@ -1,8 +1,7 @@
-"""s3:// URLs, on boto3. The only S3 client.
+"""s3:// URLs. On boto3.
 
-Credentials come from boto3's standard chain alone. Refused requests (5xx, timeouts, resets before
-an answer) are repeated by botocore, five attempts with exponential backoff and jitter; bodies that
-break are continued by `receive`.
+Credentials come from boto3's standard chain. botocore retries refused requests (5xx, timeouts,
+resets before a response) with exponential backoff and jitter; `receive` continues broken bodies.
 """
 
 import os
@@ -13,7 +12,7 @@ from typing import Any, TypeVar
 
 from datasets.errors import DataError, StoreBusyError, StoreError
 from datasets.storage import transfer
-from datasets.storage.transfer import Answer, Entry, changed_object, receive
+from datasets.storage.transfer import Entry, Response, changed_object, receive
 
 ATTEMPTS = 5  # of one request
 
@@ -22,7 +21,7 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StoreConfig:
-    """Where s3:// URLs lie. endpoint_url None is AWS, or what AWS_ENDPOINT_URL says."""
+    """The service behind s3:// URLs. endpoint_url: None is AWS_ENDPOINT_URL, if set, else AWS."""
 
     endpoint_url: str | None = None
     region: str | None = None
@@ -31,12 +30,15 @@ class StoreConfig:
 
 
 class S3:
-    """The objects of one service. Thread-safe; connections are kept and shared."""
+    """Thread-safe; connections are kept and shared."""
 
     def __init__(self, config: StoreConfig) -> None:
         self.config = config
         self._client: Any = None
         self._lock = Lock()
+
+    def read(self, url: str) -> bytes:
+        return bytes(self.read_into(url, None, 0, None))
 
     def read_into(
         self, url: str, view: memoryview | None, start: int, etag: str | None
@@ -51,18 +53,18 @@ class S3:
 
         bucket, key = split_url(url)
 
-        def ask(first: int | None, last: int | None, match: str | None) -> Answer:
+        def get(byte_range: str | None, match: str | None) -> Response:
             options: dict[str, Any] = {"IfMatch": f'"{match}"'} if match else {}
-            if first is not None:
-                options["Range"] = f"bytes={first}-{'' if last is None else last}"
-            response = self._call(url, lambda s3: s3.get_object(Bucket=bucket, Key=key, **options))
-            return Answer(response["ContentLength"], response["ETag"].strip('"'), response["Body"])
+            if byte_range:
+                options["Range"] = byte_range
+            result = self._call(url, lambda s3: s3.get_object(Bucket=bucket, Key=key, **options))
+            return Response(result["ContentLength"], result["ETag"].strip('"'), result["Body"])
 
         broken = (
             IncompleteReadError, ReadTimeoutError, ResponseStreamingError, ConnectionClosedError,
             HTTPError, ConnectionError, TimeoutError,
         )  # fmt: skip
-        return receive(ask, url, view, start, etag, broken)
+        return receive(get, url, view, start, etag, broken)
 
     def write(self, url: str, content: bytes) -> None:
         bucket, key = split_url(url)
@@ -73,14 +75,14 @@ class S3:
         self._call(url, lambda s3: s3.delete_object(Bucket=bucket, Key=key))
 
     def stat(self, url: str) -> Entry:
-        """Size and ETag of one object, by the first entry of a listing: HEAD answers have no
-        body, and so cannot tell a missing bucket from a missing object."""
+        """Size and ETag of one object, from a listing: the response to HEAD has no body, and so
+        cannot tell a missing bucket from a missing object."""
         bucket, key = split_url(url)
         page = self._call(url, lambda s3: s3.list_objects_v2(Bucket=bucket, Prefix=key, MaxKeys=1))
-        for found in page.get("Contents", []):
-            if found["Key"] == key:
-                return _entry(bucket, found)
-        raise DataError(f"{url}: got no such object; it must exist. Mend the URL.")
+        for item in page.get("Contents", []):
+            if item["Key"] == key:
+                return _entry(bucket, item)
+        raise DataError(f"{url}: got no such object; it must exist. Fix the URL.")
 
     def entries(self, prefix: str) -> Iterator[Entry]:
         bucket, key = split_url(prefix)
@@ -90,22 +92,22 @@ class S3:
                 prefix,
                 lambda s3, token=token: s3.list_objects_v2(Bucket=bucket, Prefix=key, **token),
             )
-            for found in page.get("Contents", []):
-                yield _entry(bucket, found)
+            for item in page.get("Contents", []):
+                yield _entry(bucket, item)
             if not page.get("IsTruncated"):
                 return
             token = {"ContinuationToken": page["NextContinuationToken"]}
 
     def _call(self, url: str, request: Callable[..., Result]) -> Result:
-        """One request; what botocore raises becomes one line."""
+        """One request, with botocore's errors as DataError and StoreError."""
         from botocore.exceptions import BotoCoreError, ClientError
 
         try:
             return request(self._connect())
         except ClientError as error:
-            raise self._refused(url, error) from error
+            raise self._refusal(url, error) from error
         except BotoCoreError as error:
-            raise self._unreachable(url, error) from error
+            raise self._no_response(url, error) from error
 
     def _connect(self) -> Any:
         with self._lock:
@@ -125,39 +127,39 @@ class S3:
                         retries={"total_max_attempts": ATTEMPTS, "mode": "standard"},
                         s3={"addressing_style": self.config.addressing},
                         signature_version=UNSIGNED if self.config.anonymous else None,
-                        # Newer checksum headers are not understood by every compatible store.
+                        # Not every compatible store understands the newer checksum headers.
                         request_checksum_calculation="when_required",
                         response_checksum_validation="when_required",
                     ),
                 )
             return self._client
 
-    def _refused(self, url: str, error: Any) -> DataError | StoreError:
+    def _refusal(self, url: str, error: Any) -> DataError | StoreError:
         code = str(error.response.get("Error", {}).get("Code", ""))
         status = int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
         bucket, _ = split_url(url)
         if code == "NoSuchBucket":
             return StoreError(
-                f"{url}: got no bucket {bucket} at {self._where()}; the bucket must exist. "
+                f"{url}: got no bucket {bucket} at {self._service()}; the bucket must exist. "
                 "Create it, or mend the URL."
             )
         if code in ("NoSuchKey", "404") or status == 404:
-            return DataError(f"{url}: got no such object; it must exist. Mend the URL.")
+            return DataError(f"{url}: got no such object; it must exist. Fix the URL.")
         if status in (412, 416):
             return changed_object(url, status)
         if status in (401, 403):
             return StoreError(
-                f"{url}: got {code or status} from {self._where()}; the store knows other "
+                f"{url}: got {code or status} from {self._service()}; the store knows other "
                 "credentials. Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (or AWS_PROFILE) "
                 "to ones that may use this bucket."
             )
-        failed = StoreBusyError if status >= 500 else StoreError
-        return failed(
-            f"{url}: got {code or 'an error'} (HTTP {status}) from {self._where()} after "
+        kind = StoreBusyError if status >= 500 else StoreError
+        return kind(
+            f"{url}: got {code or 'an error'} (HTTP {status}) from {self._service()} after "
             f"{ATTEMPTS} attempts; the store failed. Look at its log and its disk space."
         )
 
-    def _unreachable(self, url: str, error: Exception) -> StoreError:
+    def _no_response(self, url: str, error: Exception) -> StoreError:
         name = type(error).__name__
         if "Credential" in name:
             return StoreError(
@@ -166,11 +168,11 @@ class S3:
                 "storage.anonymous=true for a public bucket."
             )
         return StoreError(
-            f"{url}: got no answer from {self._where()} ({name}); the store must be reachable. "
+            f"{url}: got no answer from {self._service()} ({name}); the store must be reachable. "
             "Check storage.endpoint_url and the network."
         )
 
-    def _where(self) -> str:
+    def _service(self) -> str:
         return self.config.endpoint_url or os.environ.get("AWS_ENDPOINT_URL") or "AWS"
 
 
@@ -180,5 +182,5 @@ def split_url(url: str) -> tuple[str, str]:
     return bucket, key
 
 
-def _entry(bucket: str, found: dict[str, Any]) -> Entry:
-    return Entry(f"s3://{bucket}/{found['Key']}", found["Size"], found["ETag"].strip('"'))
+def _entry(bucket: str, item: dict[str, Any]) -> Entry:
+    return Entry(f"s3://{bucket}/{item['Key']}", item["Size"], item["ETag"].strip('"'))

@@ -1,14 +1,14 @@
 """Object storage as whole objects and byte ranges: s3://, file:// (and plain paths), http(s)://.
 
-Every call is bounded: 5 s to connect, 30 s of silence, a handful of attempts. http(s) is read only.
+Every call is bounded: 5 s to connect, 30 s of silence, a few attempts. http(s) is read only.
 """
 
 from datasets.errors import DataError, StoreError
 from datasets.storage.cache import DiskCache
-from datasets.storage.disk import disk_path, files_below, on_disk, read_part, write_whole
-from datasets.storage.http import Http, shown
+from datasets.storage.disk import Disk
+from datasets.storage.http import Http, redacted
 from datasets.storage.s3 import S3, StoreConfig
-from datasets.storage.transfer import Entry, buffer, short_object
+from datasets.storage.transfer import Entry, buffer
 
 __all__ = ["Entry", "Store", "StoreConfig"]
 
@@ -16,13 +16,12 @@ __all__ = ["Entry", "Store", "StoreConfig"]
 class Store:
     """Reads and writes objects by URL. Thread-safe; pickles without its connections.
 
-    cache: where parts of remote objects are kept that are read with their size and ETag.
+    cache: keeps parts of the remote objects that are read with their size and ETag.
     """
 
     def __init__(self, config: StoreConfig | None = None, cache: DiskCache | None = None) -> None:
         self.config, self.cache = config or StoreConfig(), cache
-        self._s3 = S3(self.config)
-        self._http = Http()
+        self._s3, self._http, self._disk = S3(self.config), Http(), Disk()
 
     def __repr__(self) -> str:
         return f"Store({self.config.endpoint_url or 'AWS'})"
@@ -32,10 +31,7 @@ class Store:
 
     def read(self, url: str) -> bytes:
         """The whole object. Raises DataError (not there), StoreError."""
-        remote = self._remote(url)
-        if remote is None:
-            return on_disk(url, lambda path: path.read_bytes())
-        return bytes(remote.read_into(url, None, 0, None))
+        return self._backend(url).read(url)
 
     def read_into(
         self,
@@ -47,25 +43,19 @@ class Store:
     ) -> None:
         """Fills `view` with the object's bytes from `start`.
 
-        Raises DataError where the object is not there, is shorter, or no longer has `etag`;
-        StoreError.
+        Raises DataError if the object is missing, too short or no longer has `etag`; StoreError.
         """
         if len(view) == 0:
             return
-        remote = self._remote(url)
-        if remote is not None:
-
-            def fetch(first: int, part: memoryview) -> None:
-                remote.read_into(url, part, first, etag)
-
-            if self.cache is None or etag is None or size_bytes is None:
-                fetch(start, view)
-            else:
-                self.cache.read_into(f"{url}\0{etag}", size_bytes, start, view, fetch)
+        backend = self._backend(url)
+        if self.cache is None or backend is self._disk or etag is None or size_bytes is None:
+            backend.read_into(url, view, start, etag)
             return
-        got = on_disk(url, lambda path: read_part(path, start, view))
-        if got != len(view):
-            raise DataError(short_object(url, start, got, len(view)))
+
+        def fetch(first: int, part: memoryview) -> None:
+            backend.read_into(url, part, first, etag)
+
+        self.cache.read_into(f"{url}\0{etag}", size_bytes, start, view, fetch)
 
     def read_range(self, url: str, start: int, length: int, etag: str | None = None) -> memoryview:
         """Exactly `length` bytes from `start`. Raises as read_into."""
@@ -75,67 +65,51 @@ class Store:
 
     def write(self, url: str, content: bytes) -> None:
         """Stores the object whole or not at all. Raises StoreError."""
-        if self._writable(url) is None:
-            on_disk(url, lambda path: write_whole(path, content))
-        else:
-            self._s3.write(url, content)
+        self._writable_backend(url).write(url, content)
 
     def delete(self, url: str) -> None:
-        """Removes the object; no error where it is not there. Raises StoreError."""
-        if self._writable(url) is None:
-            on_disk(url, lambda path: path.unlink(missing_ok=True))
-        else:
-            self._s3.delete(url)
+        """Removes the object, if it is there. Raises StoreError."""
+        self._writable_backend(url).delete(url)
 
     def list(self, prefix: str) -> list[Entry]:
         """Every object whose URL begins with `prefix`, sorted; URLs begin as `prefix` is written.
 
-        Raises StoreError, also for http(s), which lists nothing.
+        Raises StoreError, for http(s) always.
         """
-        remote = self._remote(prefix)
-        if remote is None:
-            found = (
-                Entry(url, path.stat().st_size, None)
-                for url, path in on_disk(prefix, lambda _: files_below(prefix))
-            )
-        elif remote is self._http:
+        backend = self._backend(prefix)
+        if isinstance(backend, Http):
             raise StoreError(
-                f"{shown(prefix)}: got a prefix; a web server lists no files. Name the shards: "
+                f"{redacted(prefix)}: got a prefix; a web server lists no files. Name the shards: "
                 "https://host/train-{000000..000099}.tar."
             )
-        else:
-            found = (entry for entry in self._s3.entries(prefix))
-        return sorted(found, key=lambda entry: entry.url)
+        return sorted(backend.entries(prefix), key=lambda entry: entry.url)
 
     def stat(self, url: str) -> Entry:
         """Size and ETag of one object. Raises DataError (not there), StoreError."""
-        remote = self._remote(url)
-        if remote is None:
-            return Entry(url, on_disk(url, lambda path: path.stat().st_size), None)
-        return remote.stat(url)
+        return self._backend(url).stat(url)
 
     def exists(self, url: str) -> bool:
-        """Whether this very object is there. Raises StoreError (also for a missing bucket)."""
-        remote = self._remote(url)
-        if remote is None:
-            return disk_path(url).is_file()
+        """Whether there is an object of exactly this URL. Raises StoreError, also for a missing
+        bucket."""
+        backend = self._backend(url)
+        if isinstance(backend, Disk):
+            return backend.is_file(url)
         try:
-            remote.stat(url)
+            backend.stat(url)
         except DataError:
             return False
         return True
 
-    def _remote(self, url: str) -> S3 | Http | None:
-        """What reads the URL; None for this machine's disk."""
+    def _backend(self, url: str) -> S3 | Http | Disk:
         if url.startswith("s3://"):
             return self._s3
-        return self._http if url.startswith(("http://", "https://")) else None
+        return self._http if url.startswith(("http://", "https://")) else self._disk
 
-    def _writable(self, url: str) -> S3 | None:
-        """What writes the URL; None for this machine's disk."""
-        if self._remote(url) is self._http:
+    def _writable_backend(self, url: str) -> S3 | Disk:
+        backend = self._backend(url)
+        if isinstance(backend, Http):
             raise StoreError(
-                f"{shown(url)}: got a place to write; http(s) is read only. Write to s3:// or "
+                f"{redacted(url)}: got a URL to write to; http(s) is read only. Write to s3:// or "
                 "file://."
             )
-        return self._s3 if url.startswith("s3://") else None
+        return backend

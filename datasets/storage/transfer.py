@@ -1,15 +1,16 @@
-"""One object's bytes into memory, whatever breaks on the way. Shared by S3 and HTTP.
+"""Downloads that survive broken connections. Shared by S3 and HTTP.
 
-A client library repeats a refused request but never a broken body (boto3 raises in its middle, its
-raw stream just ends short). Here a body that ends early is asked for again from the byte reached,
-with If-Match on its ETag: an object replaced meanwhile is noticed, and nothing short passes.
+Client libraries retry a refused request but not a broken body: boto3 raises in its middle, its raw
+stream just ends early. Here the rest is requested from the byte reached, with If-Match on the ETag,
+so that an object replaced meanwhile is noticed and a short body never passes for a whole one.
 """
 
 import random
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from io import FileIO
+from typing import Any
 
 import numpy as np
 
@@ -17,27 +18,20 @@ from datasets.errors import DataError, StoreBusyError, StoreError
 
 CONNECT_LIMIT_S = 5.0
 SILENCE_LIMIT_S = 30.0
-ATTEMPTS = 6  # requests in a row that bring nothing new
+ATTEMPTS = 6  # consecutive requests that bring nothing new
 FIRST_PAUSE_S = 0.2
-READ_BYTES = 2**20  # one read call: 10 KiB reads cost four times the CPU (measured)
-CAREFUL_READ_BYTES = 2**13  # the first after a break: a call that breaks loses what it had got
+READ_BYTES = 2**20  # of one read call: 10 KiB reads cost four times the CPU (measured)
+CAREFUL_READ_BYTES = 2**13  # of the first after a break: a call that breaks loses its bytes
 CONNECTIONS = 32  # kept open to one host
 
 
-class Body(Protocol):
-    """An answer's content, read once."""
-
-    def read(self, amount: int, /) -> bytes: ...
-    def close(self) -> None: ...
-
-
 @dataclass(frozen=True, slots=True)
-class Answer:
-    """What a request for bytes gives: how many come, of which object, and the content."""
+class Response:
+    """length: bytes of the body. etag: of the object. body: has read(amount) -> bytes, close()."""
 
     length: int
     etag: str | None
-    body: Body
+    body: Any
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,13 +43,13 @@ class Entry:
     etag: str | None
 
 
-# (first byte, last byte or None for the end, ETag to match or None) -> answer. Both bytes None:
-# the whole object. Raises DataError (not there, replaced, shorter), StoreError (refused).
-Ask = Callable[[int | None, int | None, str | None], Answer]
+# (Range header or None for the whole object, ETag to match or None) -> response. Raises DataError
+# (missing, replaced, too short), StoreError (refused).
+Request = Callable[[str | None, str | None], Response]
 
 
 def receive(
-    ask: Ask,
+    request: Request,
     url: str,
     view: memoryview | None,
     start: int,
@@ -64,42 +58,44 @@ def receive(
 ) -> memoryview:
     """Fills `view` with the bytes from `start`; without a view, the whole object.
 
-    broken: what the client raises for a body that breaks. Raises DataError, StoreError.
+    broken: what the client raises for a broken body. Raises DataError, StoreError.
     """
     is_whole = view is None
-    reached = fruitless = 0
+    reached = failures = 0
     amount = READ_BYTES
     reason = "the body ended early"
     while view is None or reached < len(view):
-        if fruitless == ATTEMPTS:
-            wanted = "all" if view is None else len(view)
+        if failures == ATTEMPTS:
+            size = "all" if view is None else len(view)
             raise StoreError(
-                f"{url}: got {reached} of {wanted} bytes and then {ATTEMPTS} times nothing "
+                f"{url}: got {reached} of {size} bytes and then {ATTEMPTS} times nothing "
                 f"({reason}); a body must arrive whole. Check the network between this machine "
                 "and the store."
             )
-        if fruitless:
-            time.sleep(pause_s(fruitless - 1))
-        fruitless += 1
-        is_range = not is_whole or reached > 0
-        last = None if view is None else start + len(view) - 1
+        if failures:
+            time.sleep(random.uniform(0, FIRST_PAUSE_S * 2 ** (failures - 1)))  # full jitter
+        failures += 1
+        byte_range = None
+        if view is not None and (reached or not is_whole):
+            byte_range = f"bytes={start + reached}-{start + len(view) - 1}"
         try:
-            answer = ask(start + reached if is_range else None, last, etag)
+            response = request(byte_range, etag)
         except StoreBusyError:
-            # The client has asked a few times already, within seconds; a burst can last longer.
-            if fruitless == ATTEMPTS:
+            # The client has retried for a few seconds; a burst can last longer.
+            if failures == ATTEMPTS:
                 raise
             continue
         except broken as error:
             reason = type(error).__name__
             continue
-        etag = etag or answer.etag
+        etag = etag or response.etag
+        body = response.body
         if view is None:
-            view = buffer(answer.length)
-        elif answer.length != len(view) - reached:
-            answer.body.close()
-            raise DataError(short_object(url, start + reached, answer.length, len(view) - reached))
-        body = answer.body
+            view = buffer(response.length)
+        elif response.length != len(view) - reached:
+            body.close()
+            wanted = len(view) - reached
+            raise DataError(short_object(url, start + reached, response.length, wanted))
         try:
             while reached < len(view):
                 piece = body.read(min(amount, len(view) - reached))
@@ -108,7 +104,7 @@ def receive(
                     break
                 view[reached : reached + len(piece)] = piece
                 reached += len(piece)
-                fruitless = 0
+                failures = 0
                 amount = min(2 * amount, READ_BYTES)
         except broken as error:
             reason = type(error).__name__
@@ -119,18 +115,22 @@ def receive(
 
 
 def buffer(size: int) -> memoryview:
-    """`size` bytes to be filled; they are not cleared first, as a bytearray's would be."""
+    """`size` bytes to be filled; unlike a bytearray's, they are not cleared first."""
     return np.empty(size, dtype=np.uint8).data
 
 
-def pause_s(attempt: int) -> float:
-    """Full jitter: uniform up to 0.2 s, 0.4 s, 0.8 s, ..."""
-    return random.uniform(0, FIRST_PAUSE_S * 2**attempt)
+def read_fully(file: FileIO, view: memoryview) -> int:
+    """Fills `view` as far as the file goes; -> the bytes read."""
+    reached = 0
+    while reached < len(view) and (count := file.readinto(view[reached:])):
+        reached += count
+    return reached
 
 
-def short_object(url: str, start: int, got: int, wanted: int) -> str:
+def short_object(url: str, start: int, length: int, wanted: int) -> str:
+    """The message for an object with fewer bytes than its index states."""
     return (
-        f"{url}: got {got} bytes from byte {start}; its index says {wanted}. The object was cut "
+        f"{url}: got {length} bytes from byte {start}; its index says {wanted}. The object was cut "
         "or replaced: upload it again, or index the split again."
     )
 

@@ -1,4 +1,4 @@
-"""`python -m orchestration.cli`: how a submitted job begins, where no command is installed."""
+"""`python -m orchestration.cli`: for submitted jobs, on nodes where no command is installed."""
 
 from orchestration.cli.app import main
 

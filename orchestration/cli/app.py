@@ -1,5 +1,8 @@
-"""The verbs; wiring only. Heavy packages (torch, ray, mlflow) are imported by the verb that needs
-them, so that `validate` and `plan` answer in milliseconds."""
+"""The application: every command, and the entry point, which turns errors into exit codes.
+
+Heavy packages (torch, ray, mlflow) are imported in the commands that need them, so that `validate`
+and `plan` answer in milliseconds.
+"""
 
 import atexit
 import contextlib
@@ -7,27 +10,17 @@ import os
 import sys
 import traceback
 from dataclasses import asdict
-from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
-from orchestration.cli import (
-    checkpoints,
-    data,
-    models,
-    render,
-    run,
-    runs,
-    shards,
-    submissions,
-)
-from orchestration.cli.tables import echo, own_name, print_json, print_plan
+from orchestration.cli import checkpoints, data, models, render, run, runs, shards, submissions
+from orchestration.cli.data import AsJson, JobFile, Overrides, read_job
+from orchestration.cli.tables import echo, panel, plan_rows, print_result, program_name
 from orchestration.errors import EXPECTED_ERRORS, ServiceError, exit_code_of
-from orchestration.job.load import load_job
+from orchestration.job.load import to_dict
 
-INTERRUPTED = 130  # 128 + SIGINT, as a shell says it
+INTERRUPTED = 130  # 128 + SIGINT, as in shells
 app = typer.Typer(
     help="Trains the Inception family on a Ray cluster; the result does not depend on the cluster.",
     no_args_is_help=True,
@@ -38,41 +31,17 @@ stack_app = typer.Typer(
     help="The embedded object store, MLflow server and Ray of this machine.", no_args_is_help=True
 )
 app.add_typer(stack_app, name="stack")
-for verb in (
-    run.run,
-    run.resume,
-    run.fork,
-    run.sweep,
-    submissions.preflight,
-    submissions.submit,
-    submissions.status,
-    submissions.logs,
-    submissions.stop,
-    submissions.drain,
-    runs.sync,
-    runs.runs,
-    runs.compare,
-    runs.ui,
-    checkpoints.evaluate,
-    checkpoints.predict,
-    checkpoints.export,
-    shards.pack,
-    shards.index,
-    data.inspect,
-    data.verify,
-    models.models,
-    render.render,
-):
-    app.command()(verb)
+for command in (
+    run.run, run.resume, run.fork, run.sweep,
+    submissions.preflight, submissions.submit, submissions.status, submissions.logs,
+    submissions.stop, submissions.drain,
+    runs.sync, runs.runs, runs.compare, runs.ui,
+    checkpoints.evaluate, checkpoints.predict, checkpoints.export,
+    shards.pack, shards.index, data.inspect, data.verify,
+    models.models, render.render,
+):  # fmt: skip
+    app.command()(command)
 app.command("list")(submissions.list_submissions)
-console = Console(highlight=False)
-
-File = Annotated[Path, typer.Argument(metavar="FILE", help="The job's YAML.", show_default=False)]
-Overrides = Annotated[
-    list[str] | None,
-    typer.Argument(metavar="[FIELD=VALUE]...", help="Overrides, such as optim.lr=0.1."),
-]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for machines.")]
 
 
 @app.callback()
@@ -84,33 +53,27 @@ def options(
 
 
 @app.command()
-def validate(file: File, overrides: Overrides = None, as_json: AsJson = False) -> None:
-    """Check a job YAML, and nothing else."""
-    job = load_job(file, overrides or [])
-    if as_json:
-        from orchestration.job.load import to_dict
-
-        print_json(to_dict(job))
-    else:
-        console.print(f"{file}: job {job.name} is valid", soft_wrap=True)
+def validate(file: JobFile, overrides: Overrides = None, as_json: AsJson = False) -> None:
+    """Check a job's YAML, and nothing else."""
+    job = read_job(file, overrides)
+    print_result(as_json, to_dict(job), f"{file}: job {job.name} is valid")
 
 
 @app.command()
-def plan(file: File, overrides: Overrides = None, as_json: AsJson = False) -> None:
+def plan(file: JobFile, overrides: Overrides = None, as_json: AsJson = False) -> None:
     """Print every number that follows from a job; starts nothing."""
     from orchestration.job.plan import make_plan, stated_data
 
-    job = load_job(file, overrides or [])
-    if (data := stated_data(job)) is None:
+    job = read_job(file, overrides)
+    sizes = stated_data(job)
+    if sizes is None:
         from orchestration.run.storage import measure_data
 
-        data = measure_data(job)
-    train_samples, val_samples, shape = data
-    made = make_plan(job, train_samples=train_samples, val_samples=val_samples, shape=shape)
-    if as_json:
-        print_json(asdict(made))
-        return
-    print_plan(console, job, made)
+        sizes = measure_data(job)
+    train_samples, val_samples, shape = sizes
+    job_plan = make_plan(job, train_samples=train_samples, val_samples=val_samples, shape=shape)
+    rows = plan_rows(job, job_plan)
+    print_result(as_json, asdict(job_plan), panel(f"plan of {job.name}", rows))
 
 
 Port = Annotated[int | None, typer.Option(min=1, max=65535, show_default="a free one")]
@@ -122,42 +85,39 @@ def stack_up(s3_port: Port = None, mlflow_port: Port = None, dashboard_port: Por
     from orchestration.stack.local import up
     from orchestration.stack.state import PARTS, stack_folder
 
-    wanted = {"s3": s3_port, "mlflow": mlflow_port, "dashboard": dashboard_port}
-    ports = {name: port for name, port in wanted.items() if port is not None}
+    requested = {"s3": s3_port, "mlflow": mlflow_port, "dashboard": dashboard_port}
+    ports = {name: port for name, port in requested.items() if port is not None}
     folder = stack_folder()
     echo(f"starting the stack (data in {folder})")
     num_cpus = os.cpu_count() or 1
     up(folder, frozenset(PARTS), num_cpus=num_cpus, log=echo, keep=True, ports=ports)
-    echo(f"it stays up until `{own_name()} stack down`")
+    echo(f"it runs until `{program_name()} stack down`")
 
 
 @stack_app.command("status")
 def stack_status(as_json: AsJson = False) -> None:
-    """Say which services run and where."""
+    """Show which services run, and where."""
     from orchestration.stack.state import PARTS, load_stack, stack_folder
 
     folder = stack_folder()
     stack = load_stack(folder)
-    parts = {
-        part: {
-            "is_up": stack is not None and stack.is_up(part),
-            "url": stack.url(part) if stack is not None and stack.is_up(part) else None,
-            "pid": stack.processes[part][0] if stack is not None and stack.is_up(part) else None,
-        }
-        for part in PARTS
-    }
-    if as_json:
-        print_json({"folder": str(folder), "kept": bool(stack and stack.kept), "services": parts})
-        return
-    console.print(f"stack in {folder}", soft_wrap=True)
-    for part, state in parts.items():
-        words = f"up at {state['url']} (pid {state['pid']})" if state["is_up"] else "down"
-        console.print(f"  {part}: {words}", soft_wrap=True)
+    services: dict[str, dict[str, Any]] = {}
+    lines = [f"stack in {folder}"]
+    for part in PARTS:
+        if stack is not None and stack.is_up(part):
+            url, pid = stack.url(part), stack.processes[part][0]
+            services[part] = {"is_up": True, "url": url, "pid": pid}
+            lines.append(f"  {part}: up at {url} (pid {pid})")
+        else:
+            services[part] = {"is_up": False, "url": None, "pid": None}
+            lines.append(f"  {part}: down")
+    is_kept = stack is not None and stack.kept
+    print_result(as_json, {"folder": str(folder), "kept": is_kept, "services": services}, *lines)
 
 
 @stack_app.command("down")
 def stack_down(
-    force: Annotated[bool, typer.Option(help="Also while a run uses the stack.")] = False,
+    force: Annotated[bool, typer.Option(help="Even if a run uses the stack.")] = False,
 ) -> None:
     """Stop the stack; its data stay."""
     from orchestration.stack.local import down
@@ -168,42 +128,44 @@ def stack_down(
     echo(f"stack in {folder} {'stopped' if was_up else 'was not running'}; its data stay there")
 
 
-def fail(error: BaseException) -> NoReturn:
-    """Says the error in its one line and leaves with its exit code."""
-    if os.environ.get("RAYCEPTION_DEBUG"):
-        traceback.print_exception(error)
-    print(str(error), file=sys.stderr)  # noqa: T201 - markup in a message is not ours to render
-    sys.exit(exit_code_of(error))
-
-
 def main() -> None:
-    """Entry point: every known error is one line on stderr."""
-    try:
-        _call()
-    except SystemExit as end:
-        # To take down a process that has torch, Ray and MLflow in it costs Python 1.6 s, in which
-        # nothing happens that anybody waits for.
-        atexit._run_exitfuncs()
-        with contextlib.suppress(OSError):  # nobody reads it any more
-            sys.stdout.flush()
-            sys.stderr.flush()
-        os._exit(end.code if isinstance(end.code, int) else 1 if end.code else 0)
+    """The entry point."""
+    code = _run_app()
+    # The interpreter would take 1.6 s to shut down with torch, Ray and MLflow loaded, and nothing
+    # that it does then is needed.
+    atexit._run_exitfuncs()
+    with contextlib.suppress(OSError):  # the reader is gone
+        sys.stdout.flush()
+        sys.stderr.flush()
+    os._exit(code)
 
 
-def _call() -> None:
+def _run_app() -> int:
+    """Runs the command; -> its exit code. An expected error is one line on standard error."""
     try:
         app()
-    except EXPECTED_ERRORS as error:
-        fail(error)
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else int(bool(end.code))
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)  # noqa: T201
-        sys.exit(INTERRUPTED)
+        return INTERRUPTED
+    except EXPECTED_ERRORS as error:
+        return _report(error)
     except OSError as error:
-        if error.errno is not None and error.filename:
-            fail(
-                ServiceError(
-                    f"{error.filename}: got {error.strerror}; this machine refused. "
-                    "Check the path, its permissions and its disk."
-                )
+        if error.errno is None or not error.filename:
+            raise
+        return _report(
+            ServiceError(
+                f"{error.filename}: got {error.strerror}; this machine refused access. "
+                "Check the path, its permissions and its disk."
             )
-        raise
+        )
+    return 0
+
+
+def _report(error: Exception) -> int:
+    """Prints the error; -> its exit code."""
+    if os.environ.get("RAYCEPTION_DEBUG"):
+        traceback.print_exception(error)
+    print(str(error), file=sys.stderr)  # noqa: T201
+    return exit_code_of(error)

@@ -1,67 +1,71 @@
-"""The verb about networks: models."""
+"""The command about networks: models."""
 
 from dataclasses import asdict
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
-from inception.cost import count_cost
+from inception.cost import Cost, count_cost
 from inception.family import MODEL_NAMES, build_architecture
-from orchestration.cli.tables import print_json
+from orchestration.cli.data import AsJson
+from orchestration.cli.tables import print_result
 from orchestration.job.load import load_options
-
-console = Console(highlight=False)
 
 
 def models(
-    name: Annotated[str | None, typer.Argument(help="One of them, stage by stage.")] = None,
+    name: Annotated[str | None, typer.Argument(help="One network, stage by stage.")] = None,
     overrides: Annotated[
         list[str] | None,
         typer.Argument(metavar="[OPTION=VALUE]...", help="Its options, such as stem=79."),
     ] = None,
     input_size: Annotated[
-        int | None, typer.Option(min=1, help="Pixels of a side. Left out: as published.")
+        int | None, typer.Option(min=1, help="Side of the input, pixels. Left out: as published.")
     ] = None,
     width: Annotated[float, typer.Option(min=0.01, help="Scale of every layer's channels.")] = 1.0,
     num_classes: Annotated[int, typer.Option(min=2, help="Classes.")] = 1000,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for machines.")] = False,
+    as_json: AsJson = False,
 ) -> None:
-    """List the networks and what they cost; or one, stage by stage."""
-    names = MODEL_NAMES if name is None else (name,)
+    """List the networks with their cost; or one, stage by stage."""
     options = load_options(overrides or [])
-    costs = {}
-    for one in names:
+    values, tables = {}, []
+    networks = Table("network", "input", "parameters", "of side heads", "G multiply-adds")
+    for network in MODEL_NAMES if name is None else (name,):
         architecture = build_architecture(
-            one, num_classes=num_classes, input_size=input_size, width=width, options=options
+            network, num_classes=num_classes, input_size=input_size, width=width, options=options
         )
-        costs[one] = (architecture.input_size, count_cost(architecture))
-    if as_json:
-        print_json({one: {"input_size": size, **asdict(c)} for one, (size, c) in costs.items()})
-        return
-    if name is not None:
-        size, cost = costs[name]
-        # The paper's first principle: no early bottleneck. Values a stage hands on are its grid
-        # times its channels; they should shrink gently.
-        table = Table("stage", "grid x channels", "values", "parameters", "G multiply-adds")
-        table.add_row("input", f"{size} x {size} x 3", f"{3 * size * size:,}", "", "")
-        for stage in cost.stages:
-            table.add_row(
-                stage.name,
-                f"{stage.grid} x {stage.grid} x {stage.channels}",
-                f"{stage.grid**2 * stage.channels:,}",
-                f"{stage.parameters:,}" if stage.parameters else "",
-                f"{stage.multiply_adds / 1e9:.3f}" if stage.multiply_adds else "",
-            )
-        console.print(table)
-    table = Table("network", "input", "parameters", "of side heads", "G multiply-adds")
-    for one, (size, cost) in costs.items():
-        table.add_row(
-            one,
-            f"{size}",
-            f"{cost.parameters - cost.side_head_parameters:,}",
-            f"{cost.side_head_parameters:,}" if cost.side_head_parameters else "none",
+        cost = count_cost(architecture)
+        aux_parameters = cost.aux_head_parameters
+        values[network] = {
+            "input_size": architecture.input_size,
+            "parameters": cost.parameters,
+            "side_head_parameters": aux_parameters,  # as in plan and model.side_head
+            "multiply_adds": cost.multiply_adds,
+            "stages": [asdict(stage) for stage in cost.stages],
+        }
+        networks.add_row(
+            network,
+            f"{architecture.input_size}",
+            f"{cost.parameters - aux_parameters:,}",
+            f"{aux_parameters:,}" if aux_parameters else "none",
             f"{cost.multiply_adds / 1e9:.3f}",
         )
-    console.print(table)
+        if name is not None:
+            tables.append(_stage_table(architecture.input_size, cost))
+    print_result(as_json, values, *tables, networks)
+
+
+def _stage_table(input_size: int, cost: Cost) -> Table:
+    """The values that a stage passes on are its grid times its channels; by the first design
+    principle of the Inception papers they shrink gently, without an early bottleneck."""
+    table = Table("stage", "grid x channels", "values", "parameters", "G multiply-adds")
+    table.add_row("input", f"{input_size} x {input_size} x 3", f"{3 * input_size**2:,}", "", "")
+    for stage in cost.stages:
+        table.add_row(
+            stage.name,
+            f"{stage.grid} x {stage.grid} x {stage.channels}",
+            f"{stage.grid**2 * stage.channels:,}",
+            f"{stage.parameters:,}" if stage.parameters else "",
+            f"{stage.multiply_adds / 1e9:.3f}" if stage.multiply_adds else "",
+        )
+    return table

@@ -1,4 +1,4 @@
-"""The verb that writes a job down for KubeRay, for `ray up` or for Docker; starts nothing."""
+"""The command that writes a job as manifests, for KubeRay, `ray up` or Docker: render."""
 
 import hashlib
 import json
@@ -9,18 +9,18 @@ from typing import Annotated, Any
 import typer
 import yaml
 
-from orchestration.cli.data import AsJson
+from orchestration.cli.data import AsJson, JobFile, Overrides, read_job
 from orchestration.cli.tables import echo
 from orchestration.errors import JobError
 from orchestration.job.job import Job
-from orchestration.job.load import load_job, to_yaml
-from orchestration.job.rules import choose
+from orchestration.job.load import to_yaml
+from orchestration.job.rules import check_choice
 from orchestration.manifests.compose import compose
 from orchestration.manifests.kuberay import config_map, ray_job
 from orchestration.manifests.nodes import CLOUDS
 from orchestration.manifests.ray_up import PROVIDERS, cluster_yaml
 
-# The options of each target besides --image; those of another one are refused.
+# Each target's own options; those of another target are refused.
 OPTIONS = {
     "kuberay": ("cloud", "name", "secret", "node-selector", "queue", "priority"),
     "ray-up": ("cloud", "zone", "project", "instance-type", "machine-image"),
@@ -30,68 +30,65 @@ OPTIONS = {
 
 def render(
     target: Annotated[str, typer.Argument(metavar="TARGET", help="kuberay, ray-up or docker.")],
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="The job's YAML.")],
-    overrides: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="[FIELD=VALUE]...", help="Overrides, such as optim.lr=0.1."),
-    ] = None,
+    file: JobFile,
+    overrides: Overrides = None,
     cloud: Annotated[
         str | None,
         typer.Option(help=f"kuberay: {', '.join(CLOUDS)}. ray-up: {', '.join(PROVIDERS)}."),
     ] = None,
     image: Annotated[
-        str | None,
-        typer.Option(help="The containers' image. Left out: cluster.environment.image."),
+        str | None, typer.Option(help="The containers' image. Left out: cluster.environment.image.")
     ] = None,
     name: Annotated[
         str | None,
-        typer.Option(help="kuberay: the run's name. Left out: the job's and 8 digits of its hash."),
+        typer.Option(help="kuberay: the run's name. Left out: the job's name and its hash."),
     ] = None,
     secret: Annotated[
         str | None,
-        typer.Option(help="kuberay: the secret with cluster.secrets. Left out: the job's name."),
+        typer.Option(help="kuberay: the Secret with cluster.secrets. Left out: the job's name."),
     ] = None,
     node_selector: Annotated[
         list[str] | None,
-        typer.Option(metavar="KEY=VALUE", help="kuberay: in place of all the cloud's labels."),
+        typer.Option(metavar="KEY=VALUE", help="kuberay: replaces the cloud's labels."),
     ] = None,
     queue: Annotated[str | None, typer.Option(help="kuberay: Kueue's local queue.")] = None,
     priority: Annotated[str | None, typer.Option(help="kuberay: Kueue's priority class.")] = None,
-    zone: Annotated[str | None, typer.Option(help="ray-up: such as us-east-1a.")] = None,
+    zone: Annotated[str | None, typer.Option(help="ray-up: the zone, such as us-east-1a.")] = None,
     project: Annotated[str | None, typer.Option(help="ray-up on gcp: the project's id.")] = None,
     instance_type: Annotated[
-        str | None, typer.Option(help="ray-up: the workers' machine, such as p5.48xlarge.")
+        str | None, typer.Option(help="ray-up: the workers' instance type, such as p5.48xlarge.")
     ] = None,
     machine_image: Annotated[
-        str | None, typer.Option(help="ray-up: what machines boot; needed for GPUs.")
+        str | None, typer.Option(help="ray-up: the machine image; needed for GPUs.")
     ] = None,
-    to: Annotated[Path | None, typer.Option(help="A file, in place of the output.")] = None,
+    to: Annotated[Path | None, typer.Option(help="File to write. Left out: stdout.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Write a job down as a KubeRay manifest, a `ray up` cluster or a compose file."""
-    choose("TARGET", target, tuple(OPTIONS))
-    given = {
+    """Write a job as a KubeRay manifest, a `ray up` cluster or a compose file; starts nothing."""
+    check_choice("TARGET", target, tuple(OPTIONS))
+    values = {
         "cloud": cloud, "name": name, "secret": secret, "node-selector": node_selector,
         "queue": queue, "priority": priority, "zone": zone, "project": project,
         "instance-type": instance_type, "machine-image": machine_image,
     }  # fmt: skip
-    for option, value in given.items():
+    for option, value in values.items():
         if value and option not in OPTIONS[target]:
-            owner = next(one for one, options in OPTIONS.items() if option in options)
-            raise JobError(f"--{option}: got it for {target}; it is {owner}'s. Leave it out.")
-    job, image = _for_containers(
-        load_job(file, [*(overrides or []), "cluster.address=auto"]), image
-    )
+            owner = next(other for other, options in OPTIONS.items() if option in options)
+            raise JobError(
+                f"--{option}: got it for {target}; it is an option of {owner}. Leave it out."
+            )
+    job = read_job(file, [*(overrides or []), "cluster.address=auto"])
+    job, image = _for_containers(job, image)
     documents: list[dict[str, Any]]
     if target == "kuberay":
         run = name or run_name(job)
         manifest = ray_job(
             job,
-            cloud=_cloud(cloud, CLOUDS),
+            cloud=_given_cloud(cloud, CLOUDS),
             image=image,
             name=run,
             secret=secret or job.name,
-            node_selector=_pairs(node_selector) if node_selector else None,
+            node_selector=_parse_labels(node_selector) if node_selector else None,
             queue=queue,
             priority=priority,
         )
@@ -99,7 +96,7 @@ def render(
     elif target == "ray-up":
         cluster = cluster_yaml(
             job,
-            provider=_cloud(cloud, PROVIDERS),
+            provider=_given_cloud(cloud, PROVIDERS),
             image=image,
             zone=zone,
             project=project,
@@ -109,7 +106,7 @@ def render(
         documents = [cluster]
     else:
         documents = [compose(job, image=image)]
-    text = as_json_text(documents) if as_json else as_yaml(documents)
+    text = _as_json(documents) if as_json else as_yaml(documents)
     if to is None:
         typer.echo(text, nl=False)
     else:
@@ -118,7 +115,7 @@ def render(
 
 
 def run_name(job: Job) -> str:
-    """The same for the same job: applied again, it goes on with its run."""
+    """The same for the same job: a manifest that is applied again resumes its run."""
     return f"{job.name}-{hashlib.sha256(to_yaml(job).encode()).hexdigest()[:8]}"
 
 
@@ -126,14 +123,16 @@ def as_yaml(documents: list[dict[str, Any]]) -> str:
     return str(yaml.dump_all(documents, Dumper=_Plain, sort_keys=False, width=100))
 
 
-def as_json_text(documents: list[dict[str, Any]]) -> str:
-    """Several are a Kubernetes List."""
-    several = {"apiVersion": "v1", "kind": "List", "items": documents}
-    return json.dumps(several if len(documents) > 1 else documents[0], indent=2) + "\n"
+def _as_json(documents: list[dict[str, Any]]) -> str:
+    """One object; a Kubernetes List of several."""
+    document = documents[0]
+    if len(documents) > 1:
+        document = {"apiVersion": "v1", "kind": "List", "items": documents}
+    return json.dumps(document, indent=2) + "\n"
 
 
 class _Plain(yaml.SafeDumper):  # type: ignore[misc]
-    """No anchors, and texts of several lines as they are."""
+    """Without anchors; strings of several lines as blocks."""
 
     def ignore_aliases(self, data: object) -> bool:
         return True
@@ -147,25 +146,28 @@ _Plain.add_representer(str, _Plain.represent_str)
 
 
 def _for_containers(job: Job, image: str | None) -> tuple[Job, str]:
-    """The job less its image, which the containers have already, and that image."""
-    found = image or job.cluster.environment.image
-    if not found:
+    """(the job without its image, as the containers already run it; that image)."""
+    image = image or job.cluster.environment.image
+    if not image:
         raise JobError(
             "--image: got nothing; the nodes are containers of an image with the checkout. Build "
             "it with infra/Dockerfile, push it, and name it here or in cluster.environment.image."
         )
     environment = replace(job.cluster.environment, image=None)
-    return replace(job, cluster=replace(job.cluster, environment=environment)), found
+    return replace(job, cluster=replace(job.cluster, environment=environment)), image
 
 
-def _cloud(cloud: str | None, known: tuple[str, ...]) -> str:
+def _given_cloud(cloud: str | None, choices: tuple[str, ...]) -> str:
     if cloud is None:
-        raise JobError(f"--cloud: got nothing; one of {', '.join(known)}. Name where it runs.")
+        raise JobError(f"--cloud: got nothing; one of {', '.join(choices)}. Name where it runs.")
     return cloud
 
 
-def _pairs(given: list[str]) -> dict[str, str]:
-    for pair in given:
-        if not pair.partition("=")[0] or "=" not in pair:
-            raise JobError(f"--node-selector: got {pair!r}; KEY=VALUE. Write a node's label so.")
-    return {key: value for key, _, value in (pair.partition("=") for pair in given)}
+def _parse_labels(labels: list[str]) -> dict[str, str]:
+    pairs = {}
+    for label in labels:
+        key, separator, value = label.partition("=")
+        if not key or not separator:
+            raise JobError(f"--node-selector: got {label!r}; KEY=VALUE. Write a node's label so.")
+        pairs[key] = value
+    return pairs

@@ -1,4 +1,4 @@
-"""The verbs for runs in MLflow: ui, runs, compare, and sync, which sends what MLflow missed."""
+"""Commands on runs in MLflow: ui, runs, compare, and sync, which sends what MLflow missed."""
 
 import contextlib
 import datetime
@@ -12,29 +12,26 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from orchestration.cli.data import AsJson, Endpoint, embedded, quiet, using_store
-from orchestration.cli.tables import echo, kept_for_json, print_json
+from orchestration.cli.data import AsJson, Endpoint, RunUrl, embedded, quiet, using_store
+from orchestration.cli.tables import WIDE, console, echo, print_result, reserve_stdout
 from orchestration.errors import JobError
 from orchestration.job.cluster import LOCAL, is_remote
 from orchestration.job.load import from_dict
-from orchestration.job.rules import choose, without_secrets
-from orchestration.run.progress import clock
+from orchestration.job.rules import check_choice, without_secrets
+from orchestration.run.progress import format_duration
 
 if TYPE_CHECKING:
     from orchestration.stack.local import Log
     from orchestration.stack.state import Stack
     from orchestration.tracking.table import Comparison, RunRow
 
-console = Console(highlight=False)
-WIDE = 400  # columns where nobody looks: a line of a file is as long as it is
-SILENT_S = 300.0  # while its driver lives, a run says something every ten seconds
-MIDDLE = 110  # columns in which the beginning of a run's id stands beside the rest
-ROOMY = 134  # and the whole of it
-SHORT_ID = 8  # letters of that beginning; the verbs take it
+SILENT_S = 300.0  # a live driver logs something every ten seconds
+SHORT_ID_WIDTH = 110  # columns of a terminal that shows the beginning of run ids
+FULL_ID_WIDTH = 134  # and whole ids
+SHORT_ID = 8  # characters; enough of an id for the commands
 COLOURS = {"FINISHED": "green", "FAILED": "red", "KILLED": "red", "RUNNING": "cyan"}
 
 TrackingUri = Annotated[
@@ -60,7 +57,7 @@ def ui(
         raise JobError(
             f"--experiment: got {experiment!r} beside RUN; one page is opened. Leave one out."
         )
-    with _serving(tracking_uri, echo) as (uri, stack):
+    with _tracking_server(tracking_uri, echo) as (uri, stack):
         from orchestration.tracking.table import find, find_table
 
         page = ""
@@ -81,73 +78,93 @@ def runs(
     experiment: Annotated[str | None, typer.Option(help="Left out: all of them.")] = None,
     status: Annotated[
         list[str] | None,
-        typer.Option(help="RUNNING, SCHEDULED, FINISHED, FAILED or KILLED; may be given again."),
+        typer.Option(help="RUNNING, SCHEDULED, FINISHED, FAILED or KILLED; can be repeated."),
     ] = None,
-    where: Annotated[
-        str, typer.Option("--filter", help='MLflow\'s words: "metrics.`val/top1` > 90".')
+    filter_string: Annotated[
+        str, typer.Option("--filter", help='In MLflow\'s syntax: "metrics.`val/top1` > 90".')
     ] = "",
-    limit: Annotated[int, typer.Option(min=1, help="The newest so many.")] = 20,
+    limit: Annotated[int, typer.Option(min=1, help="At most so many.")] = 20,
     tracking_uri: TrackingUri = None,
     as_json: AsJson = False,
 ) -> None:
-    """List the runs of an MLflow server, the newest first."""
-    with _serving(tracking_uri, quiet) as (uri, _):
+    """List the runs of an MLflow server, newest first."""
+    with _tracking_server(tracking_uri, quiet) as (uri, _):
         from orchestration.tracking.table import STATUSES, search
 
-        statuses = [one.upper() for one in status or []]
-        for one in statuses:
-            choose("--status", one, STATUSES)
-        rows = search(uri, experiment=experiment, statuses=statuses, where=where, limit=limit)
-    if as_json:
-        print_json([_plain(row) for row in rows])
-    elif not rows:
-        console.print("no run")
-    else:
-        _print_wide(table_of(rows, width=console.width if console.is_terminal else WIDE))
+        statuses = [name.upper() for name in status or []]
+        for name in statuses:
+            check_choice("--status", name, STATUSES)
+        rows = search(
+            uri, experiment=experiment, statuses=statuses, filter_string=filter_string, limit=limit
+        )
+    width = console.width if console.is_terminal else WIDE
+    print_result(
+        as_json,
+        [_json_values(row) for row in rows],
+        runs_table(rows, width=width) if rows else "no run",
+    )
 
 
 def compare(
-    called: Annotated[list[str], typer.Argument(metavar="RUN RUN...", help=RUN_HELP)],
+    names: Annotated[list[str], typer.Argument(metavar="RUN RUN...", help=RUN_HELP)],
     tracking_uri: TrackingUri = None,
     as_json: AsJson = False,
 ) -> None:
-    """Lay runs side by side: the parameters that differ, and the last metrics."""
-    if len(called) < 2:
-        raise JobError(f"RUN: got {len(called)}; at least two are compared. Name another one.")
-    with _serving(tracking_uri, quiet) as (uri, _):
-        from orchestration.tracking.table import compare as side_by_side
+    """Show runs side by side: the parameters that differ, and the last metrics."""
+    if len(names) < 2:
+        raise JobError(f"RUN: got {len(names)}; at least two are compared. Name another one.")
+    with _tracking_server(tracking_uri, quiet) as (uri, _):
+        from orchestration.tracking.table import compare as compare_runs
 
-        found = side_by_side(uri, called)
-    if as_json:
-        print_json(
-            {
-                "runs": [_plain(row) for row in found.runs],
-                "params": found.params,
-                "metrics": {
-                    key: [_finite(value) for value in values]
-                    for key, values in found.metrics.items()
-                },
-            }
-        )
-    else:
-        _print_wide(_beside(found))
+        comparison = compare_runs(uri, names)
+    metrics = {
+        key: [_finite_or_none(value) for value in values]
+        for key, values in comparison.metrics.items()
+    }
+    rows = [_json_values(row) for row in comparison.runs]
+    print_result(
+        as_json,
+        {"runs": rows, "params": comparison.params, "metrics": metrics},
+        _comparison_table(comparison),
+    )
+
+
+def sync(url: RunUrl, endpoint_url: Endpoint = None, as_json: AsJson = False) -> None:
+    """Send MLflow what it missed while it was unreachable: points, files, the run's end."""
+    from orchestration.run.record import load_record
+
+    url = url.rstrip("/")
+    with reserve_stdout(as_json), using_store(endpoint_url) as store:
+        from orchestration.driver.run import Run
+        from orchestration.driver.run_end import sync_run
+        from orchestration.driver.run_start import run_of
+
+        record = load_record(store, url)
+        job = from_dict(record.job)
+        with embedded(job.local_services() - {"ray"}) as stack:
+            run = Run(job=job, store=store, url=url, mlflow=run_of(record, job, stack))
+            sent = sync_run(run)
+    end = f"; it is {sent['ended']} now" if sent["ended"] else ""
+    print_result(
+        as_json,
+        sent,
+        f"sent {sent['points']:,} points and {sent['files']} files of {record.name}{end}",
+    )
 
 
 @contextlib.contextmanager
-def _serving(given: str | None, log: "Log") -> Iterator[tuple[str, "Stack | None"]]:
-    """(URL of the server that is meant, the stack where it is the embedded one), for the block.
-
-    The embedded one is started where it does not run, and turned off again. Raises JobError,
-    ServiceError.
-    """
-    source = "--tracking-uri" if given is not None else "MLFLOW_TRACKING_URI"
-    uri = given if given is not None else os.environ.get("MLFLOW_TRACKING_URI") or LOCAL
+def _tracking_server(uri: str | None, log: "Log") -> Iterator[tuple[str, "Stack | None"]]:
+    """(URL of the server, the stack if it is the embedded one), for the block: an embedded server
+    that this starts is stopped after it. Raises JobError, ServiceError."""
+    source = "--tracking-uri" if uri is not None else "MLFLOW_TRACKING_URI"
+    if uri is None:
+        uri = os.environ.get("MLFLOW_TRACKING_URI") or LOCAL
     if uri != LOCAL:
         if not is_remote(uri):
             raise JobError(
                 f"{source}: got {without_secrets(uri)!r}; `local`, or the http(s) URL of an MLflow "
                 "server without credentials in it. Write it so, and set MLFLOW_TRACKING_USERNAME "
-                "and MLFLOW_TRACKING_PASSWORD where it asks for them."
+                "and MLFLOW_TRACKING_PASSWORD if it asks for them."
             )
         yield uri, None
         return
@@ -156,50 +173,50 @@ def _serving(given: str | None, log: "Log") -> Iterator[tuple[str, "Stack | None
         yield stack.mlflow_url, stack
 
 
-def table_of(rows: "Sequence[RunRow]", *, width: int) -> Table:
-    """width: columns of the terminal; a narrow one leaves out ids, which names stand for."""
+def runs_table(rows: "Sequence[RunRow]", *, width: int) -> Table:
+    """width: columns of the terminal; a narrow one leaves out ids, as names do for the commands."""
     table = Table(box=None, pad_edge=False)
     table.add_column("name", overflow="fold")
     for title in ("status", "started"):
         table.add_column(title, no_wrap=True)
     for title in ("duration", "top-1", "epoch (step)", "images/s"):
         table.add_column(title, justify="right", no_wrap=True)
-    if width >= MIDDLE:
+    if width >= SHORT_ID_WIDTH:
         table.add_column("attempts", justify="right", no_wrap=True)
         table.add_column("run id", no_wrap=True)
     now_s = time.time()
     for row in rows:
         name = row.name if row.children is None else f"{row.name} (sweep of {row.children})"
         cells: list[Text | str] = [
-            Text(name),
+            name,
             _status(row),
             ago(now_s - row.started_s),
-            clock(row.duration_s),
+            format_duration(row.duration_s),
             "-" if row.top1 is None else f"{row.top1:.2f} %",
             "-" if row.epoch is None else f"{row.epoch:.4g} ({row.step:,})",
             "-" if row.images_per_second is None else f"{row.images_per_second:,.0f}",
         ]
-        if width >= MIDDLE:
+        if width >= SHORT_ID_WIDTH:
             cells.append("-" if row.attempts is None else str(row.attempts))
-            cells.append(row.run_id if width >= ROOMY else row.run_id[:SHORT_ID])
+            cells.append(row.run_id if width >= FULL_ID_WIDTH else row.run_id[:SHORT_ID])
         table.add_row(*cells)
     return table
 
 
 def _status(row: "RunRow") -> Text:
-    """A driver that was killed cannot say that its run has ended, but it says nothing more."""
+    """Also shows a run whose driver was killed: it could not report the end, but logs nothing."""
     if row.silent_s is not None and row.silent_s > SILENT_S:
-        return Text(f"silent {span(row.silent_s)}", style="red")
+        return Text(f"silent {_rough_duration(row.silent_s)}", style="red")
     return Text(row.status, style=COLOURS.get(row.status, ""))
 
 
 def ago(seconds: float) -> str:
     """`12s ago`, `3h ago`."""
-    return f"{span(seconds)} ago"
+    return f"{_rough_duration(seconds)} ago"
 
 
-def span(seconds: float) -> str:
-    """`12s`, `3h`: in the largest unit that has passed twice, so that little is lost."""
+def _rough_duration(seconds: float) -> str:
+    """`12s`, `3h`: in the largest unit of which at least two have passed."""
     number, unit = max(0.0, seconds), "s"
     for larger, factor in (("m", 60), ("h", 60), ("d", 24)):
         if number < 2 * factor:
@@ -208,66 +225,32 @@ def span(seconds: float) -> str:
     return f"{number:.0f}{unit}"
 
 
-def _beside(found: "Comparison") -> Table:
-    """One table: what the runs are, what differs, what came out."""
+def _comparison_table(comparison: "Comparison") -> Table:
+    """A column for each run: its identity, the parameters that differ, its metrics."""
     table = Table("")
-    for row in found.runs:
-        table.add_column(Text(row.name), overflow="fold")
-    table.add_row("run id", *(row.run_id for row in found.runs))
-    table.add_row("status", *(_status(row) for row in found.runs))
-    table.add_row("duration", *(clock(row.duration_s) for row in found.runs))
+    for row in comparison.runs:
+        table.add_column(row.name, overflow="fold")
+    table.add_row("run id", *(row.run_id for row in comparison.runs))
+    table.add_row("status", *(_status(row) for row in comparison.runs))
+    table.add_row("duration", *(format_duration(row.duration_s) for row in comparison.runs))
     table.add_section()
-    for key, texts in found.params.items():
-        table.add_row(Text(key), *(Text("-" if text is None else text) for text in texts))
+    for key, texts in comparison.params.items():
+        table.add_row(key, *("-" if text is None else text for text in texts))
     table.add_section()
-    for key, values in found.metrics.items():
-        table.add_row(Text(key), *("-" if value is None else f"{value:.6g}" for value in values))
+    for key, values in comparison.metrics.items():
+        table.add_row(key, *("-" if value is None else f"{value:.6g}" for value in values))
     return table
 
 
-def _print_wide(table: Table) -> None:
-    """On a terminal as wide as that; in a file or a pipe, whole."""
-    if console.is_terminal:
-        console.print(table)
-    else:
-        Console(highlight=False, width=WIDE).print(table, crop=False)
-
-
-def _plain(row: "RunRow") -> dict[str, Any]:
-    """For JSON, which has no word for what is not a number."""
+def _json_values(row: "RunRow") -> dict[str, Any]:
+    """With None for numbers that JSON does not have."""
     values = {
-        key: _finite(value) if isinstance(value, float) else value
+        key: _finite_or_none(value) if isinstance(value, float) else value
         for key, value in asdict(row).items()
     }
-    at = datetime.datetime.fromtimestamp(row.started_s, datetime.UTC)
-    return {**values, "started": at.isoformat(timespec="seconds")}
+    started = datetime.datetime.fromtimestamp(row.started_s, datetime.UTC)
+    return {**values, "started": started.isoformat(timespec="seconds")}
 
 
-def _finite(value: float | None) -> float | None:
+def _finite_or_none(value: float | None) -> float | None:
     return value if value is not None and math.isfinite(value) else None
-
-
-def sync(
-    url: Annotated[str, typer.Argument(metavar="RUN", help="URL of the run's folder in storage.")],
-    endpoint_url: Endpoint = None,
-    as_json: AsJson = False,
-) -> None:
-    """Send MLflow what it did not take while it was away: points, files, the run's end."""
-    from orchestration.run.record import load_record
-
-    url = url.rstrip("/")
-    with kept_for_json(as_json), using_store(endpoint_url) as store:
-        from orchestration.driver.run import Run
-        from orchestration.driver.run_end import sync_run
-        from orchestration.driver.run_start import run_of
-
-        record = load_record(store, url)
-        job = from_dict(record.job)
-        with embedded(job.uses() - {"ray"}) as stack:
-            run = Run(job=job, store=store, url=url, mlflow=run_of(record, job, stack))
-            sent = sync_run(run)
-    if as_json:
-        print_json(sent)
-        return
-    ended = f", and that it has {str(sent['ended']).lower()}" if sent["ended"] else ""
-    echo(f"sent {sent['points']:,} points and {sent['files']} files of {record.name}{ended}")

@@ -1,10 +1,9 @@
-"""The verbs that make a split: pack, index."""
+"""Commands that make a split: pack, index."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 
 from orchestration.cli.data import (
     DEFAULT_THREADS,
@@ -13,18 +12,15 @@ from orchestration.cli.data import (
     Endpoint,
     Threads,
     checked_url,
-    console,
     open_store,
     progress_bar,
 )
-from orchestration.cli.tables import print_json, print_panel
+from orchestration.cli.tables import make_console, panel, print_result
 from orchestration.errors import JobError
 from orchestration.job.rules import without_secrets
 
 if TYPE_CHECKING:
     from datasets.shards.manifest import Manifest
-
-errors = Console(stderr=True, highlight=False)
 
 LabelField = Annotated[
     str | None, typer.Option(help="Field of a .json label. Left out: label, cls or class.")
@@ -46,7 +42,7 @@ def pack(
     endpoint_url: Endpoint = None,
     as_json: AsJson = False,
 ) -> None:
-    """Pack images or tars into shards with an index; a killed pack goes on where it was."""
+    """Pack images or tars into shards with an index; a killed pack continues when called again."""
     from datasets.packing.files import list_images, plan_shards
     from datasets.packing.index import find_shards
     from datasets.packing.pack import pack_shards
@@ -58,26 +54,19 @@ def pack(
     with progress_bar() as bar:
         if _is_shards(source):
             entries = find_shards(store, source)
-            task = bar.add_task("shards listed", total=len(entries))
+            listing = bar.add_task("shards listed", total=len(entries))
             plans, classes = plan_repack(
-                store,
-                entries,
-                shard_bytes=shard_bytes,
-                field=label_field,
-                on_shard=lambda listing: bar.advance(task),
-            )
+                store, entries, shard_bytes=shard_bytes, field=label_field,
+                on_shard=lambda _: bar.advance(listing),
+            )  # fmt: skip
         else:
             images, classes = list_images(Path(source))
             plans = plan_shards(images, shard_bytes=shard_bytes, seed=seed)
         packing = bar.add_task("shards packed", total=len(plans))
         manifest = pack_shards(
-            plans,
-            store,
-            url,
-            classes=classes,
-            workers=threads,
-            on_shard=lambda shard: bar.advance(packing),
-        )
+            plans, store, url, classes=classes, workers=threads,
+            on_shard=lambda _: bar.advance(packing),
+        )  # fmt: skip
     _print_manifest(f"packed into {url}", manifest, as_json)
 
 
@@ -96,11 +85,11 @@ def index(
         Path | None, typer.Option(help="A file of class names, one a line, in label order.")
     ] = None,
     label_field: LabelField = None,
-    threads: Annotated[int, typer.Option(min=1, help="Shards walked at once.")] = 16,
+    threads: Annotated[int, typer.Option(min=1, help="Shards indexed at once.")] = 16,
     endpoint_url: Endpoint = None,
     as_json: AsJson = False,
 ) -> None:
-    """Index tar shards that somebody else wrote, by their headers alone."""
+    """Index tar shards of other programs, from their headers alone."""
     from datasets.packing.index import find_shards, index_shards
     from datasets.shards.manifest import save_manifest
 
@@ -110,41 +99,44 @@ def index(
             "shell leaves its braces alone."
         )
     url = checked_url(urls[0])
-    place = checked_url(to) if to is not None else url
-    if place.startswith("http"):
+    index_url = checked_url(to) if to is not None else url
+    if index_url.startswith("http"):
         raise JobError(
-            f"--to: got {without_secrets(place)!r}; an index is written to s3:// or file://, and "
-            "a web server is read only. Name a prefix of your own: --to s3://BUCKET/PATH."
+            f"--to: got {without_secrets(index_url)!r}; an index is written to s3:// or file://, "
+            "and a web server is read only. Name a prefix of your own: --to s3://BUCKET/PATH."
         )
     store = open_store(endpoint_url)
     entries = find_shards(store, url)
     with progress_bar() as bar:
         task = bar.add_task("shards indexed", total=len(entries))
-        found = index_shards(
-            store,
-            place,
-            entries,
-            classes=_class_names(classes),
-            field=label_field,
-            workers=threads,
-            on_shard=lambda listing: bar.advance(task),
-        )
-    save_manifest(store, found.manifest)
-    for what, (count, examples) in (
-        ("image", found.without_image),
-        ("label", found.without_label),
+        result = index_shards(
+            store, index_url, entries, classes=_read_class_names(classes), field=label_field,
+            workers=threads, on_shard=lambda _: bar.advance(task),
+        )  # fmt: skip
+    save_manifest(store, result.manifest)
+    for part, (count, examples) in (
+        ("image", result.without_image),
+        ("label", result.without_label),
     ):
         if count:
-            errors.print(
-                f"{url}: got {count:,} samples without {what}, such as {', '.join(examples)}; "
+            make_console(stderr=True).print(
+                f"{url}: got {count:,} samples without {part}, such as {', '.join(examples)}; "
                 "training counts them as damaged.",
                 soft_wrap=True,
-                markup=False,
             )
-    _print_manifest(f"indexed {url}", found.manifest, as_json)
+    _print_manifest(f"indexed {url}", result.manifest, as_json)
 
 
 def _print_manifest(title: str, manifest: "Manifest", as_json: bool) -> None:
+    values = {
+        "url": manifest.url,
+        "num_samples": manifest.num_samples,
+        "classes": list(manifest.classes),
+        "label": manifest.label,
+        "num_shards": len(manifest.shards),
+        "size_bytes": manifest.size_bytes,
+        "fingerprint": manifest.fingerprint,
+    }
     rows = {
         "samples": f"{manifest.num_samples:,}",
         "classes": f"{manifest.num_classes:,}",
@@ -153,42 +145,29 @@ def _print_manifest(title: str, manifest: "Manifest", as_json: bool) -> None:
         "in a job": f"data.train (or data.val): {manifest.url}, "
         f"model.num_classes: {manifest.num_classes}",
     }
-    if as_json:
-        print_json(
-            {
-                "url": manifest.url,
-                "num_samples": manifest.num_samples,
-                "classes": list(manifest.classes),
-                "label": manifest.label,
-                "num_shards": len(manifest.shards),
-                "size_bytes": manifest.size_bytes,
-                "fingerprint": manifest.fingerprint,
-            }
-        )
-    else:
-        print_panel(console, title, rows)
+    print_result(as_json, values, panel(title, rows))
 
 
 def _is_shards(source: str) -> bool:
-    """Whether what is to be packed is tars: a URL, a pattern, a .tar, a folder that holds some."""
+    """Whether the source is tars: a URL, a pattern, a .tar, or a folder that holds some."""
     if source.startswith(SCHEMES) or source.endswith(".tar") or "{" in source:
         return True
     return any(Path(source).glob("*.tar"))
 
 
-def _class_names(path: Path | None) -> list[str]:
+def _read_class_names(path: Path | None) -> list[str]:
     if path is None:
         return []
     try:
         names = [line.strip() for line in path.read_text().splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
         raise JobError(
-            f"--classes: got {str(path)!r} ({error}); a text file with a class name a line. "
-            "Name one."
+            f"--classes: got {str(path)!r} ({error}); a text file with one class name a line. "
+            "Name such a file."
         ) from error
     if len(set(names)) != len(names) or not names:
         raise JobError(
             f"--classes: got {len(names)} names, {len(set(names))} of them different; each class "
-            "has its own. Mend the file."
+            "has a name of its own. Correct the file."
         )
     return names

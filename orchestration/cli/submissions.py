@@ -1,30 +1,29 @@
-"""The verbs about jobs on a cluster elsewhere: submit, status, logs, stop, list."""
+"""Commands on jobs of a remote cluster: submit, status, logs, stop, list, drain, preflight.
+
+What imports Ray is imported after _jobs_client, which may set the token that Ray reads then.
+"""
 
 import os
 import re
+from collections.abc import Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from orchestration.cli.data import AsJson, quiet
-from orchestration.cli.tables import echo, kept_for_json, print_json, print_panel
-from orchestration.cluster.versions import ON_CLUSTER, VERSIONS
-from orchestration.driver.sweep import Trial
+from orchestration.cli.data import AsJson, JobFile, NoWait, Overrides, RunName, quiet, read_job
+from orchestration.cli.tables import console, echo, panel, print_result, reserve_stdout
+from orchestration.cluster.versions import ON_CLUSTER, VERSIONS_VARIABLE
 from orchestration.errors import JobError, exit_code_of
-from orchestration.job.cluster import is_remote
-from orchestration.job.load import load_job
+from orchestration.job.cluster import LOCAL, is_remote
+from orchestration.job.job import Job
 
 if TYPE_CHECKING:
     from orchestration.cluster.jobs_api import JobsClient
 
-console = Console(highlight=False)
-DRAIN_LIMIT_S = 60.0
-PREFLIGHT_LIMIT_S = 60.0
+QUERY_LIMIT_S = 60.0
 Address = Annotated[
     str | None,
     typer.Option(
@@ -32,179 +31,140 @@ Address = Annotated[
         "RAY_API_SERVER_ADDRESS."
     ),
 ]
-Name = Annotated[str, typer.Argument(metavar="SUBMISSION", help="The id that submit gave.")]
+SubmissionId = Annotated[
+    str, typer.Argument(metavar="SUBMISSION", help="The id that submit printed.")
+]
 
 
 def submit(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="The job's YAML.")],
-    overrides: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="[FIELD=VALUE]...", help="Overrides, such as optim.lr=0.1."),
-    ] = None,
+    file: JobFile,
+    overrides: Overrides = None,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Watch it to its end.")] = False,
-    name: Annotated[
-        str | None, typer.Option(help="The run's name; one of that name that has begun goes on.")
-    ] = None,
-    no_wait: Annotated[
-        bool, typer.Option("--no-wait", help="Fail where there is no room now.")
-    ] = False,
+    name: RunName = None,
+    no_wait: NoWait = False,
     as_json: AsJson = False,
 ) -> None:
-    """Send a job to the cluster at its cluster.address; returns at once, unless told to follow."""
-    job = load_job(file, [*(overrides or []), *(["cluster.wait_s=0"] if no_wait else [])])
+    """Submit a job to the cluster at its cluster.address; returns at once, unless --follow."""
+    job = read_job(file, overrides, no_wait=no_wait)
     if not is_remote(job.cluster.address):
         raise JobError(
             f"cluster.address: got {job.cluster.address}; a job is submitted to the URL of a "
             "cluster's dashboard, such as http://head:8265. Write it so, or `rayception run` here."
         )
-    cluster = _cluster(job.cluster.address)
-    submission = cluster.submit(job, name=name)
-    if as_json and not follow:
-        print_json({"submission": submission, "address": cluster.address})
-        return
-    echo(f"submitted {submission} to {cluster.address}")
+    client = _jobs_client(job.cluster.address)
+    submission = client.submit(job, name=name)
+    _print_submitted(client, submission, as_json and not follow)
     if follow:
-        _follow(cluster, submission)
+        _follow(client, submission)
 
 
-def send_on(
-    verb: str, url: str, overrides: list[str], endpoint_url: str | None, address: str, as_json: bool
+def submit_from_run(
+    arguments: Sequence[str], endpoint_url: str | None, address: str, as_json: bool
 ) -> None:
-    """Has a cluster resume or fork a run: what it needs lies in the run's storage."""
-    cluster = _cluster(address)
-    store = ["--endpoint-url", endpoint_url] if endpoint_url is not None else []
-    name = re.sub(r"[^a-z0-9-]+", "-", url.rsplit("/", 1)[1].lower()).strip("-") or verb
-    submission = cluster.send((verb, url, *overrides, ON_CLUSTER, *store), name=name)
-    if as_json:
-        print_json({"submission": submission, "address": cluster.address})
-    else:
-        echo(f"submitted {submission} to {cluster.address}")
+    """Submits `resume` or `fork` with a URL and overrides: the job is in the run's storage."""
+    command, url, *_ = arguments
+    endpoint = ["--endpoint-url", endpoint_url] if endpoint_url is not None else []
+    name = re.sub(r"[^a-z0-9-]+", "-", url.rsplit("/", 1)[1].lower()).strip("-") or command
+    client = _jobs_client(address)
+    submission = client.submit_command((*arguments, ON_CLUSTER, *endpoint), name=name)
+    _print_submitted(client, submission, as_json)
 
 
-def send_sweep(
-    trials: list[Trial],
-    files: list[Path],
-    overrides: list[str],
-    grid: list[str],
-    seeds: int,
-    limit: int,
-    as_json: bool,
-) -> None:
-    """Has a cluster drive a sweep: the jobs travel, and are spread over grid and seeds there."""
+def submit_sweep(jobs: Sequence[Job], options: Sequence[str], size: str, as_json: bool) -> None:
+    """Submits a sweep, which applies grid and seeds there. options: those of the command. size: its
+    runs, as text."""
+    cluster = jobs[0].cluster
+    client = _jobs_client(cluster.address)
     from orchestration.cluster.working_dir import JOB_FILE
 
-    job = trials[0].job
-    cluster = _cluster(job.cluster.address)
-    jobs = {f"{number}-{JOB_FILE}": load_job(file, overrides) for number, file in enumerate(files)}
-    axes = [word for axis in grid for word in ("--grid", axis)]
-    submission = cluster.send(
-        ("sweep", *jobs, ON_CLUSTER, *axes, "--seeds", str(seeds), "--limit", str(limit)),
-        name=f"{job.name}-sweep",
-        jobs=jobs,
-        environment=job.cluster.environment,
+    jobs_by_file = {f"{number}-{JOB_FILE}": job for number, job in enumerate(jobs)}
+    submission = client.submit_command(
+        ("sweep", *jobs_by_file, ON_CLUSTER, *options),
+        name=f"{jobs[0].name}-sweep",
+        jobs=jobs_by_file,
+        environment=cluster.environment,
     )
-    if as_json:
-        print_json({"submission": submission, "address": cluster.address})
-    else:
-        echo(f"submitted {submission} to {cluster.address}: {len(trials)} runs, {limit} at once")
+    _print_submitted(client, submission, as_json, f": {size}")
 
 
-def preflight(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="The job's YAML.")],
-    overrides: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="[FIELD=VALUE]...", help="Overrides, such as optim.lr=0.1."),
-    ] = None,
-    as_json: AsJson = False,
-) -> None:
-    """Ask a job's cluster, before a GPU is taken, whether the job could run there.
+def preflight(file: JobFile, overrides: Overrides = None, as_json: AsJson = False) -> None:
+    """Ask a job's cluster, before it takes a GPU, whether the job could run there.
 
-    GPU types and room, data and secrets on every node, storage, MLflow, versions. Exit code 3 (or
-    2) where it could not.
+    GPU types and capacity, data and secrets on every node, storage, MLflow, versions. Exit code 3
+    (or 2) if it could not.
     """
     from orchestration.cluster.connect import on_cluster
 
-    job = load_job(file, overrides or [])
+    job = read_job(file, overrides)
     if is_remote(job.cluster.address):
-        cluster = _cluster(job.cluster.address)
+        client = _jobs_client(job.cluster.address)
         from orchestration.cluster.working_dir import JOB_FILE
 
-        asked = ("preflight", JOB_FILE, ON_CLUSTER)
-        said = cluster.ask(asked, job=job, limit_s=PREFLIGHT_LIMIT_S)
+        query = ("preflight", JOB_FILE, ON_CLUSTER)
+        report = client.query(query, job=job, limit_s=QUERY_LIMIT_S)
     else:
-        with kept_for_json(as_json), on_cluster(job, quiet) as stack:
+        with reserve_stdout(as_json), on_cluster(job, quiet) as stack:
             from datasets.storage.store import Store
-            from orchestration.cluster.preflight import look_before
+            from orchestration.cluster.preflight import run_preflight
             from orchestration.driver.run_start import tracking_uri
             from orchestration.run.storage import build_store_config
 
             config = build_store_config(job, stack)
-            checks, notes = look_before(job, Store(config), config, tracking_uri(job, stack))
-        said = {
-            "checks": [
-                {
-                    "name": one.name,
-                    "said": one.said,
-                    "exit_code": 0 if one.problem is None else exit_code_of(one.problem),
-                }
-                for one in checks
-            ],
-            "notes": notes,
-        }
-    if as_json:
-        print_json(said)
-        if job.cluster.address == "auto" and os.environ.get(VERSIONS):
-            return  # the laptop that asked reads the answer, and ends as it says
-    else:
-        for one in said["checks"]:
-            colour, mark = ("green", "ok") if one["exit_code"] == 0 else ("red", "NO")
-            console.print(Text(f"{mark} ", style=colour), Text(f"{one['name']}: {one['said']}"))
-        for note in said["notes"]:
-            console.print(Text(f"note: {note}"))
-    wrong = [one["exit_code"] for one in said["checks"] if one["exit_code"]]
-    if wrong:
-        raise typer.Exit(wrong[0])
+            checks, notes = run_preflight(job, Store(config), config, tracking_uri(job, stack))
+        entries = [
+            {
+                "name": check.name,
+                "said": check.message,
+                "exit_code": 0 if check.problem is None else exit_code_of(check.problem),
+            }
+            for check in checks
+        ]
+        report = {"checks": entries, "notes": notes}
+    lines = [
+        Text.assemble(
+            ("NO", "red") if check["exit_code"] else ("ok", "green"),
+            f"  {check['name']}: {check['said']}",
+        )
+        for check in report["checks"]
+    ]
+    print_result(as_json, report, *lines, *(f"note: {note}" for note in report["notes"]))
+    if as_json and job.cluster.address == "auto" and os.environ.get(VERSIONS_VARIABLE):
+        return  # a query: the machine that asked exits as the report says
+    for check in report["checks"]:
+        if check["exit_code"]:
+            raise typer.Exit(check["exit_code"])
 
 
-def status(submission: Name, address: Address = None, as_json: AsJson = False) -> None:
-    """Say how a submission fares."""
+def status(submission: SubmissionId, address: Address = None, as_json: AsJson = False) -> None:
+    """Show the state of a submission."""
+    state = _jobs_client(address).find(submission)
     from orchestration.cluster.jobs_api import describe_submission
 
-    found = _cluster(address).find(submission)
-    if as_json:
-        print_json(asdict(found))
-        return
-    rows = {key: str(value) for key, value in describe_submission(found).items() if value}
-    print_panel(console, rows.pop("submission"), rows)
+    rows = {key: str(value) for key, value in describe_submission(state).items() if value}
+    print_result(as_json, asdict(state), panel(rows.pop("submission"), rows))
 
 
 def logs(
-    submission: Name,
+    submission: SubmissionId,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Until it ends.")] = False,
     rank: Annotated[
-        int | None, typer.Option(min=0, help="What this rank's last worker process printed.")
+        int | None, typer.Option(min=0, help="The output of this rank's last worker process.")
     ] = None,
     address: Address = None,
 ) -> None:
-    """Print what a submission's driver printed, or one of its ranks."""
-    cluster = _cluster(address)
-    if rank is not None:
-        text = cluster.rank_logs(submission, rank)
-        console.print(text, markup=False, soft_wrap=True, end="")
+    """Print the output of a submission's driver, or of one of its ranks."""
+    client = _jobs_client(address)
+    if rank is None and follow:
+        _follow(client, submission)
         return
-    if follow:
-        _follow(cluster, submission)
-        return
-    console.print(cluster.logs(submission), markup=False, soft_wrap=True, end="")
+    text = client.logs(submission) if rank is None else client.rank_logs(submission, rank)
+    console.print(text, soft_wrap=True, end="")
 
 
-def stop(submission: Name, address: Address = None, as_json: AsJson = False) -> None:
+def stop(submission: SubmissionId, address: Address = None, as_json: AsJson = False) -> None:
     """Stop a submission, and wait until it has ended."""
-    found = _cluster(address).stop(submission)
-    if as_json:
-        print_json(asdict(found))
-    else:
-        echo(f"{submission} {found.status}")
+    state = _jobs_client(address).stop(submission)
+    print_result(as_json, asdict(state), f"{submission} {state.status}")
 
 
 def drain(
@@ -214,65 +174,74 @@ def drain(
             metavar="NODE", help="Address, host name or beginning of the id; `here`: this machine."
         ),
     ],
-    notice: Annotated[float, typer.Option(min=0, help="Seconds until it is taken away.")] = 60.0,
+    notice: Annotated[float, typer.Option(min=0, help="Seconds until the node ends.")] = 60.0,
     wait: Annotated[
         bool, typer.Option("--wait", help="Until no rank is left; on the node itself.")
     ] = False,
     address: Address = None,
     as_json: AsJson = False,
 ) -> None:
-    """Announce that a node will be taken away: runs on it save, leave and go on elsewhere."""
+    """Announce that a node will end: runs on it checkpoint, leave it and continue elsewhere."""
     if address == "auto":
-        from orchestration.cluster.connect import joined
+        from orchestration.cluster.connect import connect
         from orchestration.cluster.drain import drain as drain_node
-        from orchestration.cluster.drain import wait_until_left
+        from orchestration.cluster.drain import wait_until_idle
 
-        with joined("auto"):
-            said = asdict(drain_node(node, notice))
-        if wait and not wait_until_left(notice):
-            echo("a rank is still there; it ends with the node")
+        with connect("auto"):
+            drained = asdict(drain_node(node, notice))
+        if wait and not wait_until_idle(notice):
+            echo("a rank is still running; it ends with the node")
     else:
-        asked = ("drain", node, "--notice", str(notice), "--address", "auto")
-        said = _cluster(address).ask(asked, limit_s=DRAIN_LIMIT_S)
-    if as_json:
-        print_json(said)
-    else:
-        echo(f"node {said['address']} ({said['node'][:8]}) drains; it ends in {notice:.0f} s")
+        query = ("drain", node, "--notice", str(notice), "--address", "auto")
+        drained = _jobs_client(address).query(query, limit_s=QUERY_LIMIT_S)
+    node_id = drained["node"][:8]
+    print_result(
+        as_json,
+        drained,
+        f"node {drained['address']} ({node_id}) is draining; it ends in {notice:.0f} s",
+    )
 
 
 def list_submissions(address: Address = None, as_json: AsJson = False) -> None:
-    """List the submissions of a cluster, the newest first."""
+    """List the submissions of a cluster, newest first."""
+    submissions = _jobs_client(address).submissions()
     from orchestration.cluster.jobs_api import describe_submission
 
-    found = _cluster(address).jobs()
-    if as_json:
-        print_json([asdict(one) for one in found])
-        return
-    table = Table("submission", "job", "status", "for", "said")
-    for one in found:
-        table.add_row(*(str(value) for value in describe_submission(one).values()))
-    console.print(table)
+    table = Table("submission", "job", "status", "for", "message")
+    for submission in submissions:
+        table.add_row(*(str(value) for value in describe_submission(submission).values()))
+    print_result(as_json, [asdict(submission) for submission in submissions], table)
 
 
-def _follow(cluster: "JobsClient", submission: str) -> None:
-    """Ends as the submission does, with its exit code."""
-    from orchestration.cli.panel import Panel
+def _print_submitted(
+    client: "JobsClient", submission: str, as_json: bool, details: str = ""
+) -> None:
+    print_result(
+        as_json,
+        {"submission": submission, "address": client.address},
+        f"submitted {submission} to {client.address}{details}",
+    )
 
-    with Panel(console, submission) as panel:
-        for line in cluster.follow(submission):
-            panel.show(line)
-    cluster.check_end(submission)
+
+def _follow(client: "JobsClient", submission: str) -> None:
+    """Shows a submission's log to its end. Raises an error with its exit code if it fails."""
+    from orchestration.cli.panel import ProgressPanel
+
+    with ProgressPanel(console, submission) as progress_panel:
+        for line in client.follow(submission):
+            progress_panel.show(line)
+    client.check_success(submission)
 
 
-def _cluster(address: str | None) -> "JobsClient":
-    """The cluster of an --address. Its token, if it is the stack's, goes to the environment first:
-    Ray reads it when it is imported."""
+def _jobs_client(address: str | None) -> "JobsClient":
+    """A client for an --address. If that is the stack's, its token is put into the environment
+    first: Ray reads it when it is imported."""
     from orchestration.stack.services import ray_environment
     from orchestration.stack.state import load_stack, stack_folder
 
     address = address or os.environ.get("RAY_API_SERVER_ADDRESS")
     stack = load_stack(stack_folder())
-    if stack is not None and stack.is_up("ray") and address in (None, "local", stack.url("ray")):
+    if stack is not None and stack.is_up("ray") and address in (None, LOCAL, stack.url("ray")):
         address = stack.url("ray")
         os.environ.update(ray_environment(stack.secrets))
     if address is None or not is_remote(address):

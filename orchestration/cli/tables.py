@@ -1,14 +1,18 @@
-"""The tables a person reads: a job's plan, a run's outcome (rich; colour only on a terminal)."""
+"""What commands print: JSON for machines; lines, tables and panels for people."""
 
 import contextlib
 import json
+import shlex
 import sys
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.panel import Panel
 from rich.table import Table
+from rich.text import Text
 
 from orchestration.job.cluster import LOCAL
 from orchestration.job.job import Job
@@ -16,21 +20,103 @@ from orchestration.job.job import Job
 if TYPE_CHECKING:
     from orchestration.driver.driver import Outcome
     from orchestration.job.plan import Plan
+    from orchestration.stack.local import Log
+
+WIDE = 400  # columns of a table in a file or a pipe, where no cell is to be cut
+# No markup: names and messages of other programs may hold brackets.
+make_console = partial(Console, highlight=False, markup=False, emoji=False)
+console = make_console()
 
 
-def print_plan(console: Console, job: Job, plan: "Plan") -> None:
-    """Every derived number, in the order in which a person asks."""
-    table = Table(title=f"plan of {job.name}", show_header=False, box=None, pad_edge=False)
-    table.add_column(style="bold")
-    table.add_column()
-    for key, value in plan_rows(job, plan).items():
-        table.add_row(key, value)
-    console.print(table)
+def print_result(as_json: bool, value: object, *shown: RenderableType) -> None:
+    """The result of a command: `value` as JSON, or what is shown to people."""
+    if as_json:
+        print_json(value)
+        return
+    screen = console if console.is_terminal else make_console(width=WIDE)
+    for part in shown:
+        screen.print(part, soft_wrap=isinstance(part, str | Text))
+
+
+def print_json(value: object) -> None:
+    """One JSON value on standard output."""
+    print(json.dumps(value, indent=2))  # noqa: T201 - rich would wrap it
+
+
+def reserve_stdout(as_json: bool) -> contextlib.AbstractContextManager[object]:
+    """Sends standard output to standard error for the block if a JSON result follows it: Ray prints
+    the deaths of workers there, whatever its settings."""
+    return contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext()
+
+
+def echo(line: str) -> None:
+    """Prints one line of progress."""
+    console.print(f"- {line}", soft_wrap=True)
+
+
+def log_and_screen(as_json: bool) -> "tuple[Log, Console]":
+    """Where log lines and live progress go: to standard error if a JSON result follows them."""
+    if as_json:
+        return partial(print, file=sys.stderr), make_console(stderr=True)
+    return echo, console
+
+
+def program_name() -> str:
+    """What a person types to call this program again."""
+    path = Path(sys.argv[0])
+    if (
+        path.name == "__main__.py"
+    ):  # `python -m`, as submitted jobs start; their reader is elsewhere
+        return "rayception"
+    with contextlib.suppress(ValueError):
+        return str(path.resolve().relative_to(Path.cwd()))
+    return path.name
+
+
+def panel(title: str, rows: Mapping[str, str]) -> Panel | str:
+    """Names and values in a frame; as lines if the output is no terminal."""
+    if not console.is_terminal:
+        return "\n".join([title, *(f"  {name}: {value}" for name, value in rows.items())])
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(style="bold")
+    grid.add_column(overflow="fold")
+    for row in rows.items():
+        grid.add_row(*row)
+    return Panel(grid, title=Text(title), expand=False)
+
+
+def outcome_parts(job: Job, outcome: "Outcome", wall_s: float) -> tuple[Panel | str, str]:
+    """A run's results, and commands for its next steps: outside the panel, whose border would break
+    what is to be copied."""
+    metrics = outcome.metrics
+    is_averaged = "val_ema/top1" in metrics
+    split = "val_ema" if is_averaged else "val"
+    rows = {
+        "top-1": f"{metrics[f'{split}/top1']:.2f} % on the validation split"
+        f"{' (averaged weights)' if is_averaged else ''}",
+        "top-5": f"{metrics[f'{split}/top5']:.2f} %",
+        "speed": f"{outcome.images_per_second:.0f} images/s during training",
+        "wall time": f"{wall_s:.0f} s in all, {outcome.attempts} attempt"
+        f"{'s' if outcome.attempts != 1 else ''}",
+        "checkpoint": outcome.checkpoint_url,
+        "model": outcome.model_uri or "not logged yet: MLflow was unreachable",
+        "MLflow run": outcome.run.run_id,
+    }
+    endpoint = job.storage.endpoint_url
+    arguments = ["evaluate", outcome.checkpoint_url.rpartition("/")[0]]
+    arguments += ["--endpoint-url", endpoint] if endpoint else []
+    view = f"{outcome.run.uri.rstrip('/')}{outcome.run.page}"
+    if job.tracking.uri == LOCAL:
+        view = f"{program_name()} ui {outcome.run.run_id}"
+    next_steps = (
+        f"Evaluate it:\n  {program_name()} {shlex.join(arguments)}\nView it in MLflow:\n  {view}"
+    )
+    return panel(outcome.run_name, rows), next_steps
 
 
 def plan_rows(job: Job, plan: "Plan") -> dict[str, str]:
-    """The plan in words."""
-    from orchestration.job.plan import learning_rate_at  # numpy
+    """Every number that follows from a job, as text."""
+    from orchestration.job.plan import learning_rate_at
 
     accelerator = job.cluster.accelerator
     device = f"{accelerator.type} GPUs" if accelerator.is_gpu else "CPU ranks"
@@ -41,36 +127,33 @@ def plan_rows(job: Job, plan: "Plan") -> dict[str, str]:
             {0, plan.warmup_steps, plan.total_steps // 2, max(plan.total_steps - 1, 0)}
         )
     )
-    writes = len(
-        set(plan.epoch_ends)
-        | set(range(job.checkpoint.every_steps or 0, plan.total_steps, job.checkpoint.every_steps))
-        if job.checkpoint.every_steps
-        else set(plan.epoch_ends)
-    )
+    every = job.checkpoint.every_steps
+    checkpoints = {*plan.epoch_ends, *(range(every, plan.total_steps, every) if every else ())}
+    shuffle = job.data.shuffle
     return {
         "ranks": f"{plan.world_size} ({plan.num_nodes} x {plan.ranks_per_node} {device})",
-        "samples": f"{plan.train_samples:,} train, {plan.val_samples:,} held out",
+        "samples": f"{plan.train_samples:,} training, {plan.val_samples:,} validation",
         "global batch": f"{plan.global_batch_size} = {plan.num_micro_batches} micro-batches of "
         f"{plan.micro_batch_size}; {plan.max_micro_batches_per_rank} a rank{share}",
         "steps": f"{plan.total_steps:,} ({plan.steps_per_epoch:,.2f} an epoch, "
         f"{plan.warmup_steps:,} warm-up)",
         "learning rate": rates,
-        "order": f"{job.data.shuffle.lanes} lanes x {job.data.shuffle.pieces} pieces x "
-        f"{job.data.shuffle.slices} slices, seed {job.seed}{_reads(job, plan)}",
+        "order": f"{shuffle.lanes} lanes x {shuffle.pieces} pieces x {shuffle.slices} slices, "
+        f"seed {job.seed}{_repeated_reads(job, plan)}",
         "loader": _loader_row(plan),
         "parameters": f"{plan.parameters:,} ({plan.side_head_parameters:,} in the side head)",
         "multiply-adds": f"{plan.multiply_adds / 1e9:.3f} G an image, forward",
         "training compute": f"{plan.training_flops_per_image / 1e9:.2f} GFLOP an image, "
         f"{plan.training_flops / 1e15:.3g} PFLOP in all",
         "all-reduce": f"{plan.gradient_bytes / 1e6:.1f} MB a step",
-        "checkpoints": f"{writes} of about {plan.checkpoint_bytes / 1e6:.0f} MB, the newest "
-        f"{job.checkpoint.keep} stay in {job.checkpoint.storage}",
+        "checkpoints": f"{len(checkpoints)} of about {plan.checkpoint_bytes / 1e6:.0f} MB; the "
+        f"newest {job.checkpoint.keep} stay in {job.checkpoint.storage}",
     }
 
 
-def _reads(job: Job, plan: "Plan") -> str:
-    """Where ranks or loader processes share lanes, what that costs and which number of lanes has
-    none of it."""
+def _repeated_reads(job: Job, plan: "Plan") -> str:
+    """What it costs if ranks or loader processes share lanes, and a number of lanes that avoids
+    it."""
     if plan.reads <= 1:
         return ""
     readers = plan.world_size * max(1, plan.loader_workers)
@@ -82,78 +165,12 @@ def _reads(job: Job, plan: "Plan") -> str:
 
 
 def _loader_row(plan: "Plan") -> str:
-    who = f"{plan.loader_workers} processes a rank" if plan.loader_workers else "a thread a rank"
+    workers = (
+        f"{plan.loader_workers} processes a rank" if plan.loader_workers else "a thread a rank"
+    )
     if plan.loader_bytes is None:
         return (
-            f"{who}; memory is known with the manifest, or with data.train_shard_samples and "
+            f"{workers}; memory is known with the manifest, or with data.train_shard_samples and "
             "data.train_sample_bytes"
         )
-    return f"{who}, about {plan.loader_bytes / 1e6:,.0f} MB of windows and images at most"
-
-
-def print_outcome(
-    console: Console, job: Job, outcome: "Outcome", *, wall_s: float, command: str
-) -> None:
-    """The panel at a run's end: what it reached, where everything lies, how to look at it."""
-    metrics = outcome.metrics
-    kept = "val_ema" if "val_ema/top1" in metrics else "val"
-    weights = "averaged weights" if kept == "val_ema" else "weights"
-    rows = {
-        "top-1": f"{metrics[f'{kept}/top1']:.2f} % of the held-out split ({weights})",
-        "top-5": f"{metrics[f'{kept}/top5']:.2f} %",
-        "speed": f"{outcome.images_per_second:.0f} images/s while training",
-        "wall time": f"{wall_s:.0f} s from start to here, {outcome.attempts} attempt"
-        f"{'s' if outcome.attempts != 1 else ''}",
-        "checkpoint": outcome.checkpoint_url,
-        "model": outcome.model_uri or "not logged yet: MLflow was away",
-        "MLflow run": outcome.run.run_id,
-    }
-    endpoint = job.storage.endpoint_url
-    where = f" --endpoint-url {endpoint}" if endpoint else ""
-    rows["score it"] = f"{command} evaluate {outcome.checkpoint_url.rpartition('/')[0]}{where}"
-    if job.tracking.uri == LOCAL:
-        rows["look at it"] = f"{command} ui {outcome.run.run_id}"
-    else:
-        rows["look at it"] = f"{outcome.run.uri.rstrip('/')}{outcome.run.page}"
-    print_panel(console, outcome.run_name, rows)
-
-
-def print_panel(console: Console, title: str, rows: dict[str, str]) -> None:
-    """A closing panel of names and values; long values stay whole, to be copied."""
-    if not console.is_terminal:
-        console.print(title)
-        for key, value in rows.items():
-            console.print(f"  {key}: {value}", soft_wrap=True)
-        return
-    table = Table.grid(padding=(0, 2))
-    table.add_column(style="bold")
-    table.add_column(overflow="fold")
-    for key, value in rows.items():
-        table.add_row(key, value)
-    console.print(Panel(table, title=title, expand=False))
-
-
-def print_json(value: object) -> None:
-    """One JSON value on standard output, for machines."""
-    print(json.dumps(value, indent=2))  # noqa: T201 - the one output that must stay plain
-
-
-def kept_for_json(as_json: bool) -> contextlib.AbstractContextManager[object]:
-    """Where JSON is to come, nothing else goes to standard output within the block: Ray prints the
-    deaths of workers there, whatever it is told."""
-    return contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext()
-
-
-def echo(line: str) -> None:
-    """One line of progress."""
-    # Another program's words may hold brackets that rich would take for markup.
-    Console(highlight=False).print(f"- {line}", soft_wrap=True, markup=False)
-
-
-def own_name() -> str:
-    """How this command was called, as the reader would type it again."""
-    called = Path(sys.argv[0])
-    try:
-        return str(called.resolve().relative_to(Path.cwd()))
-    except ValueError:
-        return called.name
+    return f"{workers}, at most about {plan.loader_bytes / 1e6:,.0f} MB of windows and images"

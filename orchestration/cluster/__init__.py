@@ -1,8 +1,8 @@
-"""A Ray cluster from outside: joined, checked, measured, submitted to.
+"""A Ray cluster from outside: connections, checks, capacity, submissions.
 
 | module | what it holds |
 |---|---|
-| connect | joining a running cluster, or the embedded one |
+| connect | connecting to a running cluster, or to the embedded one |
 | preflight | everything that must hold before training starts |
 | node_probe | the checks that run on every node |
 | capacity | which accelerators are free, and waiting for them |

@@ -1,5 +1,7 @@
-"""Which of a job's accelerators a cluster has, and for how many ranks there is room. Pure, but for
-`look`."""
+"""Which of a job's accelerators a cluster has, and for how many ranks; waiting until they are free.
+
+Only `read_nodes` asks Ray.
+"""
 
 import time
 from collections.abc import Callable
@@ -10,25 +12,25 @@ from orchestration.job.accelerators import Accelerator
 from orchestration.job.cluster import LOCAL, Cluster
 from orchestration.job.job import Job
 
-SPOT = {"ray.io/market-type": "spot"}  # the label that Ray's own autoscalers give
+SPOT = {"ray.io/market-type": "spot"}  # the label that Ray's autoscalers set
 FIRST_PAUSE_S, PAUSE_S = 0.25, 2.0
-QUIET_S = 3.0  # what a dead group held is free within a second or two: no word of that
-SAY_EVERY_S = 60.0
+QUIET_S = 3.0  # a dead group's resources are free within a second or two: not worth a log line
+LOG_EVERY_S = 60.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Node:
-    """One live node: all its resources, those that nobody has now, its labels."""
+    """A node's resources, all and free ones, and its labels."""
 
     total: dict[str, float]
     free: dict[str, float]
     labels: dict[str, str]
-    id: str = ""  # "": it does not live yet
+    id: str = ""  # "": not started yet
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Nodes:
-    """What a cluster has, and the nodes that its autoscaler could add."""
+    """The live nodes of a cluster, and those that its autoscaler can add."""
 
     live: list[Node]
     addable: list[Node]
@@ -36,33 +38,39 @@ class Nodes:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Capacity:
-    """Ranks of one accelerator: that fit now, on an empty cluster, and on one grown to its end."""
+    """Ranks of one accelerator.
+
+    needed: the fewest that the job runs with. now: that fit into free resources. total: that fit
+    once other work is done. autoscaled: the same, with every node that the autoscaler can add.
+    """
 
     accelerator: Accelerator
+    needed: int
     now: int
-    ever: int
-    grown: int
+    total: int
+    autoscaled: int
 
 
 def measure_capacity(cluster: Cluster, accelerator: Accelerator, nodes: Nodes) -> Capacity:
-    """At most `accelerator.count` ranks go to a node, and as many as the job can use."""
+    """At most `accelerator.count` ranks per node, and at most as many as the job can use."""
 
-    def ranks(resources: list[dict[str, float]]) -> int:
-        each = [_ranks_that_fit(one, cluster, accelerator) for one in resources]
-        return min(sum(each), cluster.max_nodes * accelerator.count)
+    def count_ranks(resources: list[dict[str, float]]) -> int:
+        ranks = sum(_ranks_that_fit(node, cluster, accelerator) for node in resources)
+        return min(ranks, cluster.max_nodes * accelerator.count)
 
     live = [node for node in nodes.live if _is_eligible(node, cluster, accelerator)]
     addable = [node for node in nodes.addable if _is_eligible(node, cluster, accelerator)]
     return Capacity(
         accelerator=accelerator,
-        now=ranks([node.free for node in live]),
-        ever=ranks([node.total for node in live]),
-        grown=ranks([node.total for node in [*live, *addable]]),
+        needed=cluster.min_nodes * accelerator.count,
+        now=count_ranks([node.free for node in live]),
+        total=count_ranks([node.total for node in live]),
+        autoscaled=count_ranks([node.total for node in [*live, *addable]]),
     )
 
 
 def free_ranks_by_node(cluster: Cluster, accelerator: Accelerator, nodes: Nodes) -> dict[str, int]:
-    """How many ranks have room now, by the id of their node."""
+    """Ranks that fit into each eligible node's free resources, by node id."""
     return {
         node.id: _ranks_that_fit(node.free, cluster, accelerator)
         for node in nodes.live
@@ -71,115 +79,106 @@ def free_ranks_by_node(cluster: Cluster, accelerator: Accelerator, nodes: Nodes)
 
 
 def choose_accelerator(job: Job, nodes: Nodes) -> Capacity:
-    """The first of the job's accelerators with room now, else one that could have it.
+    """The first of the job's accelerators with enough capacity now, else in total, else with the
+    autoscaler's nodes.
 
-    Raises ServiceError, naming what the cluster has, where none ever could: Ray itself would wait
-    for ever.
+    Raises ServiceError, naming the cluster's resources, if no accelerator can ever have enough: Ray
+    itself would wait forever.
     """
     cluster = job.cluster
-    rooms = [measure_capacity(cluster, one, nodes) for one in cluster.choices]
-
-    def wanted(capacity: Capacity) -> int:
-        return cluster.min_nodes * capacity.accelerator.count
-
-    for name in ("now", "ever", "grown"):
-        for capacity in rooms:
-            if getattr(capacity, name) >= wanted(capacity):
+    capacities = [measure_capacity(cluster, choice, nodes) for choice in cluster.choices]
+    for name in ("now", "total", "autoscaled"):
+        for capacity in capacities:
+            if getattr(capacity, name) >= capacity.needed:
                 return capacity
-    has = [node.total for node in nodes.live]
-    types = sorted({key.split(":")[1] for one in has for key in one if "accelerator_type" in key})
-    total = {key: int(sum(one.get(key, 0) for one in has)) for key in ("CPU", "GPU")}
-    best = max(rooms, key=lambda capacity: capacity.grown)
+    resources = [node.total for node in nodes.live]
+    names = {name for node in resources for name in node if "accelerator_type" in name}
+    types = sorted(name.split(":")[1] for name in names)
+    cpus, gpus = (int(sum(node.get(name, 0) for node in resources)) for name in ("CPU", "GPU"))
+    best = max(capacities, key=lambda capacity: capacity.autoscaled)
     remedy = (
         "Run `rayception stack down` and start again, or ask for less"
         if cluster.address == LOCAL
         else "Add nodes, or ask for less in cluster.accelerators and cluster.num_nodes"
     )
-    grows = f" (its autoscaler could bring it to {best.grown})" if nodes.addable else ""
+    grows = f" (its autoscaler could bring it to {best.autoscaled})" if nodes.addable else ""
     spot = " spot" if cluster.use_spot else ""
     raise ServiceError(
         f"cluster.accelerators: got {' or '.join(map(str, cluster.choices))} on "
-        f"{cluster.min_nodes}{spot} nodes, which is {wanted(best)} ranks "
+        f"{cluster.min_nodes}{spot} nodes, which is {best.needed} ranks "
         f"({best.accelerator.type} with {cluster.cpus_per_worker} CPUs each); the cluster has "
-        f"room for {best.ever}{grows} on {len(has)} nodes with {total['CPU']} CPUs, "
-        f"{total['GPU']} GPUs ({', '.join(types) or 'no GPU type'}). {remedy}."
+        f"room for {best.total}{grows} on {len(resources)} nodes with {cpus} CPUs, "
+        f"{gpus} GPUs ({', '.join(types) or 'no GPU type'}). {remedy}."
     )
 
 
 def wait_for_capacity(
-    job: Job,
-    read_nodes: Callable[[], Nodes],
-    *,
-    log: Callable[[str], None],
-    limit_s: float,
-    pause_s: float = PAUSE_S,
+    job: Job, read_nodes: Callable[[], Nodes], *, log: Callable[[str], None], limit_s: float
 ) -> tuple[Job, Capacity]:
-    """The job on the one accelerator that it gets, once there is room; what is waited for longer
-    than a moment is said.
+    """Waits until the job fits; -> (the job with only the accelerator that it gets, its capacity).
 
-    A cluster whose autoscaler can make the room is not waited for: it begins when it is asked.
-    Raises ServiceError: there can never be room, or there was none for `limit_s`.
+    Does not wait for nodes of an autoscaler, which adds them once the ranks are requested. Raises
+    ServiceError if the job can never fit, or did not within `limit_s`.
     """
-    began, said = time.monotonic(), QUIET_S - SAY_EVERY_S
-    pause_now = min(FIRST_PAUSE_S, pause_s)
+    start = time.monotonic()
+    log_after_s, pause_s = QUIET_S, FIRST_PAUSE_S
     while True:
         capacity = choose_accelerator(job, read_nodes())
         chosen = replace(job, cluster=replace(job.cluster, accelerators=str(capacity.accelerator)))
-        wanted = job.cluster.min_nodes * capacity.accelerator.count
-        if capacity.now >= wanted:
+        if capacity.now >= capacity.needed:
             return chosen, capacity
-        what = (
-            f"{wanted} ranks of {capacity.accelerator.type} wanted, room for {capacity.now} now "
-            f"and for {max(capacity.ever, capacity.grown)} when other work is done"
+        state = (
+            f"{capacity.needed} ranks of {capacity.accelerator.type} wanted, room for "
+            f"{capacity.now} now and for {capacity.autoscaled} when other work is done"
         )
-        if capacity.ever < wanted:
-            log(f"asking the autoscaler for nodes: {what}")
+        if capacity.total < capacity.needed:
+            log(f"asking the autoscaler for nodes: {state}")
             return chosen, capacity
-        waited = time.monotonic() - began
-        if waited > limit_s:
+        waited_s = time.monotonic() - start
+        if waited_s > limit_s:
             raise ServiceError(
-                f"cluster.accelerators: got no room within {limit_s:.0f} s: {what}. Wait longer "
+                f"cluster.accelerators: got no room within {limit_s:.0f} s: {state}. Wait longer "
                 "with cluster.wait_s, stop other work (`rayception list`), or ask for less."
             )
-        if waited - said >= SAY_EVERY_S:
-            said = waited
-            log(f"waiting for room: {what}")
-        time.sleep(pause_now)
-        pause_now = min(2 * pause_now, pause_s)
+        if waited_s >= log_after_s:
+            log_after_s = waited_s + LOG_EVERY_S
+            log(f"waiting for room: {state}")
+        time.sleep(pause_s)
+        pause_s = min(2 * pause_s, PAUSE_S)
 
 
 def read_nodes() -> Nodes:
-    """What the connected cluster has. Nodes that are being taken away do not count."""
+    """The nodes of the connected cluster, without those that are draining."""
     import ray
     from ray._private.state import available_resources_per_node, state
 
     free = available_resources_per_node()
-    leaving = state.get_draining_nodes()
+    draining = state.get_draining_nodes()
     live = [
         Node(
-            total=one["Resources"],
-            free=free.get(one["NodeID"], {}),
-            labels=one.get("Labels") or {},
-            id=one["NodeID"],
+            total=node["Resources"],
+            free=free.get(node["NodeID"], {}),
+            labels=node.get("Labels") or {},
+            id=node["NodeID"],
         )
-        for one in ray.nodes()
-        if one["Alive"] and one["NodeID"] not in leaving
+        for node in ray.nodes()
+        if node["Alive"] and node["NodeID"] not in draining
     ]
     addable = []
     for group in getattr(state.get_cluster_config(), "node_group_configs", []):
-        made = Node(total=dict(group.resources), free={}, labels=dict(getattr(group, "labels", {})))
-        addable += [made] * max(0, min(group.max_count, 10_000))
+        node = Node(total=dict(group.resources), free={}, labels=dict(getattr(group, "labels", {})))
+        addable += [node] * max(0, min(group.max_count, 10_000))
     return Nodes(live=live, addable=addable)
 
 
 def _is_eligible(node: Node, cluster: Cluster, accelerator: Accelerator) -> bool:
-    if cluster.use_spot and any(node.labels.get(key) != value for key, value in SPOT.items()):
+    if cluster.use_spot and not SPOT.items() <= node.labels.items():
         return False
-    return not accelerator.is_gpu or accelerator.marker in node.total
+    return not accelerator.is_gpu or accelerator.ray_resource in node.total
 
 
-def _ranks_that_fit(has: dict[str, float], cluster: Cluster, accelerator: Accelerator) -> int:
-    ranks = has.get("CPU", 0.0) // cluster.cpus_per_worker
+def _ranks_that_fit(resources: dict[str, float], cluster: Cluster, accelerator: Accelerator) -> int:
+    ranks = resources.get("CPU", 0.0) // cluster.cpus_per_worker
     if accelerator.is_gpu:
-        ranks = min(ranks, has.get("GPU", 0.0))
+        ranks = min(ranks, resources.get("GPU", 0.0))
     return int(min(ranks, accelerator.count))

@@ -1,22 +1,21 @@
-"""Which rayception a run was made with: the checkout's commit, and what it has beside it."""
+"""The code that a run was made with: the checkout's commit and its local changes."""
 
 import json
 import os
 import subprocess
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 from orchestration.job.cluster import SECRET_NAME
 from orchestration.stack.state import ROOT
 
-CHECKOUT_FILE = "submitted-checkout.json"  # in what travels to a cluster, which has no git
+CHECKOUT_FILE = "submitted-checkout.json"  # in a submitted working directory, which has no .git
 MAX_DIFF_BYTES = 500_000
-MIN_SECRET = 6  # letters: a shorter value would be found in any text
+MIN_SECRET_CHARS = 6  # a shorter value would occur in any text
 
 
 @dataclass(frozen=True, slots=True)
 class Checkout:
-    """commit: "" where there is no git; diff: of the files that git knows, against it."""
+    """commit: "" without git. diff: of the tracked files, against the commit."""
 
     commit: str
     diff: str
@@ -25,32 +24,33 @@ class Checkout:
         return json.dumps(asdict(self))
 
 
-def read_checkout(root: Path = ROOT) -> Checkout:
-    """This checkout's, or what a laptop said of its own when it sent it here."""
-    sent = root / CHECKOUT_FILE
-    if sent.is_file():
-        return Checkout(**json.loads(sent.read_text()))
-    commit = _git(root, "rev-parse", "HEAD").strip()
-    diff = _git(root, "diff", "HEAD") if commit else ""
-    if len(diff.encode()) > MAX_DIFF_BYTES:
-        diff = f"(a diff of {len(diff.encode())} bytes is not kept)\n"
-    return Checkout(commit, without_values(diff))
+def read_checkout() -> Checkout:
+    """This checkout, or the one that this working directory was submitted from."""
+    submitted = ROOT / CHECKOUT_FILE
+    if submitted.is_file():
+        return Checkout(**json.loads(submitted.read_text()))
+    commit = _git("rev-parse", "HEAD").strip()
+    diff = _git("diff", "HEAD") if commit else ""
+    size_bytes = len(diff.encode())
+    if size_bytes > MAX_DIFF_BYTES:
+        diff = f"(a diff of {size_bytes} bytes is not kept)\n"
+    return Checkout(commit, _redact_secrets(diff))
 
 
-def without_values(text: str) -> str:
-    """The text without the values of environment variables whose names speak of a secret."""
+def _redact_secrets(text: str) -> str:
+    """Hides the values of environment variables whose names look like a secret's."""
     for name, value in os.environ.items():
-        if SECRET_NAME.search(name) and len(value) >= MIN_SECRET:
+        if SECRET_NAME.search(name) and len(value) >= MIN_SECRET_CHARS:
             text = text.replace(value, "***")
     return text
 
 
-def _git(root: Path, *arguments: str) -> str:
+def _git(*arguments: str) -> str:
+    """The command's output; "" if it fails."""
     try:
-        done = subprocess.run(
-            ["git", *arguments], cwd=root, capture_output=True, text=True, timeout=20, check=False,
+        return subprocess.run(
+            ["git", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=20, check=True,
             errors="replace",
-        )  # fmt: skip
-    except (OSError, subprocess.TimeoutExpired):
+        ).stdout  # fmt: skip
+    except (OSError, subprocess.SubprocessError):
         return ""
-    return done.stdout if done.returncode == 0 else ""

@@ -1,4 +1,4 @@
-"""Joining a Ray cluster: one that runs, or the embedded one, started first."""
+"""Connecting to a Ray cluster: a running one, or the embedded one, which is started first."""
 
 import contextlib
 import logging
@@ -23,60 +23,63 @@ if TYPE_CHECKING:
 def on_cluster(
     job: Job, log: "Log", phases: Phases | None = None, *, is_training: bool = False
 ) -> Iterator["Stack | None"]:
-    """The job's cluster, joined for the block; what the job calls local is started before.
-    is_training: its ranks begin soon, and import meanwhile.
+    """Connects to the job's cluster for the block, after starting the services that the job calls
+    `local`; -> their stack, if any. is_training: worker processes for its ranks are started too.
 
-    Raises JobError for a cluster elsewhere, ServiceError where one does not start or answer.
+    Raises JobError for a remote cluster, ServiceError if a service does not start or answer.
     """
-    from orchestration.stack.local import using
+    from orchestration.stack.local import running_stack
     from orchestration.stack.state import stack_folder
 
-    if is_remote(job.cluster.address):
+    cluster = job.cluster
+    if is_remote(cluster.address):
         raise JobError(
-            f"cluster.address: got {job.cluster.address}; a run is driven from a node of its "
+            f"cluster.address: got {cluster.address}; a run is driven from a node of its "
             "cluster. `rayception submit` it, or write cluster.address=local."
         )
     phases = phases or Phases()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends a run as Ctrl-C does
-    with contextlib.ExitStack() as held:
+    with contextlib.ExitStack() as contexts:
         stack = None
-        if job.uses():
+        if parts := job.local_services():
             folder = stack_folder()
-            cluster = job.cluster
             num_cpus = max(os.cpu_count() or 1, cluster.accelerator.count * cluster.cpus_per_worker)
-            log(f"starting {', '.join(sorted(job.uses()))} (data in {folder})")
-            # Beside the services' start, not before it: Ray takes its token at its import.
+            log(f"starting {', '.join(sorted(parts))} (data in {folder})")
+            # While the services start, not before: Ray reads its token when it is imported.
             load = partial(import_module, "orchestration.driver.driver")
-            up = using(folder, job.uses(), num_cpus=num_cpus, log=log, meanwhile=load)
-            stack = held.enter_context(up)
+            stack = contexts.enter_context(
+                running_stack(folder, parts, num_cpus=num_cpus, log=log, while_starting=load)
+            )
             phases.end("stack")
-        address = stack.ray_address if job.cluster.address == LOCAL and stack else "auto"
-        held.enter_context(joined(address))
+        local_stack = stack if cluster.address == LOCAL else None
+        contexts.enter_context(connect(local_stack.ray_address if local_stack else "auto"))
         phases.end("ray")
-        kept = stack if stack is not None and stack.kept and job.cluster.address == LOCAL else None
+        kept_stack = local_stack if local_stack and local_stack.kept else None
         if is_training:
             from orchestration.cluster.prestart import fill_pool, prestart_workers
 
-            prestart_workers(job, kept)
+            prestart_workers(job, kept_stack)
         import_module("orchestration.driver.driver")
         phases.end("imports")
         yield stack
-        if is_training and kept is not None:
-            fill_pool(job, kept)
+        if is_training and kept_stack is not None:
+            fill_pool(job, kept_stack)
 
 
 @contextlib.contextmanager
-def joined(address: str) -> Iterator[None]:
-    """Joins the cluster at an address, `auto` for this machine's, for the block. Workers' output
-    goes to Ray's logs, not here. Raises ServiceError where there is none or it does not answer."""
+def connect(address: str) -> Iterator[None]:
+    """Connects to the cluster at `address` (`auto`: this machine's) for the block.
+
+    The workers' output goes only to Ray's logs. Raises ServiceError if no cluster answers there.
+    """
     import ray
 
     try:
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, RuntimeError, TimeoutError) as error:
-        first = str(error).strip().splitlines()[0][:200]
+        reason = str(error).strip().splitlines()[0][:200]
         raise ServiceError(
-            f"cluster.address: got {address}; no Ray cluster answers there ({first}). "
+            f"cluster.address: got {address}; no Ray cluster answers there ({reason}). "
             "Start one with `ray start`, or write cluster.address=local."
         ) from error
     try:

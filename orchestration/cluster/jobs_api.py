@@ -1,7 +1,7 @@
-"""Ray Jobs: a job leaves for a cluster, and is watched from afar.
+"""Ray's Jobs API: submitting to a remote cluster, and watching submissions.
 
-A token that the cluster asks for is Ray's own business (RAY_AUTH_TOKEN, or ~/.ray/auth_token);
-further headers come from RAY_JOB_HEADERS, as for Ray's own commands.
+Ray itself sends a token that the cluster asks for (RAY_AUTH_TOKEN, or ~/.ray/auth_token); further
+headers come from RAY_JOB_HEADERS, as for Ray's own commands.
 """
 
 import contextlib
@@ -28,14 +28,16 @@ from orchestration.job.job import Job
 
 PROGRAM = ("python", "-m", "orchestration.cli")
 STOP_LIMIT_S = 120.0
-POLL_S = 1.0
-ENDED_WORDS = tuple(s.value for s in (JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.STOPPED))
-ERRAND = "rayception-errand"  # name of submissions that only ask something
+POLL_S, QUERY_POLL_S = 1.0, 0.3
+QUERY = "rayception-query"  # the name of submissions that only ask a question
+
+for _name in ("ray", "ray.dashboard.modules.dashboard_sdk"):  # they list every uploaded file
+    logging.getLogger(_name).setLevel(logging.WARNING)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Submission:
-    """One job on a cluster. began_ms, ended_ms: Unix time, None where it has not."""
+    """One job on a cluster. began_ms, ended_ms: Unix time; None: not yet."""
 
     id: str
     name: str
@@ -44,145 +46,139 @@ class Submission:
     began_ms: int | None
     ended_ms: int | None
 
-
-for _name in ("ray", "ray.dashboard.modules.dashboard_sdk"):  # what it uploads, file by file
-    logging.getLogger(_name).setLevel(logging.WARNING)
+    @property
+    def has_ended(self) -> bool:
+        return bool(JobStatus(self.status).is_terminal())
 
 
 class JobsClient:
-    """The Jobs API of one cluster. Raises ServiceError where it does not answer or refuses."""
+    """The Jobs API of one cluster. Raises ServiceError if it does not answer or refuses."""
 
     def __init__(self, address: str) -> None:
         self.address = address
-        with self._told():
-            os.environ["RAY_API_SERVER_ADDRESS"] = address  # which Ray would take before ours
+        with self._as_service_errors():
+            os.environ["RAY_API_SERVER_ADDRESS"] = address  # Ray prefers it to the argument
             headers = json.loads(os.environ.get("RAY_JOB_HEADERS", "null"))
             self._client = JobSubmissionClient(address, headers=headers)
 
     def submit(self, job: Job, *, name: str | None = None) -> str:
-        """Sends the job, under a run's name if it is to have one; -> its submission id."""
-        named = () if name is None else ("--name", name)
-        return self.send(
-            ("run", JOB_FILE, ON_CLUSTER, *named),
+        """Submits a run of the job; -> its submission id. name: the run's, if it has one."""
+        return self.submit_command(
+            ("run", JOB_FILE, ON_CLUSTER, *(() if name is None else ("--name", name))),
             name=job.name,
             jobs={JOB_FILE: job},
             environment=job.cluster.environment,
         )
 
-    def send(
+    def submit_command(
         self,
         arguments: Sequence[str],
         *,
         name: str,
         jobs: Mapping[str, Job] | None = None,
         environment: Environment | None = None,
-        parcel: str | None = None,
+        working_dir: str | None = None,
     ) -> str:
-        """Sends `rayception ARGUMENTS` to be run there, with jobs by file name; -> its submission
-        id. parcel: the URI of a checkout that the cluster has already.
+        """Submits `rayception ARGUMENTS`; -> its submission id. jobs: by the name of the file that
+        they get in the working directory. working_dir: the URI of one that the cluster has already.
 
-        Raises JobError where the checkout is too large; ServiceError.
+        Raises JobError if the checkout is too large; ServiceError.
         """
         submission = f"{name}-{secrets.token_hex(4)}"
-        with contextlib.ExitStack() as held:
-            if parcel is None:
-                parcel = str(held.enter_context(stage_working_dir(jobs or {})))
-            held.enter_context(self._told())
-            return str(
-                self._client.submit_job(
-                    entrypoint=shlex.join([*PROGRAM, *arguments]),
-                    submission_id=submission,
-                    runtime_env={
-                        "working_dir": parcel,
-                        **runtime_env(environment or Environment(), self.address),
-                    },
-                    metadata={"rayception.name": name},
-                )
+        environment_there = runtime_env(environment or Environment(), self.address)
+        with contextlib.ExitStack() as contexts:
+            if working_dir is None:
+                working_dir = str(contexts.enter_context(stage_working_dir(jobs or {})))
+            contexts.enter_context(self._as_service_errors())
+            self._client.submit_job(
+                entrypoint=shlex.join([*PROGRAM, *arguments]),
+                submission_id=submission,
+                runtime_env={**environment_there, "working_dir": working_dir},
+                metadata={"rayception.name": name},
             )
+        return submission
 
-    def ask(self, arguments: Sequence[str], *, job: Job | None = None, limit_s: float) -> Any:
-        """What `rayception ARGUMENTS --json` answers there.
+    def query(self, arguments: Sequence[str], *, job: Job | None = None, limit_s: float) -> Any:
+        """The JSON that `rayception ARGUMENTS --json` prints on the cluster.
 
-        Raises what it raised, as an error of the same exit code; ServiceError: nothing for
-        `limit_s`.
+        Raises the command's error, as one with the same exit code; ServiceError if it has not ended
+        within `limit_s`.
         """
-        submission = self.send(
+        submission = self.submit_command(
             (*arguments, "--json"),
-            name=ERRAND,
+            name=QUERY,
             jobs=None if job is None else {JOB_FILE: job},
             environment=None if job is None else job.cluster.environment,
         )
-        deadline = time.monotonic() + limit_s
-        while (found := self.find(submission)).status not in ENDED_WORDS:
-            if time.monotonic() > deadline:
-                with self._told():
-                    self._client.stop_job(submission)
-                raise ServiceError(
-                    f"cluster.address: got {self.address}, no answer to `{arguments[0]}` within "
-                    f"{limit_s:.0f} s ({found.message}). See its head's load and logs."
-                )
-            time.sleep(0.3)
+        state = self._wait_for_end(submission, limit_s, QUERY_POLL_S)
+        if not state.has_ended:
+            with self._as_service_errors():
+                self._client.stop_job(submission)
+            raise ServiceError(
+                f"cluster.address: got {self.address}, no answer to `{arguments[0]}` within "
+                f"{limit_s:.0f} s ({state.message}). See its head's load and logs."
+            )
         lines = [line for line in self.logs(submission).splitlines() if line.strip()]
-        if found.status == "SUCCEEDED":
-            begin = max(i for i, line in enumerate(lines) if line in ("{", "["))
-            return json.loads("\n".join(lines[begin:]))
-        raise _error_of(found)(lines[-1] if lines else f"{submission}: {found.status}")
+        if state.status == "SUCCEEDED":
+            start = max(i for i, line in enumerate(lines) if line in ("{", "["))
+            return json.loads("\n".join(lines[start:]))
+        raise _error_class(state)(lines[-1] if lines else f"{submission}: {state.status}")
 
-    def check_end(self, submission: str) -> None:
-        """Raises what ended a submission, as an error of its exit code; its own words stand in its
-        log."""
-        found = self.find(submission)
-        if found.status != "SUCCEEDED":
-            raise _error_of(found)(
-                f"{submission}: got {found.status}; its own words are the last of its log "
-                f"(`rayception logs {submission}`). Mend what they say, and submit it again."
+    def check_success(self, submission: str) -> None:
+        """Raises an error with the exit code of a submission that did not succeed."""
+        state = self.find(submission)
+        if state.status != "SUCCEEDED":
+            raise _error_class(state)(
+                f"{submission}: got {state.status}; the last lines of its log give the reason "
+                f"(`rayception logs {submission}`). Correct that, and submit it again."
             )
 
     def find(self, submission: str) -> Submission:
-        """Raises JobError where the cluster has no such submission."""
-        for one in self._all():
-            if one.id == submission:
-                return one
+        """Raises JobError if the cluster has no such submission."""
+        for entry in self._list():
+            if entry.id == submission:
+                return entry
         raise JobError(
             f"SUBMISSION: got {submission!r}; {self.address} has none of that name. "
             "`rayception list` names them."
         )
 
-    def jobs(self) -> list[Submission]:
-        """The jobs that this program sent, the newest first."""
-        return [one for one in self._all() if one.name != ERRAND]
+    def submissions(self) -> list[Submission]:
+        """rayception's submissions, queries excepted, the newest first."""
+        return [entry for entry in self._list() if entry.name != QUERY]
 
-    def _all(self) -> list[Submission]:
-        with self._told():
-            found = self._client.list_jobs()
-        ours = [one for one in found if (one.metadata or {}).get("rayception.name")]
-        made = [
+    def _list(self) -> list[Submission]:
+        with self._as_service_errors():
+            jobs = self._client.list_jobs()
+        submissions = [
             Submission(
-                id=one.submission_id,
-                name=one.metadata["rayception.name"],
-                status=str(one.status.value),
-                message=" ".join((one.message or "").split())[:500],
-                began_ms=one.start_time,
-                ended_ms=one.end_time,
+                id=job.submission_id,
+                name=job.metadata["rayception.name"],
+                status=str(job.status.value),
+                message=" ".join((job.message or "").split())[:500],
+                began_ms=job.start_time,
+                ended_ms=job.end_time,
             )
-            for one in ours
+            for job in jobs
+            if (job.metadata or {}).get("rayception.name")
         ]
-        return sorted(made, key=lambda one: -(one.began_ms or 0))
+        return sorted(submissions, key=lambda entry: -(entry.began_ms or 0))
 
     def logs(self, submission: str) -> str:
         """What the driver has printed so far."""
         self.find(submission)
-        with self._told():
+        with self._as_service_errors():
             return str(self._client.get_job_logs(submission))
 
     def rank_logs(self, submission: str, rank: int) -> str:
-        """What the last process of a rank has printed. Raises JobError where there is none."""
+        """What the rank's last process has printed. Raises JobError if there was none."""
         self.find(submission)
-        runs = self._get("/api/train/v2/runs/v1").json()["train_runs"]
-        mine = [
-            run for run in runs if (run.get("job_details") or {}).get("submission_id") == submission
+        runs = [
+            run
+            for run in self._get("/api/train/v2/runs/v1").json()["train_runs"]
+            if (run.get("job_details") or {}).get("submission_id") == submission
         ]
-        for run in sorted(mine, key=lambda one: -int(one["start_time_ns"])):
+        for run in sorted(runs, key=lambda run: -int(run["start_time_ns"])):
             for worker in (run["attempts"] or [{"workers": []}])[-1]["workers"]:
                 if worker["world_rank"] == rank:
                     return "".join(self._worker_log(worker, suffix) for suffix in ("out", "err"))
@@ -193,75 +189,78 @@ class JobsClient:
 
     def _worker_log(self, worker: dict[str, Any], suffix: str) -> str:
         query = {"node_id": worker["node_id"], "actor_id": worker["actor_id"], "suffix": suffix}
-        answer = self._get(f"/api/v0/logs/file?{urlencode({**query, 'lines': -1})}")
-        text: str = answer.text
-        return text.removeprefix("1")  # the API's word that it went well
+        text: str = self._get(f"/api/v0/logs/file?{urlencode({**query, 'lines': -1})}").text
+        return text.removeprefix("1")  # the API's sign of success
 
     def _get(self, path: str) -> Any:
-        with self._told():
-            answer = self._client._do_request("GET", path)  # with the cluster's token and headers
-            if answer.status_code != 200:
-                raise RuntimeError(f"{path}: {answer.status_code} {answer.text[:200]}")
-            return answer
+        with self._as_service_errors():
+            response = self._client._do_request("GET", path)  # with the cluster's token and headers
+            if response.status_code != 200:
+                raise RuntimeError(f"{path}: {response.status_code} {response.text[:200]}")
+            return response
 
     def follow(self, submission: str) -> Iterator[str]:
-        """What the driver prints, line by line, until it ends."""
+        """The driver's lines until it ends."""
         shown = 0
         while True:
-            # Asked before the log is read: what was printed before the end is not missed.
-            status = self.find(submission).status
+            # Read before the log, so that the log of an ended driver is complete.
+            has_ended = self.find(submission).has_ended
             text = self.logs(submission)
-            whole = len(text) if status in ENDED_WORDS else text.rfind("\n") + 1
-            yield from text[shown:whole].splitlines()
-            shown = max(shown, whole)
-            if status in ENDED_WORDS:
+            end = len(text) if has_ended else text.rfind("\n") + 1
+            yield from text[shown:end].splitlines()
+            shown = max(shown, end)
+            if has_ended:
                 return
             time.sleep(POLL_S)
 
     def stop(self, submission: str) -> Submission:
-        """Interrupts the driver and waits until it has ended, for two minutes."""
+        """Interrupts the driver and waits up to two minutes for its end."""
         self.find(submission)
-        with self._told():
+        with self._as_service_errors():
             self._client.stop_job(submission)
-        deadline = time.monotonic() + STOP_LIMIT_S
+        state = self._wait_for_end(submission, STOP_LIMIT_S, POLL_S)
+        if not state.has_ended:
+            raise ServiceError(
+                f"{submission}: got {state.status} still, {STOP_LIMIT_S:.0f} s after it was "
+                "asked to stop. See its logs; Ray kills what does not end."
+            )
+        return state
+
+    def _wait_for_end(self, submission: str, limit_s: float, poll_s: float) -> Submission:
+        """The submission when it has ended, or after `limit_s`."""
+        deadline = time.monotonic() + limit_s
         while True:
-            found = self.find(submission)
-            if found.status in ENDED_WORDS:
-                return found
-            if time.monotonic() > deadline:
-                raise ServiceError(
-                    f"{submission}: got {found.status} still, {STOP_LIMIT_S:.0f} s after it was "
-                    "told to stop. See its logs; Ray kills what does not end."
-                )
-            time.sleep(POLL_S)
+            state = self.find(submission)
+            if state.has_ended or time.monotonic() > deadline:
+                return state
+            time.sleep(poll_s)
 
     @contextlib.contextmanager
-    def _told(self) -> Iterator[None]:
+    def _as_service_errors(self) -> Iterator[None]:
         try:
             yield
         except (RayError, RuntimeError, OSError, ValueError) as error:
-            first = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
             raise ServiceError(
                 f"cluster.address: got {self.address}; its Jobs API did not answer or refused "
-                f"({first}). Name the dashboard's URL, such as http://head:8265, and set "
-                "RAY_AUTH_TOKEN where it asks for a token."
+                f"({reason}). Name the dashboard's URL, such as http://head:8265, and set "
+                "RAY_AUTH_TOKEN if it asks for a token."
             ) from error
 
 
-def _error_of(found: Submission) -> type[RayceptionError]:
-    code = re.search(r"exit code (\d+)", found.message)
-    kinds = {one.exit_code: one for one in (JobError, ServiceError, TrainingError)}
-    return kinds.get(int(code[1]) if code else 0, TrainingError)
+def _error_class(state: Submission) -> type[RayceptionError]:
+    match = re.search(r"exit code (\d+)", state.message)
+    by_code = {error.exit_code: error for error in (JobError, ServiceError, TrainingError)}
+    return by_code.get(int(match[1]) if match else 0, TrainingError)
 
 
-def describe_submission(one: Submission) -> dict[str, Any]:
-    """A submission in words."""
-    began, ended = one.began_ms, one.ended_ms
-    seconds = None if began is None else ((ended or int(time.time() * 1000)) - began) / 1000
+def describe_submission(submission: Submission) -> dict[str, Any]:
+    """A submission as the columns of a table."""
+    start_ms, end_ms = submission.began_ms, submission.ended_ms or int(time.time() * 1000)
     return {
-        "submission": one.id,
-        "job": one.name,
-        "status": one.status,
-        "for": "-" if seconds is None else f"{seconds:.0f} s",
-        "said": one.message[-160:],
+        "submission": submission.id,
+        "job": submission.name,
+        "status": submission.status,
+        "for": "-" if start_ms is None else f"{(end_ms - start_ms) / 1000:.0f} s",
+        "message": submission.message[-160:],
     }

@@ -1,13 +1,10 @@
-"""What a node of the cluster can do for a job, found out on that node: a task on each.
-
-A laptop that reads the data says nothing of the nodes: they have other networks, credentials and
-packages.
-"""
+"""Checks that run on every node, each as a Ray task there: nodes differ from the machine that
+submits in their network, credentials and packages."""
 
 import os
 import urllib.error
 import urllib.request
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import ray
@@ -16,20 +13,20 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from datasets.errors import DataError
 from datasets.shards.manifest import index_url, load_manifest
 from datasets.storage.store import Store, StoreConfig
-from orchestration.cluster.versions import differing, versions
+from orchestration.cluster.versions import version_differences, versions
 from orchestration.errors import EXPECTED_ERRORS
 from orchestration.job.job import Job
 from orchestration.manifests.nodes import HEALTH_CHECKS
 
-# A busy node sets up its runtime environment and starts a process first: 15 s were not enough for
-# two submissions at once on four machines with two cores.
-ANSWER_LIMIT_S = 60.0
+# Includes setting up the runtime environment and starting a process: 15 s were too short for two
+# submissions at once on four machines with two cores.
+PROBE_LIMIT_S = 60.0
 HTTP_LIMIT_S = 5.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class NodeQuestions:
-    """What a node is asked; no secret's value among it."""
+class NodeChecks:
+    """What each node checks. secrets: the names of environment variables, without their values."""
 
     store: StoreConfig
     splits: tuple[str, ...]
@@ -38,82 +35,82 @@ class NodeQuestions:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class NodeAnswer:
-    """What a node said: its versions, what is wrong with it in our words, the head's settings."""
+class NodeReport:
+    """problems: message by check. health: the settings of Ray's health checks in the node's
+    environment."""
 
     address: str
     is_head: bool
-    versions: dict[str, str]
-    problems: dict[str, str]  # check -> line
-    health: dict[str, str]
-    stop_signal: str | None
+    versions: dict[str, str] = field(default_factory=dict)
+    problems: dict[str, str] = field(default_factory=dict)
+    health: dict[str, str] = field(default_factory=dict)
 
 
-def ask_nodes(questions: NodeQuestions, nodes: list[dict[str, Any]]) -> list[NodeAnswer]:
-    """All at once; one that does not answer within 60 s says that. nodes: as `ray.nodes()`."""
-    asked = {}
+def probe_nodes(checks: NodeChecks, nodes: list[dict[str, Any]]) -> list[NodeReport]:
+    """Runs the checks on all nodes at once. nodes: as of `ray.nodes()`.
+
+    A node that fails or does not answer within 60 s has that as its problem.
+    """
+    pending = {}
     for node in nodes:
-        there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-        is_head = "node:__internal_head__" in node["Resources"]
-        task = ray.remote(num_cpus=0, max_retries=0, scheduling_strategy=there)(_answer)
-        blank = NodeAnswer(
-            address=node["NodeManagerAddress"], is_head=is_head, versions={}, problems={},
-            health={}, stop_signal=None,
-        )  # fmt: skip
-        asked[task.remote(questions, blank)] = blank
-    ready, _ = ray.wait(list(asked), num_returns=len(asked), timeout=ANSWER_LIMIT_S)
-    answers = []
-    for ref, blank in asked.items():
-        what = f"no answer within {ANSWER_LIMIT_S:.0f} s"
+        empty = NodeReport(
+            address=node["NodeManagerAddress"],
+            is_head="node:__internal_head__" in node["Resources"],
+        )
+        on_node = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+        task = ray.remote(num_cpus=0, max_retries=0, scheduling_strategy=on_node)(_check_node)
+        pending[task.remote(checks, empty)] = empty
+    ready, _ = ray.wait(list(pending), num_returns=len(pending), timeout=PROBE_LIMIT_S)
+    reports = []
+    for ref, empty in pending.items():
+        failure = f"no answer within {PROBE_LIMIT_S:.0f} s"
         if ref in ready:
             try:
-                answers.append(ray.get(ref))
+                reports.append(ray.get(ref))
                 continue
             except ray.exceptions.RayError as error:
-                what = (str(error).strip().splitlines() or ["an error"])[-1][:200]
-        line = (
-            f"node {blank.address}: got {what}; each node must run a task of ours. See its load "
-            "and Ray's logs, or take it out of the cluster."
+                failure = (str(error).strip().splitlines() or ["an error"])[-1][:200]
+        problem = (
+            f"node {empty.address}: got {failure}; each node must run rayception's checks. See its "
+            "load and Ray's logs, or take it out of the cluster."
         )
-        answers.append(replace(blank, problems={"nodes": line}))
+        reports.append(replace(empty, problems={"nodes": problem}))
         ray.cancel(ref, force=True)
-    return answers
+    return reports
 
 
-def _answer(questions: NodeQuestions, blank: NodeAnswer) -> NodeAnswer:
-    """Runs on the node."""
+def _check_node(checks: NodeChecks, report: NodeReport) -> NodeReport:
+    """Runs on the node; -> its report, completed."""
     problems = {}
-    where = f"node {blank.address}"
-    missing = [name for name in questions.secrets if not os.environ.get(name)]
+    node = f"node {report.address}"
+    missing = [name for name in checks.secrets if not os.environ.get(name)]
     if missing:
         problems["secrets"] = (
-            f"cluster.secrets: got no {', '.join(missing)} on {where}; each name stands in the "
+            f"cluster.secrets: got no {', '.join(missing)} on {node}; each name must be set in the "
             "environment of every node. Set it where Ray is started there."
         )
     try:
-        store = Store(questions.store)
-        for split in questions.splits:
+        store = Store(checks.store)
+        for split in checks.splits:
             manifest = load_manifest(store, split)
-            shard = manifest.shard_url(0)
-            store.read_range(shard, 0, min(512, manifest.shards[0].size_bytes))
+            store.read_range(manifest.shard_url(0), 0, min(512, manifest.shards[0].size_bytes))
     except EXPECTED_ERRORS as error:
-        problems["data"] = f"{error} (Seen on {where}.)"
-    if not _answers(questions.tracking_uri):
+        problems["data"] = f"{error} (Seen on {node}.)"
+    if not _is_reachable(checks.tracking_uri):
         problems["tracking"] = (
-            f"tracking.uri: got no answer from {questions.tracking_uri} on {where}; rank 0 sends "
-            "metrics from wherever it is. Start the server, or name one that every node reaches."
+            f"tracking.uri: got no answer from {checks.tracking_uri} on {node}; rank 0 may run "
+            "there, and sends metrics. Start the server, or name one that every node reaches."
         )
     return replace(
-        blank,
+        report,
         versions=versions(),
         problems=problems,
         health={name: os.environ[name] for name in HEALTH_CHECKS if name in os.environ},
-        stop_signal=os.environ.get("RAY_JOB_STOP_SIGNAL"),
     )
 
 
-def _answers(url: str) -> bool:
-    """Any word of the server is an answer, but that it is ill itself."""
+def _is_reachable(url: str) -> bool:
+    """Any answer counts, except a server error."""
     try:
         with urllib.request.urlopen(f"{url.rstrip('/')}/health", timeout=HTTP_LIMIT_S):
             return True
@@ -123,8 +120,8 @@ def _answers(url: str) -> bool:
         return False
 
 
-def splits_to_ask(job: Job, store: Store) -> tuple[str, ...]:
-    """The splits that are there; one that `data.source` will pack is not yet."""
+def existing_splits(job: Job, store: Store) -> tuple[str, ...]:
+    """The job's splits, without those that have yet to be packed from `data.source`."""
     urls = (job.data.train, job.data.val)
     if job.data.source is None:
         return urls
@@ -134,29 +131,33 @@ def splits_to_ask(job: Job, store: Store) -> tuple[str, ...]:
         return urls
 
 
-def differences(answers: list[NodeAnswer], laptop: dict[str, str]) -> tuple[list[str], list[str]]:
-    """(what must not differ: a node's versions and the driver's; what may: the laptop's)."""
+def compare_versions(
+    reports: list[NodeReport], submitter: dict[str, str]
+) -> tuple[list[str], list[str]]:
+    """(problems: nodes whose versions differ from those here, notes: the submitter's differ)."""
     here = versions()
-    wrong = [
-        f"node {one.address}: got {', '.join(found)} on the node of the driver; what one pickles "
-        "the other reads. Give both the same image or requirements."
-        for one in answers
-        if one.versions and (found := differing(one.versions, here))
+    problems = [
+        f"node {report.address}: got {', '.join(differences)} on the node of the driver; what one "
+        "pickles the other reads. Give both the same image or requirements."
+        for report in reports
+        if (differences := version_differences(report.versions, here))
     ]
-    other = differing(laptop, here)
-    return wrong, [f"the laptop has {', '.join(other)} on the cluster"] if other else []
+    if not (differences := version_differences(submitter, here)):
+        return problems, []
+    return problems, [f"the submitting machine has {', '.join(differences)} on the cluster"]
 
 
-def slow_to_notice(answers: list[NodeAnswer]) -> str | None:
-    """What the head was not started with, and what that costs."""
-    for one in answers:
-        if one.is_head and any(
-            int(one.health.get(name, 10**6)) > int(value) for name, value in HEALTH_CHECKS.items()
+def health_check_note(reports: list[NodeReport]) -> str | None:
+    """The settings that the head lacks to detect dead nodes in seconds, and their price."""
+    for report in reports:
+        if report.is_head and any(
+            int(report.health.get(name, 10**6)) > int(limit)
+            for name, limit in HEALTH_CHECKS.items()
         ):
-            wanted = " ".join(f"{name}={value}" for name, value in HEALTH_CHECKS.items())
+            settings = " ".join(f"{name}={value}" for name, value in HEALTH_CHECKS.items())
             return (
-                "a cut link or dead node is noticed after about a minute by Ray's own settings; "
-                f"start the head with {wanted} for seconds (price: a check a second and node, and "
-                "a node that hangs for 5 s counts as dead)"
+                "with Ray's own settings, a cut link or dead node is noticed after about a minute; "
+                f"start the head with {settings} for seconds (price: a check a second and node, "
+                "and a node that hangs for 5 s counts as dead)"
             )
     return None

@@ -1,7 +1,7 @@
-"""What must hold before training starts: said in seconds, by the error law.
+"""What must hold before training starts, checked within seconds.
 
-`look_before` asks everything at once, so that a person mends all of it in one go; `drive` asks the
-same before it writes anything.
+`run_preflight` reports every problem at once, so that a person can fix them all in one go; the
+driver runs it before it writes anything.
 """
 
 import importlib.util
@@ -9,22 +9,24 @@ import json
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from datasets.shards.manifest import Manifest, index_url, load_manifest
 from datasets.storage.store import Store, StoreConfig
-from orchestration.cluster.versions import VERSIONS
+from orchestration.cluster.capacity import choose_accelerator, read_nodes
+from orchestration.cluster.versions import VERSIONS_VARIABLE
 from orchestration.errors import EXPECTED_ERRORS, JobError, ServiceError
 from orchestration.job.job import Job
 from orchestration.stack.local import Log
-from orchestration.stack.state import ROOT
+from orchestration.stack.state import PACKAGES, ROOT
 
-PACKAGES = ("orchestration", "inception", "datasets")
 SAMPLES_PER_SHARD = 128  # of a packed `data.source`
 
 
 def check_imports() -> None:
-    """Our package names must resolve below our root: another distribution is called `datasets`."""
+    """Raises ServiceError unless our packages are imported from our root: another distribution is
+    called `datasets` too."""
     for name in PACKAGES:
         spec = importlib.util.find_spec(name)
         origin = Path(spec.origin).resolve() if spec and spec.origin else None
@@ -36,9 +38,10 @@ def check_imports() -> None:
 
 
 def prepare_data(job: Job, store: Store, log: Log) -> tuple[Manifest, Manifest]:
-    """The manifests of both splits, packed from `data.source` first where they are not there.
+    """The manifests of the training and validation split. A split that does not exist yet is packed
+    from `data.source`, if the job has one.
 
-    Raises DataError (no shards, no index, damaged), StoreError, JobError (classes differ).
+    Raises DataError (no shards, no index, damaged), StoreError, JobError (too many classes).
     """
     for split in ("train", "val"):
         url = getattr(job.data, split)
@@ -63,9 +66,9 @@ def prepare_data(job: Job, store: Store, log: Log) -> tuple[Manifest, Manifest]:
 
 
 def check_storage(store: Store, run_url: str) -> None:
-    """The run's storage is there and takes a write. Raises StoreError.
+    """Raises StoreError unless the run's storage exists and is writable.
 
-    The look comes first: some S3 servers create a missing bucket on the first write to it.
+    Reads first: some S3 servers create a missing bucket on the first write to it.
     """
     store.exists(f"{run_url}/.writable")
     store.write(f"{run_url}/.writable", b"")
@@ -73,102 +76,83 @@ def check_storage(store: Store, run_url: str) -> None:
 
 
 def check_init(job: Job, store: Store) -> None:
-    """A pretrained start's file is there. Raises JobError, StoreError."""
+    """Raises JobError if the file of pretrained weights is missing; StoreError."""
     url = job.model.init_from
     if url is not None and not store.exists(url):
         raise JobError(
-            f"model.init_from: got {url}, and no such file; it must exist. Mend the URL."
+            f"model.init_from: got {url}, and no such file; it must exist. Correct the URL."
         )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Check:
-    """One thing looked at. problem: the error that a run would end with; None: all is well."""
+    """The result of one check. problem: the error that a run would fail with, if any."""
 
     name: str
-    said: str
+    message: str
     problem: Exception | None = None
 
 
-def look_before(
+def run_preflight(
     job: Job, store: Store, config: StoreConfig, tracking_uri: str
 ) -> tuple[list[Check], list[str]]:
-    """(every check of the job on the connected cluster, what a person should know).
-
-    Takes 20 s at most, a GPU never.
-    """
+    """Checks a job on the connected cluster, without taking a GPU; -> (the results, notes)."""
     import ray
 
-    from orchestration.cluster.capacity import choose_accelerator, read_nodes
-    from orchestration.cluster.node_probe import (
-        NodeQuestions,
-        ask_nodes,
-        differences,
-        slow_to_notice,
-        splits_to_ask,
-    )
+    from orchestration.cluster import node_probe  # imports ray too
 
-    def say_room() -> str:
-        room = choose_accelerator(job, read_nodes())
-        now = "now" if room.now >= job.cluster.min_nodes * room.accelerator.count else "not now"
-        return f"{room.accelerator}: room for {room.now} ranks now, {room.ever} ever ({now})"
+    def describe_capacity() -> str:
+        best = choose_accelerator(job, read_nodes())
+        fits = "fits now" if best.now >= best.needed else "must wait"
+        return f"{best.accelerator}: room for {best.now} ranks now, {best.total} in total; {fits}"
 
-    def write() -> str:
-        check_storage(store, f"{job.checkpoint.storage.rstrip('/')}/.preflight")
-        return f"{job.checkpoint.storage} takes a write"
-
-    def find_init() -> str:
-        check_init(job, store)
-        return job.model.init_from or "a new start"
-
-    def find_imports() -> str:
-        check_imports()
-        return "orchestration, inception and datasets are ours"
-
-    checks = [
-        _check("packages", find_imports),
-        _check("room", say_room),
-        _check("storage", write),
-        _check("weights", find_init),
-    ]
-    alive = [node for node in ray.nodes() if node["Alive"]]
-    secrets = tuple(job.cluster.secrets)
-    questions = NodeQuestions(
+    location = job.checkpoint.storage
+    check_writes = partial(check_storage, store, f"{location.rstrip('/')}/.preflight")
+    check_weights = partial(check_init, job, store)
+    storage = _check("storage", check_writes, f"{location} is writable")
+    node_checks = node_probe.NodeChecks(
         store=config,
-        splits=splits_to_ask(job, store) if checks[2].problem is None else (),
+        splits=node_probe.existing_splits(job, store) if storage.problem is None else (),
         tracking_uri=tracking_uri,
-        secrets=secrets,
+        secrets=tuple(job.cluster.secrets),
     )
-    answers = ask_nodes(questions, alive)
-    wrong, may_differ = differences(answers, json.loads(os.environ.get(VERSIONS, "{}")))
-    for name, well in (
-        ("nodes", f"{len(answers)} answer"),
-        ("data", f"{', '.join(questions.splits) or 'to be packed'}: read on every node"),
-        ("tracking", f"{tracking_uri} answers every node"),
-        ("secrets", f"{', '.join(secrets) or 'none named'}"),
-    ):
-        problems = [one.problems[name] for one in answers if name in one.problems]
-        more = f" ({len(problems)} nodes say so.)" if len(problems) > 1 else ""
-        checks.append(
-            Check(
-                name=name,
-                said=problems[0] + more if problems else well,
-                problem=ServiceError(problems[0] + more) if problems else None,
-            )
-        )
-    checks.append(
-        Check(
-            name="versions",
-            said=wrong[0] if wrong else "the same on every node",
-            problem=ServiceError(wrong[0]) if wrong else None,
-        )
-    )
-    notes = [*may_differ, *([note] if (note := slow_to_notice(answers)) else [])]
+    reports = node_probe.probe_nodes(node_checks, [node for node in ray.nodes() if node["Alive"]])
+    messages = {
+        "nodes": f"{len(reports)} answer",
+        "data": f"{', '.join(node_checks.splits) or 'to be packed'}: read on every node",
+        "tracking": f"{tracking_uri} answers every node",
+        "secrets": ", ".join(node_checks.secrets) or "none named",
+    }
+    submitter = json.loads(os.environ.get(VERSIONS_VARIABLE, "{}"))
+    differences, notes = node_probe.compare_versions(reports, submitter)
+    if (note := node_probe.health_check_note(reports)) is not None:
+        notes.append(note)
+    checks = [
+        _check("packages", check_imports, f"{', '.join(PACKAGES)} are rayception's"),
+        _check("room", describe_capacity),
+        storage,
+        _check("weights", check_weights, job.model.init_from or "no pretrained weights"),
+        *(
+            _node_check(name, [r.problems[name] for r in reports if name in r.problems], message)
+            for name, message in messages.items()
+        ),
+        _node_check("versions", differences[:1], "the same on every node"),
+    ]
     return checks, notes
 
 
-def _check(name: str, read_nodes: Callable[[], str]) -> Check:
+def _check(name: str, check: Callable[[], str | None], message: str = "") -> Check:
+    """message: of success, if `check` returns none."""
     try:
-        return Check(name=name, said=read_nodes())
+        return Check(name=name, message=check() or message)
     except EXPECTED_ERRORS as error:
-        return Check(name=name, said=str(error), problem=error)
+        return Check(name=name, message=str(error), problem=error)
+
+
+def _node_check(name: str, problems: list[str], message: str) -> Check:
+    """problems: one of each node that has one. message: of success."""
+    if not problems:
+        return Check(name=name, message=message)
+    count = f" ({len(problems)} nodes report this.)" if len(problems) > 1 else ""
+    problem = ServiceError(problems[0] + count)
+    return Check(name=name, message=str(problem), problem=problem)

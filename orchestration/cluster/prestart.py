@@ -1,11 +1,9 @@
-"""Processes that import what a rank needs before there is a rank.
+"""Prestarted worker processes, which import what a rank needs before there is a rank.
 
-Right after the cluster is joined, every node with room for ranks is asked to start processes in the
-ranks' own environment, beside what the driver still has to do; Ray gives an idle process to the
-actor that asks next with the same environment. Once ranks have trained for a while, their nodes and
-as many others are asked for spare ones: after a death, the next ranks begin with what takes the
-longest behind them. A kept stack is asked for those of its next run at the end of this one
-(worker_pool.py).
+Ray gives an idle process to the next actor with the same runtime environment. Nodes are asked for
+such processes at three times: once the cluster is connected, for the first ranks, while the driver
+prepares the run; once ranks have trained for a while, for those that replace a dead group; at the
+end of a run on a kept stack, for the ranks of its next run (worker_pool.py).
 """
 
 import json
@@ -29,133 +27,130 @@ from orchestration.cluster.capacity import free_ranks_by_node, read_nodes
 from orchestration.cluster.worker_imports import CPU, CPUS_VARIABLE, GPU, KIND_VARIABLE
 from orchestration.job.job import Job
 from orchestration.stack.state import Stack
-from orchestration.stack.worker_pool import code_now, new_pool, save_pool, take_pool
+from orchestration.stack.worker_pool import code_digest, new_pool, save_pool, take_pool
 
 logger = logging.getLogger(__name__)
 
-FEW_RANKS = 256
 POLL_VARIABLE = "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"
-POLL_IS_GIVEN = POLL_VARIABLE in os.environ  # by a person, whose value stays
-# Ray Train hands these on from the driver to its ranks. Its watcher of announced ends would be a
-# process more for each group, and the lookout does that; its controller's log lines are for the
-# authors of Ray, and would stand between ours.
-RAY_TRAIN = {
+POLL_IS_SET = POLL_VARIABLE in os.environ  # by a person, whose value stays
+MAX_FAST_POLL_RANKS = 256
+# Ray Train passes these from the driver to the ranks. Its preemption watcher would be one more
+# process for each group, for what the driver's node watcher does already; its controller's
+# structured log lines would stand between ours.
+RAY_TRAIN_VARIABLES = {
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
     "RAY_TRAIN_ENABLE_CONTROLLER_STRUCTURED_LOGGING": "0",
 }
-ANSWER_LIMIT_S = 5.0
-KEPT_S = 60  # of a process that became no rank
-SPARE_S = 30 * 86400
-POOL_S = 86400
+RPC_LIMIT_S = 5.0
+# How long an idle process is kept:
+FIRST_KEEP_S, SPARE_KEEP_S, POOL_KEEP_S = 60, 30 * 86400, 86400
 
-
-_of_pool: dict[str, str] = {}  # what the processes have besides that a kept stack had ready
+_pool_variables: dict[str, str] = {}  # identify the pool that the next ranks come from
 
 
 def set_environment(job: Job) -> dict[str, str]:
     """Sets Ray Train's variables in this process for a run of the job; -> the environment of its
-    ranks: those variables, the hook that begins their imports, what tells a pool's processes."""
-    return _environment(job) | _of_pool
+    ranks: the same variables, the hook that starts their imports, those of the pool."""
+    return _environment(job) | _pool_variables
 
 
 def _environment(job: Job) -> dict[str, str]:
-    for name, value in RAY_TRAIN.items():
+    for name, value in RAY_TRAIN_VARIABLES.items():
         os.environ.setdefault(name, value)
-    if not POLL_IS_GIVEN:  # anew for each run: those of a sweep have one process
+    if not POLL_IS_SET:  # set anew for each run: all runs of a sweep may be in this process
         os.environ[POLL_VARIABLE] = _poll_s(job)
-    return {name: os.environ[name] for name in (*RAY_TRAIN, POLL_VARIABLE)} | {
-        WORKER_PROCESS_SETUP_HOOK_ENV_VAR: "orchestration.cluster.worker_imports.begin",
+    return {name: os.environ[name] for name in (*RAY_TRAIN_VARIABLES, POLL_VARIABLE)} | {
+        WORKER_PROCESS_SETUP_HOOK_ENV_VAR: "orchestration.cluster.worker_imports.start",
         KIND_VARIABLE: GPU if job.cluster.accelerator.is_gpu else CPU,
         CPUS_VARIABLE: str(job.cluster.cpus_per_worker),
     }
 
 
+def _max_ranks(job: Job) -> int:
+    return job.cluster.max_nodes * job.cluster.accelerator.count
+
+
+def _poll_s(job: Job) -> str:
+    """Seconds between Ray Train's polls of its ranks: half of it is lost at each end and failure. A
+    controller makes about a thousand calls a second, so many ranks are polled less often."""
+    return "0.25" if _max_ranks(job) <= MAX_FAST_POLL_RANKS else "1"
+
+
 def prestart_workers(job: Job, stack: Stack | None = None) -> None:
-    """Asks every node with room for ranks for their processes, whose imports nobody waits for; of
-    a kept stack for those that it does not have ready."""
-    cluster = job.cluster
-    most = cluster.max_nodes * cluster.accelerator.count
+    """Prestarts the job's processes on every node with free capacity. stack: a kept one, whose pool
+    is used first."""
+    missing = _max_ranks(job)
     if stack is not None:
-        ready, added = take_pool(stack, _environment(job))
-        _of_pool.update(added)
-        most -= ready
-    room = free_ranks_by_node(cluster, cluster.accelerator, read_nodes())
-    _start(job, {node: min(ranks, most) for node, ranks in room.items()}, KEPT_S)
+        ready, variables = take_pool(stack, _environment(job))
+        _pool_variables.update(variables)
+        missing -= ready
+    free = free_ranks_by_node(job.cluster, job.cluster.accelerator, read_nodes())
+    _prestart(job, {node: min(ranks, missing) for node, ranks in free.items()}, FIRST_KEEP_S)
 
 
 def fill_pool(job: Job, stack: Stack) -> None:
-    """Asks a kept stack's node for the processes of the next run's ranks, as many as this run's,
-    for a day. Each holds some 0.4 GB of memory."""
-    cluster = job.cluster
-    ranks = cluster.max_nodes * cluster.accelerator.count
-    _of_pool.clear()
+    """Prestarts processes for the next run on a kept stack, as many as this run has ranks. Each
+    uses about 0.4 GB of memory, for a day at most."""
+    _pool_variables.clear()
     try:
-        environment, code = _environment(job), code_now()
-        _of_pool.update(new_pool(stack))
-        _start(job, {node["NodeID"]: ranks for node in ray.nodes()}, POOL_S, of_job=False)
-        save_pool(stack, environment, _of_pool, code, ranks)
-    except OSError as error:  # a full disk, a file that goes as it is looked at: the run is done
+        environment, digest, ranks = _environment(job), code_digest(), _max_ranks(job)
+        _pool_variables.update(new_pool(stack))
+        by_node = {node["NodeID"]: ranks for node in ray.nodes()}
+        _prestart(job, by_node, POOL_KEEP_S, of_job=False)
+        save_pool(stack, environment, _pool_variables, digest, ranks)
+    except OSError as error:  # a full disk, a file that vanished: the run itself is complete
         logger.warning("no processes for the next run: %s", error)
 
 
 def start_spares(job: Job, nodes: Iterable[str]) -> None:
-    """Asks for processes that wait until a rank dies: the nodes of a group's ranks (their ids, one
-    for each rank), and as many nodes more with room, where Ray may put ranks then. Each holds some
-    0.4 GB of memory until the run ends."""
-    ours = Counter(nodes)
-    most = max(ours.values(), default=0)
-    room = free_ranks_by_node(job.cluster, job.cluster.accelerator, read_nodes())
-    others = [node for node, ranks in sorted(room.items()) if ranks and node not in ours]
-    more = {node: min(room[node], most) for node in others[: len(ours)]}
-    _start(job, {**ours, **more}, SPARE_S)
+    """Prestarts processes that replace ranks after a failure, kept until the run ends.
+
+    nodes: the node id of each rank. As many processes start there as there are ranks, and on as
+    many other nodes with free capacity, where Ray may place ranks then. Each uses about 0.4 GB.
+    """
+    of_ranks = Counter(nodes)
+    max_per_node = max(of_ranks.values(), default=0)
+    free = free_ranks_by_node(job.cluster, job.cluster.accelerator, read_nodes())
+    others = [node for node, ranks in sorted(free.items()) if ranks and node not in of_ranks]
+    more = {node: min(free[node], max_per_node) for node in others[: len(of_ranks)]}
+    _prestart(job, {**of_ranks, **more}, SPARE_KEEP_S)
 
 
-def _start(job: Job, by_node: Mapping[str, int], kept_s: int, *, of_job: bool = True) -> None:
-    """Where Ray does not do it, ranks start as they would without it: nothing here ends a run."""
+def _prestart(job: Job, by_node: Mapping[str, int], keep_s: int, *, of_job: bool = True) -> None:
+    """of_job: the processes end with this Ray job; otherwise any job may get them. Ranks also start
+    without prestarted processes, so no error here ends a run."""
     try:
-        _ask(job, by_node, kept_s, of_job)
+        runtime_env = _runtime_env(set_environment(job))
+        job_id = bytes.fromhex(ray.get_runtime_context().get_job_id()) if of_job else b""
+        for node in ray.nodes():
+            if node["Alive"] and by_node.get(node["NodeID"], 0) > 0:
+                request = PrestartWorkersRequest(
+                    language=Language.PYTHON, job_id=job_id, runtime_env_info=runtime_env,
+                    keep_alive_duration_secs=keep_s, num_workers=by_node[node["NodeID"]],
+                )  # fmt: skip
+                _send(request, f"{node['NodeManagerAddress']}:{node['NodeManagerPort']}")
     except Exception as error:
-        logger.warning("no processes ahead of time: %s", error)
+        logger.warning("no prestarted processes: %s", error)
 
 
-def _ask(job: Job, by_node: Mapping[str, int], kept_s: int, of_job: bool) -> None:
-    """of_job: they end with this Ray job; else they are whose asks next."""
-    runtime_env = _runtime_env(set_environment(job))
-    for node in ray.nodes():
-        if not node["Alive"] or by_node.get(node["NodeID"], 0) < 1:
-            continue
-        request = PrestartWorkersRequest(
-            language=Language.PYTHON,
-            job_id=bytes.fromhex(ray.get_runtime_context().get_job_id()) if of_job else b"",
-            runtime_env_info=runtime_env,
-            keep_alive_duration_secs=kept_s,
-            num_workers=by_node[node["NodeID"]],
-        )
-        address = f"{node['NodeManagerAddress']}:{node['NodeManagerPort']}"
-        try:
-            with init_grpc_channel(address) as channel:
-                NodeManagerServiceStub(channel).PrestartWorkers(request, timeout=ANSWER_LIMIT_S)
-        except grpc.RpcError as error:
-            logger.info("no process ahead of time on %s: %s", address, error)
+def _send(request: PrestartWorkersRequest, address: str) -> None:
+    try:
+        with init_grpc_channel(address) as channel:
+            NodeManagerServiceStub(channel).PrestartWorkers(request, timeout=RPC_LIMIT_S)
+    except grpc.RpcError as error:
+        logger.info("no prestarted processes on %s: %s", address, error)
 
 
 def _runtime_env(variables: Mapping[str, str]) -> Any:
-    """A rank's runtime environment as Ray's core writes it: it gives an actor an idle process whose
-    text is the same to the letter. What an actor adds to its job's own is written without spaces;
-    where the job has none, as Python writes it."""
+    """A rank's runtime environment exactly as Ray's core serializes it: an actor gets an idle
+    process only if the two strings are equal. With a runtime environment of the job's own, Ray
+    serializes without spaces; else as Python does."""
     of_job: dict[str, Any] = dict(ray.get_runtime_context().runtime_env)
     merged = of_job | {"env_vars": of_job.get("env_vars", {}) | variables}
     info = get_runtime_env_info(RuntimeEnv(**merged))
     if of_job:
-        found = json.loads(info.serialized_runtime_env)
+        values = json.loads(info.serialized_runtime_env)
         info.serialized_runtime_env = json.dumps(
-            found, sort_keys=True, separators=(",", ":"), ensure_ascii=False
+            values, sort_keys=True, separators=(",", ":"), ensure_ascii=False
         )
     return info
-
-
-def _poll_s(job: Job) -> str:
-    """Seconds between Ray Train's looks at its ranks: half of it is lost at each end and death. One
-    controller makes some thousand calls a second, so many ranks are asked more rarely."""
-    ranks = job.cluster.max_nodes * job.cluster.accelerator.count
-    return "0.25" if ranks <= FEW_RANKS else "1"

@@ -1,17 +1,17 @@
-"""What a laptop tells the cluster that it sends a job to; the versions that must agree on every
-machine of a job: what one pickles, another reads."""
+"""What the submitting machine passes to the cluster's processes, and the versions that must agree
+on all machines of a job, because they exchange pickles."""
 
 import platform
 from importlib.metadata import version
 
-ON_CLUSTER = "cluster.address=auto"  # how a job that was sent names the cluster that it is on
-VERSIONS = "RAYCEPTION_VERSIONS"  # environment variable: those of the laptop that sent a job
-DASHBOARD = "RAYCEPTION_DASHBOARD"  # and the URL under which it reaches the cluster
+ON_CLUSTER = "cluster.address=auto"  # the override with which a job runs where it was submitted to
+VERSIONS_VARIABLE = "RAYCEPTION_VERSIONS"  # the versions of the submitting machine, as JSON
+DASHBOARD_VARIABLE = "RAYCEPTION_DASHBOARD"  # the dashboard's URL, as that machine reaches it
 
 
 def versions() -> dict[str, str]:
-    """Of this process: Python (its minor version), Ray, torch. torch's build (+cpu, +cu128) may
-    differ; Python's patch level too."""
+    """Of Python, Ray and torch here. Patch levels of Python and builds of torch (+cpu, +cu128) are
+    left out: they may differ."""
     return {
         "python": ".".join(platform.python_version_tuple()[:2]),
         "ray": version("ray"),
@@ -19,10 +19,10 @@ def versions() -> dict[str, str]:
     }
 
 
-def differing(one: dict[str, str], other: dict[str, str]) -> list[str]:
-    """`torch 2.13.0 against 2.12.1`, for each that differs."""
+def version_differences(left: dict[str, str], right: dict[str, str]) -> list[str]:
+    """For example `torch 2.13.0 against 2.12.1`."""
     return [
-        f"{name} {one[name]} against {other[name]}"
-        for name in one
-        if name in other and one[name] != other[name]
+        f"{name} {left[name]} against {right[name]}"
+        for name in left
+        if name in right and left[name] != right[name]
     ]

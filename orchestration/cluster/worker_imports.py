@@ -1,7 +1,7 @@
-"""What a rank's process runs at its start, before it is told that it is one.
+"""Imports that a worker process makes at its start, before it is told its rank.
 
-torch and Ray Train take a process 4 s to import. Ray calls `begin` as a worker's process setup
-hook; most of it goes on in a thread, beside what the process does to become an actor.
+Importing torch and Ray Train takes 4 s. Ray calls `start` as the process setup hook of workers;
+most imports then go on in a thread, while the process becomes an actor.
 """
 
 import os
@@ -11,32 +11,32 @@ from importlib import import_module
 KIND_VARIABLE = "RAYCEPTION_RANK"
 CPUS_VARIABLE = "RAYCEPTION_RANK_CPUS"
 CPU, GPU = "cpu", "gpu"
-LIMIT_S = 600.0  # of a file system that is slow
-
+LIMIT_S = 600.0  # for a slow file system
 
 _thread: threading.Thread | None = None
 
 
-def begin() -> None:
-    """Imports Ray Train, then goes on in a thread; what fails there is said where it is needed."""
+def start() -> None:
+    """Imports Ray Train, then the rest in a thread. An import that fails there fails again, and is
+    reported, where its module is needed."""
     global _thread
-    # As Ray sets it for an actor with so many CPUs, but torch reads it once, at its import; ranks
-    # with a thread for every core of the node are four times slower.
+    # Ray sets this for an actor with that many CPUs, but later: torch reads it once, when it is
+    # imported. Ranks with a thread for every core of the node are four times slower.
     os.environ.setdefault("OMP_NUM_THREADS", os.environ[CPUS_VARIABLE])
-    # Before this process serves: Ray unpickles an actor's class from within that package, and where
-    # a thread is still importing a package, Python does not wait before it imports a part of it.
+    # Not in the thread: Ray unpickles an actor's class from within that package, and importing part
+    # of a package does not wait for a thread that is importing the package.
     import_module("ray.train")
     modules = ["torch", "orchestration.worker.train_loop"]
     if os.environ.get(KIND_VARIABLE) == CPU:
-        # The first optimizer imports it, for 1.3 s. Not where a GPU is to come: the process has
-        # none yet, and CUDA keeps what it saw first.
+        # The first optimizer imports it, in 1.3 s. Not for a GPU rank: the process has no GPU yet,
+        # and CUDA keeps the devices that it first saw.
         modules.append("torch._dynamo")
     _thread = threading.Thread(target=_import_all, args=(modules,), name="imports", daemon=True)
     _thread.start()
 
 
 def wait() -> None:
-    """Until the thread is done: called before anything of torch is imported elsewhere."""
+    """Waits for the thread: must precede every other import of torch."""
     if _thread is not None:
         _thread.join(LIMIT_S)
 

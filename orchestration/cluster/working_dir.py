@@ -1,7 +1,7 @@
-"""What travels to a cluster: a folder made for it, and what Ray is to give the job's processes.
+"""The working directory and runtime environment of a submission.
 
-The files of this checkout that git does not ignore, without tests, and the resolved job. No secret
-is among them: the cluster's own environment has the credentials.
+The directory has the checkout's files that git does not ignore, without tests, and the resolved
+job. No secret is in it: credentials come from the cluster's own environment.
 """
 
 import contextlib
@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestration.cluster.checkout import CHECKOUT_FILE, read_checkout
-from orchestration.cluster.versions import DASHBOARD, VERSIONS, versions
+from orchestration.cluster.versions import DASHBOARD_VARIABLE, VERSIONS_VARIABLE, versions
 from orchestration.errors import JobError
 from orchestration.job.cluster import Environment
 from orchestration.job.job import Job
@@ -24,57 +24,54 @@ from orchestration.job.rules import without_secrets
 from orchestration.stack.state import ROOT
 
 JOB_FILE = "submitted-job.yaml"
-MAX_UPLOAD_BYTES = 50 * 2**20  # the checkout is under one; what is above is not meant
+MAX_UPLOAD_BYTES = 50 * 2**20  # the checkout has less than one MiB: more is a mistake
 
 
 def runtime_env(environment: Environment, address: str) -> dict[str, Any]:
-    """What Ray is to give the job's processes besides the checkout. The versions of this laptop's
-    Python, Ray and torch go along, for preflight to compare, and the URL under which it reaches
-    the dashboard, for links: a submission that sends others hands on the one that it was given."""
-    reached = os.environ.get(DASHBOARD, without_secrets(address))
-    said = {VERSIONS: json.dumps(versions()), DASHBOARD: reached}
-    given: dict[str, Any] = {"env_vars": {**environment.variables, **said}}
-    if environment.pip:
-        given["pip"] = list(environment.pip)
-    return given
+    """Ray's runtime environment of a submission, without its working directory. It has this
+    machine's versions, which preflight compares, and the dashboard's URL as this machine reaches
+    it, for links; a submission that submits others passes on its own."""
+    variables = {
+        **environment.variables,
+        VERSIONS_VARIABLE: json.dumps(versions()),
+        DASHBOARD_VARIABLE: os.environ.get(DASHBOARD_VARIABLE, without_secrets(address)),
+    }
+    pip = {"pip": list(environment.pip)} if environment.pip else {}
+    return {"env_vars": variables, **pip}
 
 
 @contextlib.contextmanager
 def stage_working_dir(jobs: Mapping[str, Job]) -> Iterator[Path]:
-    """A folder with what travels, jobs by file name among it, for the block.
+    """A temporary folder with the files to upload, for the block. jobs: by file name.
 
-    Raises JobError: not a git checkout, too large.
+    Raises JobError outside a git checkout, and if the files are too large.
     """
-    listed = subprocess.run(
-        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
-        cwd=ROOT,
-        capture_output=True,
-        check=False,
-    )
-    if listed.returncode:
+    listing = subprocess.run(
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"], cwd=ROOT,
+        capture_output=True, check=False,
+    )  # fmt: skip
+    if listing.returncode:
         raise JobError(
-            f"{ROOT}: got no git checkout; what travels is what git does not ignore. Clone "
+            f"{ROOT}: got no git checkout; what git does not ignore is uploaded. Clone "
             "rayception with git, and submit from there."
         )
-    names = [Path(os.fsdecode(name)) for name in listed.stdout.split(b"\0") if name]
+    names = [Path(os.fsdecode(name)) for name in listing.stdout.split(b"\0") if name]
     files = [name for name in names if (ROOT / name).is_file() and name.parts[0] != "tests"]
-    size = sum((ROOT / name).stat().st_size for name in files)
-    if size > MAX_UPLOAD_BYTES:
-        largest = max(files, key=lambda name: (ROOT / name).stat().st_size)
+    sizes_bytes = [(ROOT / name).stat().st_size for name in files]
+    if sum(sizes_bytes) > MAX_UPLOAD_BYTES:
+        _, largest = max(zip(sizes_bytes, files, strict=True))
         raise JobError(
-            f"{ROOT}: got {size / 2**20:.0f} MiB to upload; at most "
-            f"{MAX_UPLOAD_BYTES // 2**20} MiB travel, and {largest} is the largest file. Add it to "
-            ".gitignore, or take it out."
+            f"{ROOT}: got {sum(sizes_bytes) / 2**20:.0f} MiB to upload; at most "
+            f"{MAX_UPLOAD_BYTES // 2**20} MiB are allowed, and {largest} is the largest file. Add "
+            "it to .gitignore, or take it out."
         )
-    folder = Path(tempfile.mkdtemp(prefix="rayception-submit-"))
-    try:
-        for file in files:
-            target = folder / file
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(ROOT / file, target)
+    prefix = "rayception-submit-"
+    with tempfile.TemporaryDirectory(prefix=prefix, ignore_cleanup_errors=True) as temporary:
+        folder = Path(temporary)
+        for name in files:
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, folder / name)
         (folder / CHECKOUT_FILE).write_text(read_checkout().to_json())
-        for name, job in jobs.items():
-            (folder / name).write_text(to_yaml(job))
+        for job_file, job in jobs.items():
+            (folder / job_file).write_text(to_yaml(job))
         yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)

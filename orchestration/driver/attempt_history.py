@@ -17,7 +17,7 @@ from orchestration.driver.retry_policy import describe_failure
 from orchestration.driver.run import Run
 from orchestration.errors import LeaseLost
 from orchestration.run.lease import Lease
-from orchestration.run.phases import PHASES, STARTUP, Phases, split
+from orchestration.run.phases import PHASES, STARTUP, Phases, split_training
 from orchestration.run.timeline import (
     TIMELINE_FILE,
     UNKNOWN,
@@ -64,7 +64,7 @@ class AttemptHistory:
         """Records one worker group for the block; the exception it raised, if any, is its end."""
         now = time.time()
         with self._lock:
-            if self._is_first:  # a driver that just lost its lease has saved once more
+            if self._is_first:  # the driver before may have saved until it noticed its lost lease
                 with contextlib.suppress(StoreError):
                     self.attempts = self._load()
                 self._is_first = False
@@ -96,7 +96,7 @@ class AttemptHistory:
     def phases(self) -> dict[str, float]:
         """Seconds by phase, of this driver and its ranks."""
         seconds = dict(self._phases.seconds)
-        seconds |= split(seconds.pop("training", 0.0), self._phases_of_ranks)
+        seconds |= split_training(seconds.pop("training", 0.0), self._phases_of_ranks)
         return {name: seconds[name] for name in PHASES if name in seconds}
 
     def _load(self) -> list[Attempt]:
@@ -106,7 +106,7 @@ class AttemptHistory:
         ]
 
     def _update_regularly(self) -> None:
-        """Also between worker groups: a run that waits can be told from one that is dead."""
+        """Also between worker groups: shows that a waiting run is alive."""
         while not self._done.wait(UPDATE_EVERY_S):
             with self._lock:
                 if self.attempts and not self.attempts[-1].ended_by:
@@ -183,7 +183,7 @@ class AttemptHistory:
             run.store.write(f"{run.url}/{TIMELINE_FILE}", to_json(self.attempts))
             self._saved_at = time.monotonic()
         except StoreError as error:
-            logger.warning("the run's timeline waits: %s", error)
+            logger.warning("the run's timeline is not saved yet: %s", error)
 
 
 def _describe(error: BaseException) -> str:

@@ -37,10 +37,10 @@ from orchestration.stack.local import Log
 from orchestration.worker.process_group import GroupConfig
 from orchestration.worker.worker_config import WorkerConfig, train_loop
 
-# A rank that waits this long for another one has lost it. (A dead node's ranks are known sooner:
-# Ray ends the group when its health checks fail.)
+# A rank that waits this long for another one counts it as lost. (A dead node is noticed sooner: Ray
+# ends the group when its health checks fail.)
 COLLECTIVE_LIMIT_S = 300
-FREED_WITHIN_S = 5.0  # what a dead group held is free again
+FREED_WITHIN_S = 5.0  # the resources of a dead group
 
 
 def train_run(
@@ -56,7 +56,7 @@ def train_run(
     cluster, plan, actor = run.job.cluster, config.plan, config.progress_actor
 
     def read_nodes_while_ours() -> Nodes:
-        """Waiting ends once the lease is lost: its new owner may have that capacity."""
+        """Ends the wait once the lease is lost: its new owner may have that capacity."""
         lease.check()
         return read_nodes()
 
@@ -103,7 +103,7 @@ def train_run(
 
     names = checkpoint_names(run.store, run.url)
     if names and names[-1] == checkpoint_name(plan.total_steps) and is_done():
-        return last[-1]  # after the last step, its driver died or MLflow did not answer
+        return last[-1]  # trained to the end by an earlier driver
     train_with_retries(
         fit,
         is_done=is_done,

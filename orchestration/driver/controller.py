@@ -1,12 +1,11 @@
-"""Ray Train's controller, run within the driver.
+"""Ray Train's controller, run within the driver process.
 
-Ray Train starts it as an actor, and with it a manager of Ray Data's sets, a coordinator of
-autoscaling, a cleaner of placement groups and a keeper of states: five processes that each import
-Ray Train, two seconds of CPU apiece, before the first rank may start. Nothing here needs them: the
-driver lives as long as the run does, its death frees what it held, its placement group asks the
-autoscaler by itself, and what a run does stands in MLflow. Of a submission alone the states are
-kept, for the dashboard and for `rayception logs --rank`. (Written against Ray's private classes, of
-which 2.60 is the oldest; the tests of whole runs hold it to newer ones.)
+Ray Train runs it as an actor, and starts four more: a manager of Ray Data's datasets, an
+autoscaling coordinator, a placement-group cleaner and a state manager. Each imports Ray Train, two
+seconds of CPU, before the first rank may start. None is needed here: the driver lives as long as
+the run, its death frees its resources, its placement group asks the autoscaler directly, and MLflow
+records the run. Only a submission keeps its states, for the dashboard and for `rayception logs
+--rank`. (Relies on private classes of Ray, from 2.60 on; the tests of whole runs cover newer ones.)
 """
 
 import asyncio
@@ -29,25 +28,29 @@ from ray.util.annotations import RayDeprecationWarning
 
 UNUSED = (DatasetsCallback, StateManagerCallback, PlacementGroupCleanerCallback)
 
+# Its log is for Ray's developers; failures reach the driver as errors.
+logging.getLogger("ray.train").addHandler(logging.NullHandler())
+logging.getLogger("ray.train").propagate = False
+
 
 class DriverTrainer(DataParallelTrainer):  # type: ignore[misc]
-    """A trainer whose controller is no actor. `fit` raises as Ray's does."""
+    """A trainer whose controller is not an actor. `fit` raises as Ray's does."""
 
-    progress_actor: Any  # the progress actor
+    progress_actor: Any
     keeps_states = False
-    controller: "_Controller | None" = None  # of the present fit
+    controller: "_Controller | None" = None  # of the current fit
 
     def abort(self) -> None:
-        """Ends the ranks where they are."""
+        """Ends the ranks at once."""
         group = self.controller.get_worker_group() if self.controller is not None else None
         if group is not None:
-            with contextlib.suppress(Exception):  # half of it may be there; what led here is told
+            with contextlib.suppress(Exception):  # the group may be incomplete
                 group.abort()
 
     def _create_default_callbacks(self) -> list[Any]:
-        made = super()._create_default_callbacks()
-        used = [one for one in made if not isinstance(one, UNUSED)]
-        return used + ([_States(self.progress_actor)] if self.keeps_states else [])
+        defaults = super()._create_default_callbacks()
+        callbacks = [callback for callback in defaults if not isinstance(callback, UNUSED)]
+        return callbacks + ([_States(self.progress_actor)] if self.keeps_states else [])
 
     def _initialize_and_run_controller(self, **settings: Any) -> Result:
         settings["scaling_policy"] = _Policy(self.scaling_config)
@@ -63,7 +66,7 @@ class DriverTrainer(DataParallelTrainer):  # type: ignore[misc]
 
 
 class _Policy(FixedScalingPolicy):  # type: ignore[misc]
-    """Without the coordinator."""
+    """Without the autoscaling coordinator."""
 
     def after_controller_start(self, train_run_context: Any) -> None: ...
 
@@ -82,7 +85,7 @@ class _States(StateManagerCallback):  # type: ignore[misc]
         self._run_name = train_run_context.get_run_config().name
         self._run_id = train_run_context.run_id
         self._job_id = ray.get_runtime_context().get_job_id()
-        with warnings.catch_warnings():  # Ray Train's own use of what Ray Data deprecates
+        with warnings.catch_warnings():  # Ray Train itself uses what Ray Data has deprecated
             warnings.simplefilter("ignore", RayDeprecationWarning)
             self._state_manager.create_train_run(
                 id=self._run_id,
@@ -101,22 +104,22 @@ class _States(StateManagerCallback):  # type: ignore[misc]
 
 class _WorkerGroup(WorkerGroup):  # type: ignore[misc]
     def _start_impl(self, worker_group_state_builder: WorkerGroupStateBuilder) -> None:
-        """As Ray's, but the actor at which ray.train.report waits ends before its process has
-        imported Ray Train: ranks here wait for each other in torch's process group alone."""
-        keep = worker_group_state_builder.with_sync_actor
+        """As Ray's, but kills the actor that synchronizes ray.train.report before its process has
+        imported Ray Train: ranks here synchronize in torch's process group alone."""
+        with_sync_actor = worker_group_state_builder.with_sync_actor
 
-        def end(actor: Any) -> WorkerGroupStateBuilder:
+        def kill_sync_actor(actor: Any) -> WorkerGroupStateBuilder:
             ray.kill(actor)
-            return keep(actor)
+            return with_sync_actor(actor)
 
-        worker_group_state_builder.with_sync_actor = end
+        worker_group_state_builder.with_sync_actor = kill_sync_actor
         super()._start_impl(worker_group_state_builder)
 
     def _init_train_context_on_workers(
         self, workers: list[Any], sync_actor: Any, train_context_args: dict[str, list[Any]]
     ) -> None:
-        """As Ray's, but no rank knows the controller: only ray.train.report would want it."""
-        made = [
+        """As Ray's, but without the controller, which only ray.train.report would call."""
+        contexts = [
             worker.actor.init_train_context.remote(
                 train_run_context=self._train_run_context,
                 distributed_context=worker.distributed_context,
@@ -128,13 +131,8 @@ class _WorkerGroup(WorkerGroup):  # type: ignore[misc]
             )
             for i, worker in enumerate(workers)
         ]
-        ray.get(made)
+        ray.get(contexts)
         self._decorate_worker_log_file_paths(workers)
-
-
-# What it says of itself is for Ray's authors; what went wrong reaches the driver as an error.
-logging.getLogger("ray.train").addHandler(logging.NullHandler())
-logging.getLogger("ray.train").propagate = False
 
 
 class _Controller(TrainController):  # type: ignore[misc]

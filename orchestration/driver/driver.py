@@ -14,13 +14,12 @@ from typing import Any
 from datasets.errors import StoreError
 from datasets.storage.store import Store, StoreConfig
 from orchestration.cluster.capacity import choose_accelerator, read_nodes, wait_for_capacity
-from orchestration.cluster.preflight import check_imports, check_init, look_before, prepare_data
+from orchestration.cluster.preflight import check_imports, check_init, prepare_data, run_preflight
 from orchestration.driver.attempt_history import AttemptHistory
 from orchestration.driver.attempts import train_run
 from orchestration.driver.preparation import Preparation
 from orchestration.driver.run import PlannedData, Run, abort_run
 from orchestration.driver.run_start import (
-    NewRun,
     fresh_name,
     resume_run,
     run_of,
@@ -105,7 +104,7 @@ def drive(
     the plan, returns a context manager. phases: of this process so far. Raises RayceptionError,
     DataError, StoreError, or KeyboardInterrupt.
     """
-    began = time.monotonic()
+    started_at = time.monotonic()
     phases = phases or Phases()
     store_config = build_store_config(request.job, stack)
     store = Store(store_config)
@@ -128,14 +127,16 @@ def drive(
         job, data = _prepare(request.job, store, wait_s, log)
         phases.end("preflight")
         if run is None:
-            new = NewRun(
-                job=request.job,
-                tracking_uri=tracking_uri(job, stack),
+            mlflow = start_run(
+                request.job,
+                data,
+                lease,
+                mlflow_uri=tracking_uri(job, stack),
                 tags=tags_of(job, data.plan, data.train, url)
                 | (child_tags(*request.parent) if request.parent else {}),
                 start_from=request.start_from,
             )
-            run = Run(job=job, store=store, url=url, mlflow=start_run(new, data, lease))
+            run = Run(job=job, store=store, url=url, mlflow=mlflow)
         else:
             run = replace(run, job=job)
             resume_run(run, tags, log)
@@ -164,18 +165,18 @@ def drive(
 
             model_uri = finalize_run(run, last, tags, log, sent=sent)
     except BaseException as error:
-        # What went wrong first is what the person sees.
+        # Nothing here may replace the first error.
         if history is not None:
             with contextlib.suppress(StoreError):
                 history.close()
             tags |= lifetime_tags(history.attempts)
         if run is not None:
             with contextlib.suppress(StoreError, LeaseLost):
-                lease.check()  # a run that another driver goes on with has not ended
+                lease.check()  # otherwise another driver continues the run: it has not ended
                 abort_run(run, status_of(error), tags)
         raise
     phases.end("end")
-    return _outcome(run, last, model_uri, history, time.monotonic() - began)
+    return _outcome(run, last, model_uri, history, time.monotonic() - started_at)
 
 
 def _folder(job: Job, name: str) -> str:
@@ -183,7 +184,7 @@ def _folder(job: Job, name: str) -> str:
 
 
 def _find_resumed(request: Request, store: Store) -> ResumedRun | None:
-    """The run to go on with: as requested, or the one of the requested name that has begun."""
+    """The run to resume: as requested, or the one of the requested name if it has begun."""
     if request.resumed is not None or request.name is None:
         return request.resumed
     url = _folder(request.job, request.name)
@@ -196,11 +197,11 @@ def _check_first(
     """Checks what must hold before anything is waited for or written. has_begun: the run is in
     MLflow, which may be unreachable now. Raises RayceptionError, DataError, StoreError."""
     check_imports()
-    choose_accelerator(job, read_nodes())  # what can never be is reported first
+    choose_accelerator(job, read_nodes())  # an impossible request is reported first
     if job.cluster.address == LOCAL:  # one machine has just checked itself
         return
     store = Store(store_config)
-    checks, notes = look_before(job, store, store_config, tracking_uri(job, stack))
+    checks, notes = run_preflight(job, store, store_config, tracking_uri(job, stack))
     for check in checks:
         if check.problem is not None:
             if not (has_begun and check.name == "tracking"):
@@ -211,7 +212,7 @@ def _check_first(
 
 
 def _prepare(job: Job, store: Store, wait_s: float, log: Log) -> tuple[Job, PlannedData]:
-    """Waits for capacity and prepares data and plan; -> the job on the accelerator that it gets."""
+    """Waits for capacity; -> the job on the accelerator that it gets, its data and plan."""
     job, _ = wait_for_capacity(job, read_nodes, log=log, limit_s=wait_s)
     check_init(job, store)
     train, val = prepare_data(job, store, log)

@@ -25,9 +25,9 @@ from orchestration.stack.local import Log
 
 logger = logging.getLogger(__name__)
 
-EVERY_S = 1.0
+CHECK_EVERY_S = 1.0
 LEASE_EVERY_S = 3.0  # a worker group takes longer to start
-GROW_AFTER_S = 30.0  # a new group costs some fifteen seconds: it must be worth it
+GROW_AFTER_S = 30.0  # a new group takes some fifteen seconds to start
 SPARES_AFTER_S = 30.0  # since the group started: a short run needs none
 UNKNOWN_END_S = 30.0  # of a drain without a deadline
 
@@ -58,19 +58,19 @@ class NodeWatcher:
         self._thread.join(10)
 
     def _watch(self) -> None:
-        while not self._done.wait(EVERY_S):
+        while not self._done.wait(CHECK_EVERY_S):
             try:
                 self._check_drains()
                 if self._cluster.is_elastic:
                     self._check_capacity()
                 self._start_spares()
-                self._check_lease()  # last: it waits where storage does not answer
-            except Exception as error:  # the cluster is busy or going down: the run says so itself
+                self._check_lease()  # last: it blocks while storage does not answer
+            except Exception as error:  # the cluster is busy or going down: the run reports it
                 logger.debug("node watcher: %s", error)
 
     def _start_spares(self) -> None:
-        """Not on one machine with all services: there, spare processes take more time from the
-        ranks' cores than a death would cost."""
+        """Not on one machine with all services: there, spare processes take more CPU time from the
+        ranks than a death would cost."""
         may_die = self._cluster.max_failures and self._cluster.address != LOCAL
         if may_die and time.monotonic() > self._spares_at:
             self._spares_at = math.inf

@@ -1,9 +1,9 @@
-"""What a driver does while its ranks train, so that nobody waits for it at the run's end.
+"""The driver's own work while its ranks train, so that nobody waits for it when the run ends.
 
-With the ranks' first step it sends a picture of the first samples and imports what the end needs
-(torch, matplotlib): earlier, on a machine with few cores, that would hold up the ranks' start. With
-their last evaluation it sends what the network said of the held-out split, and the run's curves;
-rank 0 writes the final network meanwhile.
+After the ranks' first step it plots the first training samples and imports what the end needs
+(torch, matplotlib): earlier, on a machine with few cores, this would delay the ranks' start. After
+their last evaluation it sends the evaluation of the validation split and the learning curves, while
+rank 0 writes the final network.
 """
 
 import contextlib
@@ -24,28 +24,28 @@ from orchestration.tracking.runs import send_file
 
 logger = logging.getLogger(__name__)
 
-LOOK_EVERY_S = 0.5
-FINISH_LIMIT_S = 120.0  # each thing that is sent has a limit of its own, of seconds
+POLL_EVERY_S = 0.5
+FINISH_LIMIT_S = 120.0  # each request has a limit of its own, of seconds
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Sent:
-    """What of a run's end MLflow has already."""
+    """What has been sent of the final report, to MLflow or to the outbox."""
 
     evaluation: bool = False
     curves: bool = False
 
 
 class Preparation:
-    """One run's; a thread of the driver, for the block."""
+    """One run's, in a thread for the block."""
 
     def __init__(
         self, run: Run, plan: Plan, progress_actor: Any, *, samples: Manifest | None
     ) -> None:
-        """samples: the training split, if its first samples are to be shown."""
+        """samples: the training split, if its first samples are to be plotted."""
         self._run, self._plan, self._progress_actor = run, plan, progress_actor
         self._samples = samples
-        self._is_over = threading.Event()
+        self._done = threading.Event()
         self._sent = Sent()
         self._thread = threading.Thread(target=self._work, name="preparation", daemon=True)
 
@@ -54,14 +54,14 @@ class Preparation:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._is_over.set()
+        self._done.set()
 
     def finish(self) -> Sent:
-        """Training has ended: waits for what was begun, but not for ever."""
-        self._is_over.set()
+        """To be called after training; waits up to FINISH_LIMIT_S for work in progress."""
+        self._done.set()
         self._thread.join(FINISH_LIMIT_S)
         if self._thread.is_alive():
-            logger.warning("not sent yet: no end of it within %.0f s", FINISH_LIMIT_S)
+            logger.warning("not sent yet: still busy after %.0f s", FINISH_LIMIT_S)
         return self._sent
 
     def _work(self) -> None:
@@ -72,7 +72,7 @@ class Preparation:
         try:
             if self._samples is not None:
                 self._send_samples(self._samples)
-        except EXPECTED_ERRORS as error:  # a picture is no reason to end a run
+        except EXPECTED_ERRORS as error:  # no reason to end a run
             logger.warning("no picture of the first training samples: %s", error)
         try:
             if self._wait_for(self._is_evaluated):
@@ -80,12 +80,12 @@ class Preparation:
                 self._sent = Sent(evaluation=True)
                 has_curves = log_curves(self._run.mlflow, until=self._plan.total_steps)
                 self._sent = Sent(evaluation=True, curves=has_curves)
-        except EXPECTED_ERRORS as error:  # the run's end tries again, and says it
+        except EXPECTED_ERRORS as error:  # the run's end tries again, and raises
             logger.warning("not sent yet: %s", error)
 
     def _wait_for(self, is_true: Callable[[Progress], bool]) -> bool:
-        """Whether it has become true of the ranks' progress; False once training is over."""
-        while not self._is_over.wait(LOOK_EVERY_S):
+        """Waits until is_true(the ranks' progress); -> False if training ends first."""
+        while not self._done.wait(POLL_EVERY_S):
             with contextlib.suppress(ray.exceptions.RayError):
                 progress = ray.get(self._progress_actor.read.remote(), timeout=10)
                 if progress is not None and is_true(progress):
@@ -96,8 +96,8 @@ class Preparation:
         return progress["step"] == self._plan.total_steps and progress["is_evaluated"]
 
     def _send_samples(self, train: Manifest) -> None:
-        from orchestration.report.run_report import of_samples
+        from orchestration.report.run_report import plot_samples
 
         run = self._run
-        picture = of_samples(run.job, self._plan, run.store, train)
+        picture = plot_samples(run.job, self._plan, run.store, train)
         send_file(run.mlflow, run.outbox, "pictures/training-samples.png", picture)

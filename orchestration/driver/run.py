@@ -54,7 +54,7 @@ def abort_run(run: Run, status: str, tags: dict[str, str]) -> None:
     try:
         close_run(run.mlflow, status, tags)
     except ServiceError:
-        run.outbox.keep_end(status, tags)
+        run.outbox.set_end(status, tags)
         return
     # Imports matplotlib: only now, because whoever stops a run may not wait long.
     from orchestration.driver.run_end import log_plots

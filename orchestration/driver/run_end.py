@@ -1,4 +1,4 @@
-"""What a completed run leaves in MLflow: sent by its driver, or later by `sync`."""
+"""What a completed run logs to MLflow: sent by its driver, or later by `sync`."""
 
 import contextlib
 import io
@@ -14,7 +14,7 @@ from orchestration.driver.preparation import Sent
 from orchestration.driver.run import Run
 from orchestration.errors import ServiceError, TrainingError
 from orchestration.report.html import timeline_page
-from orchestration.report.run_report import DRAWN, of_evaluation, of_history
+from orchestration.report.run_report import PLOTTED_METRICS, evaluation_files, plot_curves
 from orchestration.run.checkpoint import Summary, checkpoint_tags, newest_summary
 from orchestration.run.predictions_file import load_predictions
 from orchestration.run.timeline import load_attempts
@@ -32,7 +32,7 @@ from orchestration.tracking.runs import (
     tag_of,
     tag_run,
 )
-from orchestration.tracking.writer import send_kept
+from orchestration.tracking.writer import send_outbox_points
 from orchestration.worker.final_network import read_network
 
 
@@ -40,32 +40,32 @@ def finalize_run(
     run: Run, last: Summary, tags: dict[str, str], log: Log, *, sent: Sent
 ) -> str | None:
     """Logs a completed run's report and model, and ends it in MLflow with these tags and those of
-    its checkpoints; `sync` sends what MLflow does not take now.
+    its checkpoints. If MLflow is unreachable, the outbox keeps the rest for `sync`.
 
-    last: the last checkpoint. sent: what MLflow has already. -> the model's URI, None if MLflow was
-    unreachable. Raises StoreError, TrainingError.
+    last: the last checkpoint. -> the model's URI, None if MLflow was unreachable. Raises
+    StoreError, TrainingError.
     """
     outbox = run.outbox
     if not sent.evaluation:
         send_evaluation(run)
     tags = tags | checkpoint_tags(run.store, run.url)
     try:
-        send_kept(run.mlflow, outbox)
-        send_kept_files(run.mlflow, outbox)
+        send_outbox_points(run.mlflow, outbox)
+        _send_outbox_files(run.mlflow, outbox)
         log_plots(run, has_curves=sent.curves)
         uri = log_final_model(run, last)
         close_run(run.mlflow, FINISHED, tags)
-        with contextlib.suppress(StoreError):  # of a driver that failed as this one took it over
-            outbox.forget_end()
+        with contextlib.suppress(StoreError):  # of an earlier driver that ended as failed
+            outbox.clear_end()
     except ServiceError as error:
-        outbox.keep_end(FINISHED, tags)
+        outbox.set_end(FINISHED, tags)
         log(f"note: {error}")
         log(f"training is complete; `rayception sync {run.url}` sends MLflow what is left")
         return None
     return uri
 
 
-def send_kept_files(run: RunRef, outbox: Outbox) -> int:
+def _send_outbox_files(run: RunRef, outbox: Outbox) -> int:
     """Sends the files of the outbox; -> how many there were. Raises ServiceError, StoreError."""
     count = 0
     for path, url, content in outbox.files():
@@ -76,8 +76,8 @@ def send_kept_files(run: RunRef, outbox: Outbox) -> int:
 
 
 def log_final_model(run: Run, last: Summary) -> str:
-    """Logs the model of the last checkpoint, and registers it if the job says so, once; -> its
-    models:/ URI. Raises ServiceError, StoreError, TrainingError."""
+    """Logs the model of the last checkpoint unless the run has one, and registers it if the job
+    says so; -> its models:/ URI. Raises ServiceError, StoreError, TrainingError."""
     job, store = run.job, run.store
     uri = tag_of(run.mlflow, MODEL_TAG)
     if uri is None:
@@ -88,7 +88,7 @@ def log_final_model(run: Run, last: Summary) -> str:
             classes=val.classes,
             input_size=job.model.input_size,
             crop=job.data.eval_crop,
-            example=_example(store, val),
+            example=_first_image(store, val),
             step=last.step,
         )
         tag_run(run.mlflow, {MODEL_TAG: uri})
@@ -99,8 +99,8 @@ def log_final_model(run: Run, last: Summary) -> str:
     return uri
 
 
-def _example(store: Store, val: Manifest) -> bytes:
-    """The first image of the validation split, as PNG."""
+def _first_image(store: Store, val: Manifest) -> bytes:
+    """The first image of the split, as PNG."""
     image, _ = read_sample(store, val, 0, 0)
     buffer = io.BytesIO()
     Image.fromarray(image).save(buffer, format="PNG")
@@ -108,20 +108,20 @@ def _example(store: Store, val: Manifest) -> bytes:
 
 
 def send_evaluation(run: Run) -> None:
-    """Sends tables and plots of the final predictions; what MLflow does not take waits in the
-    outbox. Raises StoreError, TrainingError."""
+    """Sends tables and plots of the final predictions, to the outbox while MLflow is unreachable.
+    Raises StoreError, TrainingError."""
     predictions = load_predictions(run.store, run.url)
     if predictions is None:
         return
     val = load_manifest(run.store, run.job.data.val)
     assessment = assess(predictions, len(val.classes))
-    for name, content in of_evaluation(run.store, val, predictions, assessment).items():
+    for name, content in evaluation_files(run.store, val, predictions, assessment).items():
         send_file(run.mlflow, run.outbox, f"evaluation/{name}", content)
 
 
 def log_plots(run: Run, *, has_curves: bool = False) -> None:
-    """Logs the run's timeline, and its curves unless MLflow has them; nothing if it never began to
-    train. Raises ServiceError, StoreError."""
+    """Logs the run's timeline, and its curves unless MLflow has them; nothing if it never trained.
+    Raises ServiceError, StoreError."""
     attempts = load_attempts(run.store, run.url)
     if not attempts:
         return
@@ -131,27 +131,27 @@ def log_plots(run: Run, *, has_curves: bool = False) -> None:
 
 
 def log_curves(run: RunRef, *, until: int | None = None) -> bool:
-    """The curves of what MLflow has by now; until: only where the evaluation after that step, the
-    last point of all, is there. -> whether they were drawn. Raises ServiceError."""
-    points = histories(run, DRAWN)
+    """Plots the metrics that MLflow has by now. until: only if it has the evaluation after that
+    step, which is logged last. -> whether they were plotted. Raises ServiceError."""
+    points = histories(run, PLOTTED_METRICS)
     last = max((step for step, _ in points.get("val/top1", [])), default=0)
     if until is not None and last < until:
         return False
-    for name, content in of_history(points).items():
+    for name, content in plot_curves(points).items():
         log_file(run, f"pictures/{name}", content)
     return True
 
 
 def sync_run(run: Run) -> dict[str, int | str]:
     """Sends everything in the run's outbox: points, files and, if the run has ended, its model and
-    its end; -> how many of each. Can be interrupted and called again.
+    status; -> the numbers of points and files, and the status. May be interrupted and repeated.
 
     Raises ServiceError if MLflow does not answer, TrainingError if a complete run has no checkpoint
     left, StoreError.
     """
     outbox = run.outbox
-    points = send_kept(run.mlflow, outbox)
-    files = send_kept_files(run.mlflow, outbox)
+    points = send_outbox_points(run.mlflow, outbox)
+    files = _send_outbox_files(run.mlflow, outbox)
     end = outbox.end()
     if end is not None:
         status, tags = end
@@ -159,11 +159,11 @@ def sync_run(run: Run) -> dict[str, int | str]:
             last = newest_summary(run.store, run.url)
             if last is None:
                 raise TrainingError(
-                    f"{run.url}: got no whole checkpoint; the model is made of the last one. Look "
+                    f"{run.url}: got no whole checkpoint; the model is made of the last one. See "
                     "what became of the run's folder."
                 )
             log_final_model(run, last)
         close_run(run.mlflow, status, tags)
         log_plots(run)
-        outbox.forget_end()
+        outbox.clear_end()
     return {"points": points, "files": files, "ended": "" if end is None else end[0]}

@@ -4,17 +4,14 @@ datasets."""
 import contextlib
 import datetime
 import json
-import logging
 import os
 import secrets
 import shlex
-from dataclasses import dataclass
-from typing import Any
 
 from datasets.shards.manifest import Manifest
 from orchestration.cluster.checkout import Checkout, read_checkout
 from orchestration.cluster.preflight import check_storage
-from orchestration.cluster.versions import DASHBOARD
+from orchestration.cluster.versions import DASHBOARD_VARIABLE
 from orchestration.driver.run import PlannedData, Run
 from orchestration.errors import JobError, ServiceError
 from orchestration.job.cluster import LOCAL
@@ -41,84 +38,75 @@ from orchestration.tracking.runs import (
     status_of,
 )
 
-logger = logging.getLogger(__name__)
-
 SUBMISSION_TAG, PAGE_TAG = "rayception.submission", "rayception.submission_page"
-PLANNED = (
-    "world_size",
-    "num_nodes",
-    "num_micro_batches",
-    "max_micro_batches_per_rank",
-    "train_samples",
-    "val_samples",
-    "steps_per_epoch",
-    "total_steps",
-    "warmup_steps",
-    "parameters",
-    "multiply_adds",
+PLAN_PARAMS = (
+    "world_size", "num_nodes", "num_micro_batches", "max_micro_batches_per_rank", "train_samples",
+    "val_samples", "steps_per_epoch", "total_steps", "warmup_steps", "parameters", "multiply_adds",
     "training_flops",
-)
+)  # fmt: skip
 
 
 def tracking_uri(job: Job, stack: Stack | None) -> str:
-    """Where the job's MLflow server answers."""
+    """The URI of the job's MLflow server."""
     return stack.mlflow_url if job.tracking.uri == LOCAL and stack else job.tracking.uri
 
 
 def run_of(record: RunRecord, job: Job, stack: Stack | None) -> RunRef:
-    """A recorded run's place in MLflow."""
+    """The MLflow run of a record."""
     uri = tracking_uri(job, stack)
     return RunRef(uri=uri, experiment_id=record.experiment_id, run_id=record.run_id)
 
 
 def fresh_name(job: Job) -> str:
-    """A name that no other run has."""
+    """A unique run name: the job's, the time and a random suffix."""
     stamp = datetime.datetime.now(datetime.UTC).strftime("%Y%m%d-%H%M%S")
     return f"{job.name}-{stamp}-{secrets.token_hex(2)}"
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class NewRun:
-    """A run to start. job: as the person wrote it, with every accelerator that it may get. tags: of
-    its MLflow run. start_from: the checkpoint that it begins with, if not from the job's own start.
-    """
-
-    job: Job
-    tracking_uri: str
-    tags: dict[str, str]
-    start_from: Checkpoint | None
-
-
-def start_run(new: NewRun, data: PlannedData, lease: Lease) -> RunRef:
+def start_run(
+    job: Job,
+    data: PlannedData,
+    lease: Lease,
+    *,
+    mlflow_uri: str,
+    tags: dict[str, str],
+    start_from: Checkpoint | None,
+) -> RunRef:
     """Opens a new run in MLflow and in the lease's folder, and acquires the lease.
 
-    The record is written last: a run with a record has begun, and can be resumed. Raises JobError
-    if a run of that name has begun, ServiceError, StoreError; the MLflow run is FAILED then.
+    job: as written, with every accelerator that it may get. tags: of the MLflow run. start_from:
+    the checkpoint to start from; None: as the job says. The record is written last: a run with a
+    record has begun, and can be resumed. Raises JobError if a run of that name has begun,
+    ServiceError, StoreError; the MLflow run is FAILED then.
     """
-    store, url, job = lease.store, lease.run_url, new.job
+    store, url = lease.store, lease.run_url
     name = url.rpartition("/")[2]
     check_storage(store, url)
     if store.exists(f"{url}/{RUN_FILE}"):
         raise JobError(
-            f"--name: got {name}, and another driver has begun a run of that name meanwhile; "
-            "a run begins once. Watch that one, or call this again to take it over."
+            f"--name: got {name}, and another driver has just started a run of that name; a run "
+            "starts once. Watch that one, or call this again to take it over."
         )
     code = read_checkout()
+    code_tags = {"rayception.dirty": "yes" if code.diff else "no"}
+    if code.commit:
+        code_tags["mlflow.source.git.commit"] = code.commit
+    plan_params = {f"plan.{field}": getattr(data.plan, field) for field in PLAN_PARAMS}
     run = open_run(
-        new.tracking_uri,
+        mlflow_uri,
         experiment=job.experiment,
         name=name,
-        params=params_of(job, data.plan),
-        tags=new.tags | code_tags(code),
+        params=flatten(to_dict(job)) | plan_params,
+        tags=tags | code_tags,
     )
     try:
-        log_datasets(run, datasets_of(job, data.train, data.val))
+        log_datasets(run, _datasets(job, data.train, data.val))
         log_text(run, to_yaml(job), "job.yaml")
-        log_text(run, reproduce(url, code), "reproduce.sh")
+        log_text(run, _reproduce_script(url, code), "reproduce.sh")
         if code.diff:
             log_text(run, code.diff, "code.diff")
-        if new.start_from is not None:
-            save_checkpoint(store, url, new.start_from)
+        if start_from is not None:
+            save_checkpoint(store, url, start_from)
         lease.acquire()
         record = RunRecord(
             name=name,
@@ -136,38 +124,33 @@ def start_run(new: NewRun, data: PlannedData, lease: Lease) -> RunRef:
 
 
 def status_before(run: Run) -> str:
-    """The MLflow status of a run to resume; RUNNING also if its driver was killed, or lives; ''
-    while MLflow is unreachable. Raises JobError if the run is complete; StoreError."""
-    end = run.outbox.end()  # not yet known to MLflow
+    """The MLflow status of a run to resume, '' while MLflow is unreachable; RUNNING does not show
+    whether its driver is alive. Raises JobError if the run is complete; StoreError."""
+    end = run.outbox.end()  # of a run that ended while MLflow was unreachable
     try:
         status = run_status(run.mlflow) if end is None else end[0]
     except ServiceError:
         return ""
     if status == FINISHED:
         raise JobError(
-            f"{run.url}: got a run that is complete; there is nothing to go on with. "
+            f"{run.url}: got a run that is complete; there is nothing left to train. "
             "`rayception fork` it, with more epochs or another recipe."
         )
     return status
 
 
 def resume_run(run: Run, tags: dict[str, str], log: Log) -> None:
-    """Reopens a run in MLflow; goes on without MLflow if it is unreachable. Raises StoreError."""
-    run.outbox.forget_end()
+    """Reopens a run in MLflow, or logs that MLflow is unreachable. Raises StoreError."""
+    run.outbox.clear_end()
     try:
         reopen_run(run.mlflow, tags=tags)
     except ServiceError as error:
         log(f"note: {error}")
-        log("going on; what MLflow is to have is kept in storage until it answers")
-
-
-def params_of(job: Job, plan: Plan) -> dict[str, Any]:
-    """The flattened job, and what was derived from it as `plan.NAME`."""
-    return flatten(to_dict(job)) | {f"plan.{name}": getattr(plan, name) for name in PLANNED}
+        log("going on; what MLflow should receive is kept in storage until it answers")
 
 
 def tags_of(job: Job, plan: Plan, train: Manifest, run_url: str) -> dict[str, str]:
-    """What finds and explains a run in MLflow's table. job: on the accelerator that it got."""
+    """The tags of a new run in MLflow. job: on the accelerator that it got."""
     tags = {
         STORAGE_TAG: run_url,
         "rayception.world_size": str(plan.world_size),
@@ -177,18 +160,12 @@ def tags_of(job: Job, plan: Plan, train: Manifest, run_url: str) -> dict[str, st
         "rayception.image": job.cluster.environment.image or "",
         "mlflow.source.type": "JOB",
         "mlflow.source.name": f"rayception run {job.name}",
-        NOTE_TAG: note_of(job, plan, run_url),
+        NOTE_TAG: _note(job, plan, run_url),
     }
     return {key: value for key, value in tags.items() if value} | submission_tags()
 
 
-def code_tags(code: Checkout) -> dict[str, str]:
-    """Which code runs."""
-    commit = {"mlflow.source.git.commit": code.commit} if code.commit else {}
-    return commit | {"rayception.dirty": "yes" if code.diff else "no"}
-
-
-def note_of(job: Job, plan: Plan, run_url: str) -> str:
+def _note(job: Job, plan: Plan, run_url: str) -> str:
     """The run's description, in Markdown."""
     model = job.model
     lines = [
@@ -198,16 +175,15 @@ def note_of(job: Job, plan: Plan, run_url: str) -> str:
         f"{plan.global_batch_size:,}).",
         f"{plan.world_size} ranks on {job.cluster.accelerator} x {plan.num_nodes}.",
         f"Checkpoints: `{run_url}`",
-        f"Go on with it: `rayception resume {shlex.quote(run_url)}`",
+        f"Resume it: `rayception resume {shlex.quote(run_url)}`",
     ]
     submission = submission_tags()
     if PAGE_TAG in submission:
-        lines.append(f"Begun by [{submission[SUBMISSION_TAG]}]({submission[PAGE_TAG]})")
+        lines.append(f"Submitted as [{submission[SUBMISSION_TAG]}]({submission[PAGE_TAG]})")
     return "\n\n".join(lines)
 
 
-def datasets_of(job: Job, train: Manifest, val: Manifest) -> list[Dataset]:
-    """The splits by their manifests' fingerprints."""
+def _datasets(job: Job, train: Manifest, val: Manifest) -> list[Dataset]:
     return [
         Dataset(
             name=f"{job.name} {context}",
@@ -227,28 +203,27 @@ def datasets_of(job: Job, train: Manifest, val: Manifest) -> list[Dataset]:
     ]
 
 
-def reproduce(run_url: str, code: Checkout) -> str:
-    """The commands that make the run again, from its artifacts."""
+def _reproduce_script(run_url: str, code: Checkout) -> str:
+    """The commands that repeat the run from its artifacts."""
     checkout = f"git checkout {code.commit}\n" if code.commit else ""
     patch = "git apply code.diff\n" if code.diff else ""
     return (
-        f"# Makes the run in {run_url} again, with the files beside this one.\n"
+        f"# Repeats the run in {run_url} with the files beside this one.\n"
         f"{checkout}{patch}make venv\n.venv/bin/rayception run job.yaml\n"
     )
 
 
 def submission_tags() -> dict[str, str]:
-    """Ray's id of the submission that this process is, and its page in Ray's dashboard where we
-    sent it and know under which URL; nothing where it was not submitted. Ray's Jobs API says the id
-    in a variable of its own."""
-    try:
+    """If this process is a Ray job submission: its id, and its page in Ray's dashboard if the
+    sender named the dashboard's URL. Otherwise empty."""
+    try:  # set by Ray's Jobs API
         config = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}"))
     except ValueError:
         return {}
     submission = (config.get("metadata") or {}).get("job_submission_id")
     if submission is None:
         return {}
-    found = {SUBMISSION_TAG: str(submission)}
-    if DASHBOARD in os.environ:
-        found[PAGE_TAG] = f"{os.environ[DASHBOARD].rstrip('/')}/#/jobs/{submission}"
-    return found
+    tags = {SUBMISSION_TAG: str(submission)}
+    if DASHBOARD_VARIABLE in os.environ:
+        tags[PAGE_TAG] = f"{os.environ[DASHBOARD_VARIABLE].rstrip('/')}/#/jobs/{submission}"
+    return tags

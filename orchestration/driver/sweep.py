@@ -1,5 +1,6 @@
-"""Several runs under one MLflow parent: which they are, and what they came to. Pure."""
+"""The trials of a sweep, and their results as a table. Pure."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
@@ -15,8 +16,8 @@ from orchestration.job.load import load_job, to_yaml
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Trial:
-    """One run of a sweep. group: what its repetitions with other seeds share. The job is the
-    file at `path` with `overrides`."""
+    """One run of a sweep: the job in the file at `path` with `overrides`. group: names the trials
+    that differ only in their seeds."""
 
     group: str
     job: Job
@@ -30,8 +31,8 @@ class Trial:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Row:
-    """A group's top-1 in percent over its seeds. spread: the sample standard deviation, None for
-    fewer than two. failed: how many of its runs gave nothing."""
+    """A group's top-1 in percent over its finished runs. spread: the sample standard deviation,
+    None for fewer than two runs. failed: its runs without a finite result."""
 
     group: str
     runs: int
@@ -47,10 +48,10 @@ def expand(
 ) -> list[Trial]:
     """Every file with every combination of the grid, each with seeds 0 .. seeds - 1.
 
-    grid: `FIELD=VALUE,VALUE`. Raises JobError for a job that is wrong, before anything runs, for
-    jobs that differ in their cluster, storage or tracking, and for two of the same name.
+    grid: `FIELD=VALUE,VALUE`. Raises JobError for an invalid job, for jobs that differ in their
+    cluster, storage or tracking, and for two trials with the same key.
     """
-    axes = [_axis(entry) for entry in grid]
+    axes = [_parse_axis(entry) for entry in grid]
     trials = []
     for path in paths:
         for values in product(*axes):
@@ -59,54 +60,54 @@ def expand(
                 job = load_job(path, changes)
                 group = " ".join([job.name, *values])
                 trials.append(Trial(group=group, job=job, path=path, overrides=changes))
-    first = trials[0].job
     for trial in trials:
         for part in ("cluster", "storage", "tracking"):
-            if getattr(trial.job, part) != getattr(first, part):
+            if getattr(trial.job, part) != getattr(trials[0].job, part):
                 raise JobError(
                     f"{part}: got another {part} in {trial.group} than in {trials[0].group}; the "
-                    "runs of a sweep share it. Give them the same, or sweep them apart."
+                    "runs of a sweep share it. Give them the same, or sweep them separately."
                 )
-    keys = [trial.key for trial in trials]
-    twice = sorted({key for key in keys if keys.count(key) > 1})
-    if twice:
+    key, count = Counter(trial.key for trial in trials).most_common(1)[0]
+    if count > 1:
         raise JobError(
-            f"name: got {twice[0]!r} twice; runs of a sweep are told apart by their names. Give "
-            "each file a name of its own."
+            f"name: got {key!r} twice; the runs of a sweep have different names. Give each file a "
+            "name of its own."
         )
     return trials
 
 
 def digest(trials: Sequence[Trial]) -> str:
-    """Names a sweep by all that its runs are: the same again is the same sweep."""
+    """Identifies a sweep by the keys and jobs of its trials."""
     text = "\0".join(f"{trial.key}\0{to_yaml(trial.job)}" for trial in trials)
     return sha256(text.encode()).hexdigest()[:16]
 
 
 def summarize(trials: Sequence[Trial], top1: Mapping[str, float]) -> list[Row]:
-    """One row a group, in the sweep's order. top1: by trial key, of the runs that ended well."""
+    """One row per group, in the sweep's order. top1: by trial key, of the finished runs."""
     rows = []
     for group in dict.fromkeys(trial.group for trial in trials):
         keys = [trial.key for trial in trials if trial.group == group]
-        got = [top1[key] for key in keys if key in top1 and isfinite(top1[key])]
+        values = [top1[key] for key in keys if key in top1 and isfinite(top1[key])]
         rows.append(
             Row(
                 group=group,
-                runs=len(got),
-                failed=len(keys) - len(got),
-                top1=mean(got) if got else None,
-                spread=stdev(got) if len(got) > 1 else None,
-                lowest=min(got, default=None),
-                highest=max(got, default=None),
+                runs=len(values),
+                failed=len(keys) - len(values),
+                top1=mean(values) if values else None,
+                spread=stdev(values) if len(values) > 1 else None,
+                lowest=min(values, default=None),
+                highest=max(values, default=None),
             )
         )
     return rows
 
 
 def to_markdown(rows: Sequence[Row]) -> str:
-    """The rows as a table for a document."""
-    lines = ["| run | runs | top-1, mean | standard deviation | lowest to highest |"]
-    lines.append("|---|---|---|---|---|")
+    """The rows as a Markdown table."""
+    lines = [
+        "| run | runs | top-1, mean | standard deviation | lowest to highest |",
+        "|---|---|---|---|---|",
+    ]
     for row in rows:
         runs = f"{row.runs}, {row.failed} failed" if row.failed else f"{row.runs}"
         lines.append(f"| {row.group} | {runs} | {' | '.join(cells(row))} |")
@@ -114,14 +115,15 @@ def to_markdown(rows: Sequence[Row]) -> str:
 
 
 def cells(row: Row) -> tuple[str, str, str]:
-    """Mean, deviation and range in words."""
+    """A row's mean, standard deviation and range, as text."""
     if row.top1 is None:
         return "-", "-", "-"
     spread = "-" if row.spread is None else f"{row.spread:.2f}"
     return f"{row.top1:.2f}", spread, f"{row.lowest:.2f} to {row.highest:.2f}"
 
 
-def _axis(entry: str) -> list[str]:
+def _parse_axis(entry: str) -> list[str]:
+    """`lr=1,2` -> lr=1, lr=2."""
     name, _, values = entry.partition("=")
     if not name or not values:
         raise JobError(

@@ -1,20 +1,21 @@
-"""Evaluating one or several checkpoints over the job's workers.
+"""Scoring one checkpoint, or an ensemble of several, on the workers of the job's cluster.
 
-The split is cut into chunks; an actor for each rank of the job's cluster scores whichever chunk is
-next. A worker that dies gives its chunk to another one. Predictions come back image by image and
-are judged here, so their result does not depend on who made them.
+The split is cut into chunks; one actor per rank scores the next open chunk. If an actor dies,
+another one scores its chunk again. Actors return predictions per image, ordered by chunk here, so
+the result does not depend on which actor made them.
 """
 
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from math import ceil
 from typing import Any
 
 import ray
 import torch
 from ray.exceptions import RayError, RayTaskError
 
-from datasets.images.augment import views_of
+from datasets.images.augment import count_views
 from datasets.loading.loader import EvalLoader
 from datasets.shards.manifest import load_manifest
 from datasets.storage.store import Store, StoreConfig
@@ -23,17 +24,17 @@ from inception.predictions import Predictions, average_probabilities, gather, pr
 from orchestration.errors import EXPECTED_ERRORS, JobError, ServiceError, TrainingError
 from orchestration.evaluation.trained import WEIGHTS, TrainedNetwork, load_trained
 from orchestration.job.job import Job
-from orchestration.job.load import from_dict, to_dict
+from orchestration.job.load import from_dict
 
-CHUNK_BATCHES = 4  # of one actor's turn: short enough for an even end, long enough to read ahead
+CHUNK_BATCHES = 4  # few, so that actors finish together; enough to read ahead
 START_LIMIT_S = 300.0
-TURN_LIMIT_S = 3600.0  # 144 crops of a chunk on a slow CPU
+CHUNK_LIMIT_S = 3600.0  # for 144 crops on a slow CPU
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Request:
-    """What every scorer is told; plain values, no secret among them. kinds: of WEIGHTS, each scored
-    as an ensemble of all urls."""
+    """The configuration of every scorer; plain values without secrets. urls: of the checkpoints.
+    kinds: of WEIGHTS; each is scored as an ensemble of all checkpoints. job: as of to_dict."""
 
     urls: tuple[str, ...]
     kinds: tuple[str, ...]
@@ -44,7 +45,7 @@ class Request:
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class ChunkResult:
     """A chunk's predictions by kind of weights, and how many of its samples were damaged."""
 
     predictions: dict[str, Predictions]
@@ -52,10 +53,11 @@ class Part:
 
 
 class Scorer:
-    """One rank's networks; an actor."""
+    """An actor that holds the networks on one rank."""
 
     def load(self, request: Request) -> None:
-        """Reads the checkpoints; the first turn. (What __init__ raises, Ray tells as a death.)"""
+        """Reads the checkpoints. To be called first. (If __init__ raised, Ray would report that the
+        actor died.)"""
         self.request = request
         self.job = from_dict(request.job)
         self.store = Store(request.store)
@@ -69,11 +71,10 @@ class Scorer:
                 to_device_format(network, self.device)
                 self.networks[kind].append(network)
 
-    def score(self, chunk: int) -> Part:
-        """The predictions of one chunk."""
+    def score(self, chunk: int) -> ChunkResult:
         request, data = self.request, self.job.data
-        views = views_of(request.crops)
-        parts: dict[str, list[Predictions]] = {kind: [] for kind in request.kinds}
+        views = count_views(request.crops)
+        batches: dict[str, list[Predictions]] = {kind: [] for kind in request.kinds}
         with EvalLoader(
             self.store,
             self.manifest,
@@ -96,99 +97,93 @@ class Scorer:
                         chunk=data.micro_batch_size,
                         autocast=autocast_for(self.device, self.job.model.precision),
                     )
-                    parts[kind].append(
-                        predict(
-                            probabilities, batch.targets, batch.weights, batch.samples, batch.keys
-                        )
+                    predictions = predict(
+                        probabilities, batch.targets, batch.weights, batch.samples, batch.keys
                     )
+                    batches[kind].append(predictions)
             damaged = loader.damages.total
-        return Part({kind: gather(made) for kind, made in parts.items()}, damaged)
+        return ChunkResult({kind: gather(parts) for kind, parts in batches.items()}, damaged)
 
 
 def score(
     request: Request, job: Job, on_chunk: Callable[[], object]
 ) -> tuple[dict[str, Predictions], int]:
-    """Every sample's prediction by kind of weights, and how many samples were damaged.
+    """Every sample's prediction by kind of weights, and the number of damaged samples.
 
-    Runs on the connected cluster with a scorer for each rank of the job, or for as many as find
-    room. Raises what a scorer found wrong; ServiceError where none started or all were lost.
+    Runs on the connected cluster with one scorer per rank of the job, or as many as it has capacity
+    for. Raises a scorer's error; ServiceError if none started or all died.
     """
-    actors = _make_actors(request, job)
-    turns: dict[Any, tuple[Any, int | None]] = {
+    actors = _start_scorers(request, job)
+    calls: dict[Any, tuple[Any, int | None]] = {  # by result: (actor, its chunk; None: load)
         actor.load.remote(request): (actor, None) for actor in actors
     }
     waiting = deque(range(request.num_chunks))
-    parts: dict[int, Part] = {}
+    results: dict[int, ChunkResult] = {}
     idle: list[Any] = []
-    has_begun = False
+    has_started = False
     try:
-        while len(parts) < request.num_chunks:
+        while len(results) < request.num_chunks:
             while idle and waiting:
-                actor, number = idle.pop(), waiting.popleft()
-                turns[actor.score.remote(number)] = (actor, number)
-            limit_s = TURN_LIMIT_S if has_begun else START_LIMIT_S
-            done, _ = ray.wait(list(turns), num_returns=1, timeout=limit_s) if turns else ([], [])
+                actor, next_chunk = idle.pop(), waiting.popleft()
+                calls[actor.score.remote(next_chunk)] = (actor, next_chunk)
+            limit_s = CHUNK_LIMIT_S if has_started else START_LIMIT_S
+            done = ray.wait(list(calls), num_returns=1, timeout=limit_s)[0] if calls else []
             if not done:
-                raise _stuck(job, len(parts), request.num_chunks, bool(turns), limit_s)
-            actor, chunk = turns.pop(done[0])
+                problem = f"no answer within {limit_s:.0f} s" if calls else "all workers lost"
+                raise ServiceError(
+                    f"cluster.accelerators: got {job.cluster.accelerators}, {problem} and "
+                    f"{len(results)} of {request.num_chunks} chunks scored; a worker must start "
+                    "and live. Ask for what the cluster has, see Ray's logs, and run it again."
+                )
+            actor, chunk = calls.pop(done[0])
             try:
-                part = ray.get(done[0])
+                result = ray.get(done[0])
             except RayTaskError as error:
-                raise _told(error) from error
-            except RayError:  # its worker or node died: another one takes the chunk
+                raise _to_error(error) from error
+            except RayError:  # the actor or its node died
                 if chunk is not None:
                     waiting.appendleft(chunk)
                 continue
-            has_begun = True
+            has_started = True
             idle.append(actor)
             if chunk is not None:
-                parts[chunk] = part
+                results[chunk] = result
                 on_chunk()
     finally:
         for actor in actors:
             ray.kill(actor)
-    made = [parts[number] for number in sorted(parts)]
-    whole = {kind: gather([part.predictions[kind] for part in made]) for kind in request.kinds}
-    return whole, sum(part.damaged for part in made)
+    ordered = [results[chunk] for chunk in range(request.num_chunks)]
+    predictions = {
+        kind: gather([result.predictions[kind] for result in ordered]) for kind in request.kinds
+    }
+    return predictions, sum(result.damaged for result in ordered)
 
 
-def _make_actors(request: Request, job: Job) -> list[Any]:
+def _start_scorers(request: Request, job: Job) -> list[Any]:
     cluster, accelerator = job.cluster, job.cluster.accelerator
     options: dict[str, Any] = {"num_cpus": cluster.cpus_per_worker}
     if accelerator.is_gpu:
         options |= {"num_gpus": 1, "accelerator_type": accelerator.type}
-    make = ray.remote(Scorer).options(**options)
-    return [
-        make.remote() for _ in range(min(cluster.max_nodes * accelerator.count, request.num_chunks))
-    ]
+    count = min(cluster.max_nodes * accelerator.count, request.num_chunks)
+    scorer = ray.remote(Scorer).options(**options)
+    return [scorer.remote() for _ in range(count)]
 
 
-def _stuck(job: Job, done: int, chunks: int, is_waiting: bool, limit_s: float) -> ServiceError:
-    what = f"no answer within {limit_s:.0f} s" if is_waiting else "all workers lost"
-    return ServiceError(
-        f"cluster.accelerators: got {job.cluster.accelerators}, {what} and {done} of {chunks} "
-        "chunks scored; a worker must start and live. Ask for what the cluster has, see Ray's "
-        "logs, and run it again."
-    )
-
-
-def _told(error: RayTaskError) -> Exception:
-    """A worker's own words where they are ours."""
-    cause = error.cause
-    if isinstance(cause, EXPECTED_ERRORS):
-        return cause
-    lines = [line for line in str(error).strip().splitlines() if line.strip()]
+def _to_error(error: RayTaskError) -> Exception:
+    """A scorer's own error if it is an expected one, else one line about it."""
+    if isinstance(error.cause, EXPECTED_ERRORS):
+        return error.cause
+    lines = [line for line in str(error).splitlines() if line.strip()]
     return TrainingError(
         f"evaluation: got {lines[-1].strip()[:300] if lines else type(error).__name__}; a worker "
         "could not score. See Ray's logs, or --debug."
     )
 
 
-def check_members(found: Sequence[TrainedNetwork], classes: tuple[str, ...]) -> None:
-    """Raises JobError where checkpoints cannot be averaged, or name other classes than the split
-    has."""
-    first = found[0]
-    for other in found:
+def check_members(members: Sequence[TrainedNetwork], classes: tuple[str, ...]) -> None:
+    """Raises JobError if the members are no ensemble, or have other classes than the split."""
+    first = members[0]
+    for other in members[1:]:
         if other.classes != first.classes:
             raise JobError(
                 f"{other.url}: got {len(other.classes)} classes; an ensemble's members name the "
@@ -207,36 +202,19 @@ def check_members(found: Sequence[TrainedNetwork], classes: tuple[str, ...]) -> 
         )
 
 
-def kinds_of(wanted: str, found: Sequence[TrainedNetwork]) -> tuple[str, ...]:
-    """The kinds of weights to score: `both` is what every member has."""
-    if wanted == "both":
-        return tuple(kind for kind in WEIGHTS if all(kind in one.weights for one in found))
-    for one in found:
-        one.check_kind(wanted)
-    return (wanted,)
+def choose_kinds(weights: str, members: Sequence[TrainedNetwork]) -> tuple[str, ...]:
+    """The kinds of weights to score; `both`: those that every member has. Raises JobError."""
+    if weights == "both":
+        return tuple(kind for kind in WEIGHTS if all(kind in m.weights for m in members))
+    for member in members:
+        member.check_kind(weights)
+    return (weights,)
 
 
-def build_request(
-    found: Sequence[TrainedNetwork],
-    kinds: tuple[str, ...],
-    job: Job,
-    *,
-    crops: int,
-    num_samples: int,
-    store: StoreConfig,
-) -> Request:
-    """The scorers' orders."""
-    batch_size = _batch_size(job, crops)
-    return Request(
-        urls=tuple(one.url for one in found),
-        kinds=kinds,
-        job=to_dict(job),
-        crops=crops,
-        num_chunks=max(1, -(-num_samples // (batch_size * CHUNK_BATCHES))),
-        store=store,
-    )
+def count_chunks(job: Job, crops: int, num_samples: int) -> int:
+    return max(1, ceil(num_samples / (_batch_size(job, crops) * CHUNK_BATCHES)))
 
 
 def _batch_size(job: Job, crops: int) -> int:
-    """Images decoded together; with many crops each is many."""
+    """Images per decoded batch; two if each has many crops."""
     return job.data.micro_batch_size if crops == 1 else 2

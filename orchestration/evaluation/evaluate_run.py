@@ -1,4 +1,4 @@
-"""One evaluation from its checkpoints to MLflow."""
+"""One evaluation, from its checkpoints to its MLflow run."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -8,87 +8,97 @@ from datasets.shards.manifest import load_manifest
 from datasets.storage.store import Store
 from inception.predictions import assess
 from orchestration.driver.run_start import run_of, tracking_uri
-from orchestration.evaluation.evaluate import build_request, check_members, kinds_of, score
+from orchestration.evaluation.evaluate import (
+    Request,
+    check_members,
+    choose_kinds,
+    count_chunks,
+    score,
+)
 from orchestration.evaluation.trained import TrainedNetwork
 from orchestration.job.job import Job
-from orchestration.report.run_report import of_evaluation
+from orchestration.job.load import to_dict
+from orchestration.report.run_report import evaluation_files
 from orchestration.report.scorecard import (
-    class_rows,
+    class_accuracies,
     confused_pairs,
-    figures,
-    metrics_of,
-    without_blacklisted,
+    drop_blacklisted,
+    mlflow_metrics,
+    percent_metrics,
 )
 from orchestration.run.storage import build_store_config
 from orchestration.stack.state import Stack
 from orchestration.tracking.run_ref import RunRef
 from orchestration.tracking.runs import close_run, log_file, log_metrics, log_text, open_run
 
-TOLD = 5  # classes and pairs that a result names
-Count = Callable[[int], object]
+TOP = 5  # classes and pairs in a result
 
 
 def evaluate_run(
     store: Store,
-    found: Sequence[TrainedNetwork],
+    members: Sequence[TrainedNetwork],
     job: Job,
     stack: Stack | None,
     *,
     crops: int,
     weights: str,
     blacklist: Sequence[str],
-    on_total: Count,
+    on_total: Callable[[int], object],
     on_chunk: Callable[[], object],
 ) -> dict[str, Any]:
-    """Scores the ensemble of `found` on the job's held-out split, on the connected cluster; logs it
-    to the checkpoint's MLflow run, an ensemble to a run of its own. -> what is told of it.
+    """Scores the ensemble of `members` on the job's validation split, on the connected cluster, and
+    logs the result to the checkpoint's MLflow run, an ensemble's to a new run. -> the result.
 
-    weights: raw, average or both. Raises JobError, DataError, StoreError, TrainingError,
-    ServiceError.
+    weights: raw, average or both. on_total: called with the number of chunks; on_chunk: after each.
+    Raises JobError, DataError, StoreError, TrainingError, ServiceError.
     """
     manifest = load_manifest(store, job.data.val)
-    check_members(found, manifest.classes)
-    kinds = kinds_of(weights, found)
-    request = build_request(
-        found, kinds, job, crops=crops, num_samples=manifest.num_samples,
+    check_members(members, manifest.classes)
+    kinds = choose_kinds(weights, members)
+    request = Request(
+        urls=tuple(member.url for member in members),
+        kinds=kinds,
+        job=to_dict(job),
+        crops=crops,
+        num_chunks=count_chunks(job, crops, manifest.num_samples),
         store=build_store_config(job, stack),
-    )  # fmt: skip
+    )
     on_total(request.num_chunks)
-    made, damaged = score(request, job, on_chunk)
+    predictions, damaged = score(request, job, on_chunk)
     dropped = 0
     for kind in kinds:
-        made[kind], dropped = without_blacklisted(made[kind], blacklist)
-    results = {kind: assess(made[kind], len(manifest.classes)) for kind in kinds}
-    best = results[kinds[-1]]
-    per_class = class_rows(best, manifest.classes)
-    pairs = confused_pairs(best, manifest.classes)
+        predictions[kind], dropped = drop_blacklisted(predictions[kind], blacklist)
+    assessments = {kind: assess(predictions[kind], len(manifest.classes)) for kind in kinds}
+    best = assessments[kinds[-1]]
     result = {
-        "checkpoints": [one.url for one in found],
+        "checkpoints": request.urls,
         "data": job.data.val,
         "crops": crops,
-        "weights": {kind: figures(one) for kind, one in results.items()},
+        "weights": {kind: percent_metrics(assessment) for kind, assessment in assessments.items()},
         "blacklisted": dropped,
         "damaged": damaged,
-        "worst_classes": per_class[:TOLD],
-        "most_confused": pairs[:TOLD],
+        "worst_classes": class_accuracies(best, manifest.classes)[:TOP],
+        "most_confused": confused_pairs(best, manifest.classes)[:TOP],
     }
-    run = _run_of(found, job, stack)
+    run = _open_run(members, job, stack)
     if run is not None:
-        log_metrics(run, metrics_of(results, crops), step=max(one.step for one in found))
+        log_metrics(run, mlflow_metrics(assessments, crops), step=max(m.step for m in members))
         folder = f"evaluation/{crops}-crop{'s' if crops > 1 else ''}"
-        for kind, one in results.items():
-            for name, content in of_evaluation(store, manifest, made[kind], one).items():
+        for kind, assessment in assessments.items():
+            files = evaluation_files(store, manifest, predictions[kind], assessment)
+            for name, content in files.items():
                 log_file(run, f"{folder}/{kind}/{name}", content)
         log_text(run, json.dumps(result, indent=1), f"{folder}/result.json")
-        if len(found) > 1:
+        if len(members) > 1:
             close_run(run, "FINISHED")
     return {**result, "run_id": run.run_id if run is not None else None}
 
 
-def _run_of(found: Sequence[TrainedNetwork], job: Job, stack: Stack | None) -> RunRef | None:
-    """The MLflow run that a result belongs to; an ensemble gets its own beside its first member."""
-    records = [one.record for one in found if one.record is not None]
-    if len(records) < len(found):
+def _open_run(members: Sequence[TrainedNetwork], job: Job, stack: Stack | None) -> RunRef | None:
+    """The MLflow run of the result: the checkpoint's, or a new one for an ensemble; None if a
+    member is an exported file."""
+    records = [member.record for member in members if member.record is not None]
+    if len(records) < len(members):
         return None
     if len(records) == 1:
         return run_of(records[0], job, stack)
@@ -96,6 +106,6 @@ def _run_of(found: Sequence[TrainedNetwork], job: Job, stack: Stack | None) -> R
         tracking_uri(job, stack),
         experiment=job.experiment,
         name=f"ensemble-of-{len(records)}",
-        params={f"member.{i}": one.url for i, one in enumerate(found)},
+        params={f"member.{i}": member.url for i, member in enumerate(members)},
         tags={"rayception.members": " ".join(record.run_id for record in records)},
     )

@@ -1,5 +1,5 @@
-"""A trained network as evaluate, predict and export take it: from a run's checkpoint, or from a
-file that `export` wrote."""
+"""A trained network, from a run's checkpoint or from a file that `export` wrote; predicting with
+it."""
 
 import json
 from collections.abc import Mapping
@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from datasets.images.augment import fill_views, views_of
+from datasets.images.augment import count_views, fill_views
 from datasets.images.decode import decode_image
 from datasets.loading.batch import empty_buffer
 from datasets.storage.store import Store
@@ -24,19 +24,18 @@ from inception.predictions import average_probabilities
 from orchestration.errors import JobError
 from orchestration.job.job import Job
 from orchestration.job.load import from_dict
-from orchestration.job.plan import build_job_architecture
 from orchestration.run.checkpoint import Checkpoint, load_checkpoint, newest_checkpoint
 from orchestration.run.metrics import AVERAGE, RAW
 from orchestration.run.record import RunRecord, load_record
 
 WEIGHTS = (RAW, AVERAGE)
-METADATA = "rayception"  # key of an exported file's metadata
+METADATA = "rayception"  # the key in an exported file
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrainedNetwork:
-    """weights: state dicts by kind, raw and (where one was kept) average. record: None for a
-    file."""
+    """weights: state dicts by kind: raw, and average if the run kept one. record: None for an
+    exported file."""
 
     url: str
     job: Job
@@ -47,11 +46,11 @@ class TrainedNetwork:
 
     @property
     def best(self) -> str:
-        """The average where there is one."""
+        """The kind of weights to use by default."""
         return AVERAGE if AVERAGE in self.weights else RAW
 
     def check_kind(self, kind: str) -> None:
-        """Raises JobError where there are no such weights."""
+        """Raises JobError if there are no weights of this kind."""
         if kind not in self.weights:
             raise JobError(
                 f"--weights: got {kind}; {self.url} has {', '.join(self.weights)}. "
@@ -59,9 +58,9 @@ class TrainedNetwork:
             )
 
     def build(self, kind: str) -> InceptionNet:
-        """The network with these weights, in evaluation mode. Raises JobError where it has not."""
+        """The network with these weights, in evaluation mode. Raises JobError as check_kind."""
         self.check_kind(kind)
-        network = build_network(build_job_architecture(self.job))
+        network = build_network(self.job.model.architecture())
         network.load_state_dict(self.weights[kind])
         return network.eval()
 
@@ -91,39 +90,36 @@ def load_trained(store: Store, url: str) -> TrainedNetwork:
 
 
 def find_checkpoint(store: Store, url: str) -> tuple[RunRecord, str, Checkpoint]:
-    """(what the run says of itself, the checkpoint's URL, its state): the one that `url` names, or
-    its run's newest whole one.
-
-    Raises JobError where there is none, or no run; StoreError.
-    """
+    """(run's record, URL, state) of the checkpoint at `url`, or of the newest whole one if `url` is
+    a run's. Raises JobError if there is no such run or checkpoint; StoreError."""
     url = url.rstrip("/")
     is_checkpoint = url.rpartition("/")[2].startswith("step-")
     run_url = url.rpartition("/")[0] if is_checkpoint else url
     record = load_record(store, run_url)
     if is_checkpoint:
         return record, url, load_checkpoint(store, url)
-    found = newest_checkpoint(store, run_url)
-    if found is None:
+    newest = newest_checkpoint(store, run_url)
+    if newest is None:
         raise JobError(
             f"{run_url}: got no whole checkpoint; a run writes its first at the end of an epoch. "
             "Wait for it, or name another run."
         )
-    return record, *found
+    return record, *newest
 
 
-def look_at(
+def classify(
     trained: TrainedNetwork, images: Mapping[str, bytes], *, crops: int, kind: str, top: int
 ) -> list[tuple[str, list[tuple[str, float]]]]:
-    """(name, its `top` likeliest classes with their probabilities) of each image, on this machine's
-    GPU where it has one. Raises ImageError for bytes that are no image."""
+    """For each image: (its name, [(class, probability), ...] of its `top` most probable classes).
+    Uses this machine's GPU if it has one. Raises ImageError for bytes that are not an image."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     network = trained.build(kind)
     to_device_format(network, device)
     size = trained.job.model.input_size
-    found = []
+    predictions = []
     for name, content in images.items():
         image = decode_image(content, name)
-        views = empty_buffer(1, size, views=views_of(crops)).images  # (views, 3, S, S)
+        views = empty_buffer(1, size, views=count_views(crops)).images  # (views, 3, S, S)
         fill_views(views, image, crops=crops, fraction=trained.job.data.eval_crop)
         p = average_probabilities(
             [network],
@@ -134,14 +130,14 @@ def look_at(
         )[0]  # (C,)
         best = p.topk(min(top, len(p)))
         pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
-        found.append((name, [(trained.classes[number], value) for number, value in pairs]))
-    return found
+        predictions.append((name, [(trained.classes[number], value) for number, value in pairs]))
+    return predictions
 
 
-def describe(trained: TrainedNetwork) -> dict[str, Any]:
-    """What an exported file says of itself; _load_file reads it."""
-    job = trained.record.job if trained.record is not None else None
-    assert job is not None, "what is exported comes from a run"
+def export_metadata(trained: TrainedNetwork) -> dict[str, Any]:
+    """The metadata of an exported file, as _load_file reads them."""
+    assert trained.record is not None, "only a run's network is exported"
+    job = trained.record.job
     return {
         "job": {key: job[key] for key in ("name", "data", "model", "schedule")},
         "classes": list(trained.classes),
@@ -153,14 +149,13 @@ def describe(trained: TrainedNetwork) -> dict[str, Any]:
 def _load_file(path: Path) -> TrainedNetwork:
     try:
         with safetensors.safe_open(path, framework="pt") as content:
-            said = json.loads((content.metadata() or {})[METADATA])
-        weights = load_file(path)
+            metadata = json.loads((content.metadata() or {})[METADATA])
         return TrainedNetwork(
             url=str(path),
-            job=from_dict(said["job"]),
-            classes=tuple(said["classes"]),
-            step=said["step"],
-            weights={RAW: weights},
+            job=from_dict(metadata["job"]),
+            classes=tuple(metadata["classes"]),
+            step=metadata["step"],
+            weights={RAW: load_file(path)},
             record=None,
         )
     except (OSError, SafetensorError, KeyError, ValueError) as error:

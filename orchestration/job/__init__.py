@@ -1,4 +1,4 @@
-"""The job YAML and everything that follows from it. Pure, except for reading files.
+"""The job YAML and everything derived from it. Pure, except for reading files.
 
 | module | what it holds |
 |---|---|

@@ -1,10 +1,16 @@
-"""The job's data: the two splits, their order, augmentation and batches. See job.py."""
+"""The job's data: its two splits, their order, augmentation and batches. See job.py."""
 
 import re
 from dataclasses import dataclass, field
 
 from orchestration.errors import JobError
-from orchestration.job.rules import at_least, choose, within, without_secrets
+from orchestration.job.rules import (
+    OBJECT_URL,
+    check_choice,
+    check_min,
+    check_range,
+    without_secrets,
+)
 
 SOURCES = ("digits",)
 DECODERS = ("cpu", "nvjpeg")
@@ -12,40 +18,49 @@ DECODERS = ("cpu", "nvjpeg")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Shuffle:
-    """The canonical order (datasets/order.py): part of the job, never of the cluster. More
-    lanes and pieces mix better and hold more samples in memory; `plan` prints how many."""
+    """The canonical order of samples (datasets/order.py): part of the job, never of the cluster.
+    `plan` prints the memory that it takes."""
 
+    # Lanes that the shuffled shards are cut into, from 1 to the number of training samples;
+    # neighbours in a batch come from different lanes. More lanes mix better and take more memory.
     lanes: int = 16
+    # Pieces of shards that each lane mixes at a time, at least 1. More pieces mix better and take
+    # more memory.
     pieces: int = 4
+    # Slices in which each piece is read, at least 1; one slice of each piece is shuffled together.
+    # More slices take less memory and mix less.
     slices: int = 8
 
     def __post_init__(self) -> None:
         for name in ("lanes", "pieces", "slices"):
-            at_least(f"data.shuffle.{name}", getattr(self, name), 1)
+            check_min(f"data.shuffle.{name}", getattr(self, name), 1)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Augmentation:
-    """What a training image looks like, keyed by (seed, epoch, sample)."""
+    """Random changes to a training image, keyed by (seed, epoch, sample)."""
 
-    # Smallest and largest share of the image's area, and width/height ratio, of the crop.
+    # Area of the random crop as a fraction of the image: [smallest, largest],
+    # 0 < smallest <= largest <= 1.
     area: tuple[float, float] = (0.08, 1.0)
+    # Width / height of the random crop: [smallest, largest], 0 < smallest <= largest.
     aspect: tuple[float, float] = (0.75, 1.3333)
-    # Probability of a mirrored image.
+    # Probability of a horizontal flip, 0 to 1.
     flip: float = 0.5
-    # Strength of Inception's colour distortion (brightness, saturation, hue, contrast): 0 is none,
-    # 1 is TF-slim's. Made on the device.
+    # Strength of Inception's colour distortion (brightness, saturation, hue, contrast), 0 to 1:
+    # 0 is none, 1 is TF-slim's. Runs on the device.
     colour: float = 0.0
-    # RandAugment (arXiv 1909.13719): how many of its fourteen operations, and how strong, 0 to 10.
-    # Made on the CPU.
+    # RandAugment (arXiv 1909.13719) operations per image, of its fourteen; 0 to 14, 0 is none.
+    # Runs on the CPU.
     rand_operations: int = 0
+    # Strength of the RandAugment operations, 0 to 10.
     rand_magnitude: float = 9.0
 
     def __post_init__(self) -> None:
         low, high = self.area
         if not 0 < low <= high <= 1:
             raise JobError(
-                f"data.augment.area: got {[low, high]}; two shares of the image's area, "
+                f"data.augment.area: got {[low, high]}; two fractions of the image's area, "
                 "0 < smallest <= largest <= 1. Write [0.08, 1.0], the usual choice."
             )
         low, high = self.aspect
@@ -54,58 +69,65 @@ class Augmentation:
                 f"data.augment.aspect: got {[low, high]}; two width/height ratios, "
                 "0 < smallest <= largest. Write [0.75, 1.3333], the usual choice."
             )
-        within("data.augment.flip", self.flip, 0.0, 1.0)
-        within("data.augment.colour", self.colour, 0.0, 1.0)
-        within("data.augment.rand_operations", self.rand_operations, 0, 14)
-        within("data.augment.rand_magnitude", self.rand_magnitude, 0.0, 10.0)
+        check_range("data.augment.flip", self.flip, 0.0, 1.0)
+        check_range("data.augment.colour", self.colour, 0.0, 1.0)
+        check_range("data.augment.rand_operations", self.rand_operations, 0, 14)
+        check_range("data.augment.rand_magnitude", self.rand_magnitude, 0.0, 10.0)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Data:
     """The two splits, and how they become batches."""
 
-    # The prefix (s3://bucket/path, file:///path or https://host/path) that holds the split's
-    # index.json, or the pattern of shards that was indexed (s3://bucket/train-{0000..0127}.tar).
+    # Training split: the prefix (s3://bucket/path, file:///path or https://host/path) of its
+    # index.json, or the indexed pattern of its shards (s3://bucket/train-{0000..0127}.tar).
     train: str
+    # Held-out validation split, as `train`; not the same one.
     val: str
-    # Pack this data set into the two prefixes where they hold none yet: digits (scikit-learn's
-    # 1,797 handwritten digits, 8x8 pixels, split 80/20).
+    # Data set to pack into the two prefixes if they are empty: `digits` (scikit-learn's 1,797
+    # handwritten digits, 8x8 pixels, split 80/20). Left out: none.
     source: str | None = None
-    # Samples of each split, so that `plan` needs no storage. Left out, they are read from the
-    # manifests; stated, a manifest that differs stops the run.
+    # Samples of the training split, at least 1, so that `plan` needs no storage. Left out, the
+    # manifest says it; if stated, a manifest that differs stops the run.
     train_samples: int | None = None
+    # Samples of the validation split, as `train_samples`.
     val_samples: int | None = None
-    # Beside a stated train_samples: samples of its largest shard and mean bytes of a sample in it,
-    # so that `plan` can state the loader's memory.
+    # Samples of the largest training shard, at least 1. Stated with train_sample_bytes and the
+    # samples of both splits, it lets `plan` compute the loader's memory.
     train_shard_samples: int | None = None
+    # Mean size of a training sample in its shard, in bytes, at least 1. See train_shard_samples.
     train_sample_bytes: int | None = None
-    # Samples of one optimizer step over all ranks.
+    # Samples per optimizer step over all ranks, a multiple of micro_batch_size; at least one
+    # micro-batch per rank.
     global_batch_size: int = 256
-    # Samples that batch norm sees together (the paper trained with 32 a replica). The batch is a
-    # mean over micro-batches of this size, which is why the loss does not depend on the cluster.
+    # Samples that batch norm normalizes together, at least 2 (the paper: 32 per replica). The loss
+    # is a mean over micro-batches of this size, so it does not depend on the cluster.
     micro_batch_size: int = 32
-    # Damaged samples that an attempt skips over all ranks before it stops; each keeps its place in
-    # its batch with weight zero. 0: the first one stops the run.
+    # Damaged samples, over all ranks, that an attempt may skip, at least 0; each keeps its place in
+    # the batch with weight zero. 0: the first one stops the run.
     max_damaged: int = 0
-    # Processes of one rank that decode for training; 0: a thread of the rank's own process. Left
-    # out: one less than cluster.cpus_per_worker beside a GPU, none on a CPU.
+    # Decoding processes per rank for training, at least 0; 0: a thread of the rank's process. Left
+    # out: cluster.cpus_per_worker - 1 beside a GPU, none on a CPU.
     loader_workers: int | None = None
-    # cpu, or nvjpeg: JPEGs are decoded on the rank's GPU, by threads of its own process. Their
-    # pixels differ a little.
+    # `cpu`, or `nvjpeg`: threads of the rank's process decode JPEGs on its GPU, with slightly
+    # different pixels and without RandAugment.
     decoder: str = "cpu"
-    # Parts of remote shards that each node keeps on its disk for later epochs, at most this much;
-    # 0 keeps none. The ranks of a node share the folder.
+    # Most disk space per node, in GiB, for parts of remote shards that later epochs reuse; 0: no
+    # cache.
     cache_gib: float = 0.0
+    # Absolute path of that cache on every node; the ranks of a node share it.
     cache_folder: str = "/tmp/rayception-cache"
-    # Share of the shorter side that the central square of an evaluation image takes.
+    # Side of the central square that is evaluated, as a fraction of the shorter side, 0.01 to 1.
     eval_crop: float = 0.875
+    # Order of the training samples.
     shuffle: Shuffle = field(default_factory=Shuffle)
+    # Augmentation of the training images.
     augment: Augmentation = field(default_factory=Augmentation)
 
     def __post_init__(self) -> None:
         for name in ("train", "val"):
             url = getattr(self, name)
-            if not re.fullmatch(r"(s3://[^/]+/.+|file:///.+|https?://[^/@?]+/[^?]+)", url):
+            if not re.fullmatch(OBJECT_URL, url):
                 raise JobError(
                     f"data.{name}: got {without_secrets(url)!r}; the prefix of "
                     "a split, s3://BUCKET/PATH, file:///PATH or https://HOST/PATH without a query. "
@@ -113,35 +135,30 @@ class Data:
                 )
         if self.train.rstrip("/") == self.val.rstrip("/"):
             raise JobError(
-                f"data.val: got {self.val!r}, which is data.train too; the held-out split has "
+                f"data.val: got {self.val!r}, which is also data.train; the validation split has "
                 "its own prefix. Name another one."
             )
-        if self.source is not None:
-            choose("data.source", self.source, SOURCES)
-        for name in (
-            "train_samples", "val_samples", "train_shard_samples", "train_sample_bytes",
-        ):  # fmt: skip
-            if getattr(self, name) is not None:
-                at_least(f"data.{name}", getattr(self, name), 1)
-        at_least("data.global_batch_size", self.global_batch_size, 1)
-        at_least("data.micro_batch_size", self.micro_batch_size, 2)
-        at_least("data.max_damaged", self.max_damaged, 0)
-        if self.loader_workers is not None:
-            at_least("data.loader_workers", self.loader_workers, 0)
-        choose("data.decoder", self.decoder, DECODERS)
+        check_choice("data.source", self.source, SOURCES)
+        for name in ("train_samples", "val_samples", "train_shard_samples", "train_sample_bytes"):
+            check_min(f"data.{name}", getattr(self, name), 1)
+        check_min("data.global_batch_size", self.global_batch_size, 1)
+        check_min("data.micro_batch_size", self.micro_batch_size, 2)
+        check_min("data.max_damaged", self.max_damaged, 0)
+        check_min("data.loader_workers", self.loader_workers, 0)
+        check_choice("data.decoder", self.decoder, DECODERS)
         if self.decoder == "nvjpeg" and self.augment.rand_operations:
             raise JobError(
                 f"data.decoder: got nvjpeg with data.augment.rand_operations="
-                f"{self.augment.rand_operations}; RandAugment is made on the CPU. Write "
-                "data.decoder=cpu, or take the operations out."
+                f"{self.augment.rand_operations}; RandAugment runs on the CPU. Write "
+                "data.decoder=cpu, or data.augment.rand_operations=0."
             )
-        within("data.cache_gib", self.cache_gib, 0.0, 1e6)
+        check_range("data.cache_gib", self.cache_gib, 0.0, 1e6)
         if not self.cache_folder.startswith("/"):
             raise JobError(
                 f"data.cache_folder: got {self.cache_folder!r}; an absolute path on every node. "
                 "Write one, such as /mnt/nvme/rayception."
             )
-        within("data.eval_crop", self.eval_crop, 0.01, 1.0)
+        check_range("data.eval_crop", self.eval_crop, 0.01, 1.0)
         if self.global_batch_size % self.micro_batch_size:
             near = max(1, self.global_batch_size // self.micro_batch_size) * self.micro_batch_size
             raise JobError(

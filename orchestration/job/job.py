@@ -1,9 +1,10 @@
-"""The job YAML, field by field: with job_data.py, job_recipe.py and job_places.py, its manual.
+"""The job YAML, field by field; with data.py, recipe.py and cluster.py it is the reference manual.
 
-A job is frozen once it is built. A rule about one field stands in that section's
-`__post_init__`, a rule about two sections in `Job`'s; what needs the data's size is in `plan`,
-what needs the live cluster in `preflight`. Every mistake raises JobError by the error law.
-Nothing here imports torch, ray or mlflow: planning a job costs milliseconds.
+The comment above a field is its documentation. A job is frozen once it is built. A rule about one
+section is checked in that section's `__post_init__`, a rule about two sections in `Job`'s; `plan`
+checks what needs the size of the data, `preflight` what needs the live cluster. Every mistake
+raises JobError in the form of the error law. Nothing here imports torch, ray or mlflow: planning a
+job takes milliseconds.
 """
 
 import re
@@ -17,19 +18,30 @@ from orchestration.job.recipe import Loss, Model, Optim, Schedule
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Job:
-    """One training job. `data`, `model.num_classes` and `schedule.epochs` have no default."""
+    """One training job."""
 
+    # Name of the job: 1 to 63 lower-case letters, digits and inner hyphens. It names folders and
+    # cluster objects.
     name: str
+    # The two splits, and how they become batches.
     data: Data
+    # The network.
     model: Model
+    # The learning rate over the epochs.
     schedule: Schedule
-    # Decides initial weights, order, augmentation and dropout.
+    # Determines initial weights, order, augmentation and dropout; 0 to 2^63 - 1.
     seed: int = 0
+    # Where the job runs, and on which hardware.
     cluster: Cluster = field(default_factory=Cluster)
+    # The object store behind every s3:// URL of the job.
     storage: Storage = field(default_factory=Storage)
+    # The training loss.
     loss: Loss = field(default_factory=Loss)
+    # The optimizer, and the running average of the weights.
     optim: Optim = field(default_factory=Optim)
+    # Where checkpoints go, and how often they are written.
     checkpoint: CheckpointPolicy = field(default_factory=CheckpointPolicy)
+    # MLflow.
     tracking: Tracking = field(default_factory=Tracking)
 
     def __post_init__(self) -> None:
@@ -40,52 +52,48 @@ class Job:
             )
         if not 0 <= self.seed < 2**63:
             raise JobError(f"seed: got {self.seed}; 0 to 2^63 - 1. Write a number in that range.")
-        accelerator = self.cluster.accelerator
-        if self.data.decoder == "nvjpeg" and not accelerator.is_gpu:
+        cluster, data = self.cluster, self.data
+        if data.decoder == "nvjpeg" and not cluster.accelerator.is_gpu:
             raise JobError(
-                f"data.decoder: got nvjpeg with cluster.accelerators "
-                f"{self.cluster.accelerators}; it decodes on a GPU. Write data.decoder=cpu."
+                f"data.decoder: got nvjpeg with cluster.accelerators {cluster.accelerators}; it "
+                "decodes on a GPU. Write data.decoder=cpu."
             )
-        if self.cluster.address == LOCAL and self.cluster.max_nodes > 1:
+        if cluster.address == LOCAL and cluster.max_nodes > 1:
             raise JobError(
-                f"cluster.num_nodes: got {self.cluster.num_nodes} with cluster.address local; "
-                "this machine is one node. Write 1, or run on a Ray cluster "
-                "(cluster.address=auto)."
+                f"cluster.num_nodes: got {cluster.num_nodes} with cluster.address local; this "
+                "machine is one node. Write 1, or run on a Ray cluster (cluster.address=auto)."
             )
-        if self.cluster.address != LOCAL:
+        if cluster.address != LOCAL:
             for name, value in (
                 ("storage.endpoint_url", self.storage.endpoint_url),
                 ("tracking.uri", self.tracking.uri),
             ):
                 if value == LOCAL:
                     raise JobError(
-                        f"{name}: got local with cluster.address {self.cluster.address}; the "
-                        "embedded stack listens on this machine's loopback, where other nodes "
-                        "cannot reach it. Name a service that every node reaches."
+                        f"{name}: got local with cluster.address {cluster.address}; the embedded "
+                        "stack listens on this machine's loopback, where other nodes cannot reach "
+                        "it. Name a service that every node can reach."
                     )
-        num_micro_batches = self.data.global_batch_size // self.data.micro_batch_size
-        world_size = self.cluster.max_nodes * max(one.count for one in self.cluster.choices)
+        num_micro_batches = data.global_batch_size // data.micro_batch_size
+        world_size = cluster.max_nodes * max(choice.count for choice in cluster.choices)
         if num_micro_batches < world_size:
             raise JobError(
-                f"data.global_batch_size: got {self.data.global_batch_size}, which is "
-                f"{num_micro_batches} micro-batches of {self.data.micro_batch_size} for "
-                f"{world_size} ranks; each rank needs at least one. Write "
-                f"{world_size * self.data.micro_batch_size}, a smaller data.micro_batch_size, or "
-                "fewer nodes."
+                f"data.global_batch_size: got {data.global_batch_size}, which is "
+                f"{num_micro_batches} micro-batches of {data.micro_batch_size} for {world_size} "
+                f"ranks; each rank needs at least one. Write {world_size * data.micro_batch_size}, "
+                "a smaller data.micro_batch_size, or fewer nodes."
             )
 
     @property
     def experiment(self) -> str:
+        """Name of the MLflow experiment."""
         return self.tracking.experiment or self.name
 
-    def uses(self) -> frozenset[str]:
-        """The parts of the embedded stack that this job calls `local`: s3, mlflow, ray."""
-        return frozenset(
-            part
-            for part, value in (
-                ("s3", self.storage.endpoint_url),
-                ("mlflow", self.tracking.uri),
-                ("ray", self.cluster.address),
-            )
-            if value == LOCAL
-        )
+    def local_services(self) -> frozenset[str]:
+        """The parts of the embedded stack (s3, mlflow, ray) that this job uses."""
+        addresses = {
+            "s3": self.storage.endpoint_url,
+            "mlflow": self.tracking.uri,
+            "ray": self.cluster.address,
+        }
+        return frozenset(part for part, address in addresses.items() if address == LOCAL)

@@ -1,7 +1,7 @@
-"""Job + the data's size -> Plan: every derived number, computed once and handed on. Pure.
+"""Job + the size of its data -> Plan: every derived number, computed once. Pure.
 
-Nothing downstream recomputes what follows from `world_size`: the driver makes the plan, the
-workers and the terminal read it.
+Nothing downstream recomputes what follows from `world_size`: the driver makes the plan, workers
+and the terminal read it.
 """
 
 from dataclasses import dataclass
@@ -9,7 +9,6 @@ from math import ceil
 
 from datasets.loading.share import Share, loader_bytes
 from inception.cost import count_cost
-from inception.family import Architecture, build_architecture
 from inception.schedule import learning_rate, scaled_rate
 from orchestration.errors import JobError
 from orchestration.job.job import Job
@@ -17,13 +16,13 @@ from orchestration.job.job import Job
 # Forward + backward is about three forward passes; a multiply-add is two operations.
 FLOPS_PER_MULTIPLY_ADD = 2
 PASSES_PER_STEP = 3
-BYTES_PER_PARAMETER = 4
+BYTES_PER_PARAMETER = 4  # float32
 
 
 @dataclass(frozen=True, slots=True)
 class ShardShape:
-    """What the loader's memory depends on: the mean size of a sample in its shard, and how many
-    samples the largest shard holds."""
+    """What the loader's memory depends on: the mean bytes of a sample in its shard, and the number
+    of samples in the largest shard."""
 
     sample_bytes: float
     shard_samples: int
@@ -31,46 +30,46 @@ class ShardShape:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Plan:
-    """What a job means on its cluster and data."""
+    """What a job amounts to on its cluster and data."""
 
-    world_size: int  # of all nodes; an elastic run may have fewer
+    world_size: int  # with all nodes; an elastic run may have fewer ranks
     num_nodes: int
     ranks_per_node: int
     train_samples: int
     val_samples: int
     global_batch_size: int
     micro_batch_size: int
-    num_micro_batches: int  # of one optimizer step, over all ranks
+    num_micro_batches: int  # per optimizer step, over all ranks
     max_micro_batches_per_rank: int
-    is_even: bool  # every rank works the same number of micro-batches
+    is_even: bool  # all ranks process the same number of micro-batches
     steps_per_epoch: float
     total_steps: int
     warmup_steps: int
-    epoch_ends: tuple[int, ...]  # the step after which each epoch's samples have all been seen
+    epoch_ends: tuple[int, ...]  # by epoch, the step after which all its samples have been seen
     eval_batch_size: int
-    loader_workers: int  # processes of a rank that decode for training
-    reads: float  # of a byte of the training split in an epoch, over all ranks; 1 is ideal
-    loader_bytes: int | None  # of a rank's windows and images; None where shards are not known
+    loader_workers: int  # decoding processes per rank for training
+    reads: float  # times that all ranks together read a byte of the training split per epoch
+    loader_bytes: int | None  # a rank's windows and images; None if the shards are not known
     parameters: int  # with the side head
     side_head_parameters: int
-    multiply_adds: int  # of one image, forward, without the side head
+    multiply_adds: int  # per image, forward, without the side head
     training_flops_per_image: int
     training_flops: float  # of the whole job
-    gradient_bytes: int  # all-reduced in a step, float32
+    gradient_bytes: int  # all-reduced per step, float32
     checkpoint_bytes: int  # weights, their average and two optimizer moments, float32
 
     def is_checkpoint_step(self, step: int, every_steps: int | None) -> bool:
-        """Whether the state is written after `step` finished steps."""
+        """Whether a checkpoint is written after `step` finished steps."""
         return step in self.epoch_ends or bool(every_steps and step % every_steps == 0)
 
     def epoch_at(self, step: int) -> float:
-        """Epochs seen after `step` steps, fractional: the schedule's clock."""
+        """Epochs seen after `step` steps, with a fraction: the schedule depends on it."""
         return step * self.global_batch_size / self.train_samples
 
 
 def stated_data(job: Job) -> tuple[int, int, ShardShape | None] | None:
-    """(train samples, val samples, shape of the training shards where it is known) as the job
-    states them; None where they are the manifests' to say."""
+    """(train samples, val samples, shape of the training shards if it is stated), or None if the
+    job leaves the number of samples to the manifests."""
     data = job.data
     if data.train_samples is None or data.val_samples is None:
         return None
@@ -80,33 +79,19 @@ def stated_data(job: Job) -> tuple[int, int, ShardShape | None] | None:
     return data.train_samples, data.val_samples, shape
 
 
-def build_job_architecture(job: Job) -> Architecture:
-    """The network that the job names."""
-    model = job.model
-    return build_architecture(
-        model.name,
-        num_classes=model.num_classes,
-        input_size=model.input_size,
-        width=model.width,
-        side_head=model.side_head,
-        dropout=model.dropout,
-        bn_momentum=model.bn_momentum,
-        options=model.options,
-    )
-
-
 def learning_rate_at(job: Job, plan: Plan, step: int) -> float:
-    """The rate of step `step` (0 is the first)."""
-    schedule = job.schedule
+    """The learning rate of step `step` (0 is the first)."""
+    schedule, optim = job.schedule, job.optim
+    peak = scaled_rate(
+        optim.lr,
+        rule=optim.lr_scaling,
+        batch_size=plan.global_batch_size,
+        reference=optim.lr_batch_size,
+    )
     return learning_rate(
         plan.epoch_at(step),
         name=schedule.name,
-        lr=scaled_rate(
-            job.optim.lr,
-            rule=job.optim.lr_scaling,
-            batch_size=plan.global_batch_size,
-            reference=job.optim.lr_batch_size,
-        ),
+        lr=peak,
         epochs=schedule.epochs,
         decay=schedule.decay,
         every_epochs=schedule.every_epochs,
@@ -115,67 +100,40 @@ def learning_rate_at(job: Job, plan: Plan, step: int) -> float:
     )
 
 
-def _loader_bytes(job: Job, share: Share, train_samples: int, shape: ShardShape) -> int:
-    shuffle = job.data.shuffle
-    return loader_bytes(
-        share,
-        num_samples=train_samples,
-        shard_samples=shape.shard_samples,
-        sample_bytes=shape.sample_bytes,
-        lanes=shuffle.lanes,
-        pieces=shuffle.pieces,
-        slices=shuffle.slices,
-        input_size=job.model.input_size,
-    )
-
-
-def count_loader_workers(job: Job) -> int:
-    """As stated; else the cores that a rank beside a GPU has over its own, none on a CPU. A GPU
-    decoder works in its rank's own process."""
-    if job.data.decoder == "nvjpeg":
-        return 0
-    if job.data.loader_workers is not None:
-        return job.data.loader_workers
-    return job.cluster.cpus_per_worker - 1 if job.cluster.accelerator.is_gpu else 0
-
-
 def make_plan(
     job: Job, *, train_samples: int, val_samples: int, shape: ShardShape | None = None
 ) -> Plan:
-    """shape: of the training split's shards, where it is known. Raises JobError where the data's
-    true size contradicts the job."""
-    for split, stated, found in (
-        ("train", job.data.train_samples, train_samples),
-        ("val", job.data.val_samples, val_samples),
-    ):
-        if stated is not None and stated != found:
-            raise JobError(
-                f"data.{split}_samples: got {stated}, but the manifest of "
-                f"{getattr(job.data, split)} counts {found}; a stated number is a promise. "
-                f"Write {found}, or name the prefix you meant."
-            )
-    accelerator = job.cluster.accelerator
+    """shape: of the training split's shards, if known. Raises JobError if the data's actual size
+    contradicts the job."""
+    _check_data(job, train_samples, val_samples)
+    data, accelerator = job.data, job.cluster.accelerator
+    batch = data.global_batch_size
     world_size = job.cluster.max_nodes * accelerator.count
-    batch = job.data.global_batch_size
-    num_micro_batches = batch // job.data.micro_batch_size
-    if batch > train_samples:
-        raise JobError(
-            f"data.global_batch_size: got {batch}; at most the training split's "
-            f"{train_samples} samples. Write a smaller batch."
-        )
-    if job.data.shuffle.lanes > train_samples:
-        raise JobError(
-            f"data.shuffle.lanes: got {job.data.shuffle.lanes}; at most the training split's "
-            f"{train_samples} samples. Write fewer lanes."
-        )
+    num_micro_batches = batch // data.micro_batch_size
+    num_workers = _loader_workers(job)
     share = Share(
-        rank=0,  # works as many micro-batches as any
+        rank=0,  # no rank has more micro-batches
         world_size=min(world_size, num_micro_batches),
         global_batch_size=batch,
-        micro_batch_size=job.data.micro_batch_size,
-        parts=max(1, count_loader_workers(job)),
+        micro_batch_size=data.micro_batch_size,
+        parts=max(1, num_workers),
     )
-    cost = count_cost(build_job_architecture(job))
+    shuffle = data.shuffle
+    memory = (
+        None
+        if shape is None
+        else loader_bytes(
+            share,
+            num_samples=train_samples,
+            shard_samples=shape.shard_samples,
+            sample_bytes=shape.sample_bytes,
+            lanes=shuffle.lanes,
+            pieces=shuffle.pieces,
+            slices=shuffle.slices,
+            input_size=job.model.input_size,
+        )
+    )
+    cost = count_cost(job.model.architecture())
     epochs = job.schedule.epochs
     # Rounded up: the last batch runs on into the next epoch, so no sample is left out.
     # (1e-9: an epoch count such as 0.57 must not gain a step by its binary rounding.)
@@ -189,7 +147,7 @@ def make_plan(
         train_samples=train_samples,
         val_samples=val_samples,
         global_batch_size=batch,
-        micro_batch_size=job.data.micro_batch_size,
+        micro_batch_size=data.micro_batch_size,
         num_micro_batches=num_micro_batches,
         max_micro_batches_per_rank=ceil(num_micro_batches / world_size),
         is_even=num_micro_batches % world_size == 0,
@@ -197,15 +155,47 @@ def make_plan(
         total_steps=total_steps,
         warmup_steps=round(job.schedule.warmup_epochs * train_samples / batch),
         epoch_ends=tuple(ends),
-        eval_batch_size=job.data.micro_batch_size,
-        loader_workers=count_loader_workers(job),
-        reads=share.world_size * share.num_lanes(job.data.shuffle.lanes) / job.data.shuffle.lanes,
-        loader_bytes=_loader_bytes(job, share, train_samples, shape) if shape else None,
+        eval_batch_size=data.micro_batch_size,
+        loader_workers=num_workers,
+        reads=share.world_size * share.num_lanes(shuffle.lanes) / shuffle.lanes,
+        loader_bytes=memory,
         parameters=cost.parameters,
-        side_head_parameters=cost.side_head_parameters,
+        side_head_parameters=cost.aux_head_parameters,
         multiply_adds=cost.multiply_adds,
         training_flops_per_image=flops,
         training_flops=float(flops) * total_steps * batch,
         gradient_bytes=BYTES_PER_PARAMETER * cost.parameters,
         checkpoint_bytes=4 * BYTES_PER_PARAMETER * cost.parameters,
     )
+
+
+def _check_data(job: Job, train_samples: int, val_samples: int) -> None:
+    data = job.data
+    for split, url, stated, actual in (
+        ("train", data.train, data.train_samples, train_samples),
+        ("val", data.val, data.val_samples, val_samples),
+    ):
+        if stated is not None and stated != actual:
+            raise JobError(
+                f"data.{split}_samples: got {stated}, but the manifest of {url} counts {actual}; "
+                f"a stated number must match. Write {actual}, or name the prefix you meant."
+            )
+    for field, value in (
+        ("global_batch_size", data.global_batch_size),
+        ("shuffle.lanes", data.shuffle.lanes),
+    ):
+        if value > train_samples:
+            raise JobError(
+                f"data.{field}: got {value}; at most the training split's {train_samples} samples. "
+                "Write a smaller number."
+            )
+
+
+def _loader_workers(job: Job) -> int:
+    """As stated; otherwise a GPU rank's cores but one, and none on a CPU. A GPU decoder works in
+    its rank's own process."""
+    if job.data.decoder == "nvjpeg":
+        return 0
+    if job.data.loader_workers is not None:
+        return job.data.loader_workers
+    return job.cluster.cpus_per_worker - 1 if job.cluster.accelerator.is_gpu else 0

@@ -4,156 +4,186 @@ import re
 from dataclasses import dataclass, field
 
 from inception.errors import unknown_name
-from inception.family import MODEL_NAMES, build_architecture, stage_names
+from inception.family import MODEL_NAMES, Architecture, build_architecture, stage_names
 from inception.options import Options
 from inception.recipes import LR_SCALINGS, OPTIMIZER_NAMES, PRECISIONS, SCHEDULE_NAMES
 from orchestration.errors import JobError
-from orchestration.job.rules import above, at_least, choose, within, without_secrets
+from orchestration.job.rules import (
+    OBJECT_URL,
+    check_above,
+    check_choice,
+    check_min,
+    check_range,
+    without_secrets,
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Model:
-    """The network. Its state dict has torchvision's names."""
+    """The network. Its state dict uses torchvision's names."""
 
+    # Number of classes, at least 2.
     num_classes: int
+    # Network of the Inception family: googlenet, bn_inception, inception_v2, inception_seed,
+    # inception_v3 or inception_v4 (`rayception models` compares them).
     name: str = "inception_v3"
-    # Pixels of a side of the square input.
+    # Side of the square input, in pixels; the smallest depends on the network (inception_v3: 75).
     input_size: int = 299
-    # A pretrained start: the URL (s3://, file://, https://) of a .safetensors file or of a state
-    # dict of torch.save. Heads of another number of classes begin anew.
+    # Pretrained weights: the s3://, file:/// or https:// URL, without a query, of a .safetensors
+    # file or of a torch.save state dict (.pt, .pth); heads for another number of classes start
+    # anew. Left out: random weights.
     init_from: str | None = None
-    # Beside a pretrained start: the stages from the image up to this one keep their weights and
-    # statistics (`rayception models NAME` lists the stages).
+    # Last frozen stage, counted from the image; needs init_from. Weights and statistics up to it
+    # stay as they are (`rayception models NAME` lists the stages). Left out: none is frozen.
     freeze_until: str | None = None
-    # Scales every layer's channels; 1.0 is the published network.
+    # Factor of every layer's channels, 0.01 to 8; 1.0 is the published network.
     width: float = 1.0
+    # Train with the network's auxiliary (side) heads, if it has any.
     side_head: bool = True
+    # Dropout probability before the classifier, 0 to 0.99.
     dropout: float = 0.2
-    # torch's sense: the share of the new batch in the running statistics (TensorFlow's decay
-    # 0.9 is 0.1 here). 0.0003 suits long runs only.
+    # Batch norm's momentum, 1e-6 to 1, in torch's sense: the weight of the new batch (TensorFlow's
+    # decay 0.9 is 0.1 here). 0.0003 suits long runs only.
     bn_momentum: float = 0.1
-    # `auto`: bfloat16 where the device computes it fast, else float32.
+    # `fp32`, `bf16`, or `auto`: bfloat16 if the device computes it fast, else float32.
     precision: str = "auto"
-    # What the network has other than by its name (inception/options.py).
+    # Deviations from the named network (inception/options.py).
     options: Options = field(default_factory=Options)
 
     def __post_init__(self) -> None:
-        choose("model.name", self.name, MODEL_NAMES)
+        check_choice("model.name", self.name, MODEL_NAMES)
         if self.init_from is not None and not re.match(
-            r"(s3://[^/]+/.+|file:///.+|https?://[^/@?]+/[^?]+)\.(safetensors|pt|pth)$",
-            self.init_from,
+            rf"{OBJECT_URL}\.(safetensors|pt|pth)$", self.init_from
         ):
             raise JobError(
                 f"model.init_from: got {without_secrets(self.init_from)!r}; "
                 "the s3://, file:/// or https:// URL, without a query, of a .safetensors, .pt or "
-                ".pth file. Write it so."
+                ".pth file. Write such a URL."
             )
-        choose("model.precision", self.precision, PRECISIONS)
-        at_least("model.num_classes", self.num_classes, 2)
-        within("model.dropout", self.dropout, 0.0, 0.99)
-        within("model.bn_momentum", self.bn_momentum, 1e-6, 1.0)
-        within("model.width", self.width, 0.01, 8.0)
-        # The description knows its own smallest input, and says so by the error law.
-        architecture = build_architecture(
-            self.name,
-            num_classes=self.num_classes,
-            input_size=self.input_size,
-            width=self.width,
-            side_head=self.side_head,
-            options=self.options,
-        )
+        check_choice("model.precision", self.precision, PRECISIONS)
+        check_min("model.num_classes", self.num_classes, 2)
+        check_range("model.dropout", self.dropout, 0.0, 0.99)
+        check_range("model.bn_momentum", self.bn_momentum, 1e-6, 1.0)
+        check_range("model.width", self.width, 0.01, 8.0)
+        stages = stage_names(self.architecture())  # raises ModelError: the input is too small
         if self.freeze_until is not None:
             if self.init_from is None:
                 raise JobError(
                     f"model.freeze_until: got {self.freeze_until} without model.init_from; "
-                    "weights that nobody trained are not worth keeping. Name a pretrained start."
+                    "only pretrained weights are worth freezing. Set model.init_from."
                 )
-            if self.freeze_until not in stage_names(architecture):
-                raise unknown_name(
-                    "model.freeze_until", self.freeze_until, stage_names(architecture)
-                )
+            if self.freeze_until not in stages:
+                raise unknown_name("model.freeze_until", self.freeze_until, stages)
+
+    def architecture(self) -> Architecture:
+        """The description of this network. Raises ModelError."""
+        return build_architecture(
+            self.name,
+            num_classes=self.num_classes,
+            input_size=self.input_size,
+            width=self.width,
+            has_aux_heads=self.side_head,
+            dropout=self.dropout,
+            bn_momentum=self.bn_momentum,
+            options=self.options,
+        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Loss:
+    """Cross-entropy of the main and the auxiliary (side) heads."""
+
+    # Probability mass that label smoothing spreads over all classes, 0 to 0.99.
     label_smoothing: float = 0.1
-    # Weight of the side head's loss beside the main one (TensorFlow: 0.4).
+    # Weight of each auxiliary (side) head's loss relative to the main one, 0 to 10; TensorFlow's
+    # is 0.4.
     side_weight: float = 0.4
-    # Alphas of mixup and CutMix, within a micro-batch; 0 is off. With both, each takes one of them.
+    # Alpha of mixup within a micro-batch, 0 to 100; 0 is off. With cutmix as well, each micro-batch
+    # takes one of the two.
     mixup: float = 0.0
+    # Alpha of CutMix, as `mixup`.
     cutmix: float = 0.0
-    # What a step whose loss is no finite number does to the run: `stop` ends it; `skip` goes back
-    # to the checkpoint before and on without that step, MAX_SKIPPED times at most.
+    # Reaction to a step with a loss that is not finite. `stop` ends the run; `skip` returns to the
+    # checkpoint before it and leaves that step out, at most ten times.
     not_finite: str = "stop"
 
     def __post_init__(self) -> None:
-        choose("loss.not_finite", self.not_finite, ("stop", "skip"))
-        within("loss.mixup", self.mixup, 0.0, 100.0)
-        within("loss.cutmix", self.cutmix, 0.0, 100.0)
-        within("loss.label_smoothing", self.label_smoothing, 0.0, 0.99)
-        within("loss.side_weight", self.side_weight, 0.0, 10.0)
+        check_choice("loss.not_finite", self.not_finite, ("stop", "skip"))
+        check_range("loss.mixup", self.mixup, 0.0, 100.0)
+        check_range("loss.cutmix", self.cutmix, 0.0, 100.0)
+        check_range("loss.label_smoothing", self.label_smoothing, 0.0, 0.99)
+        check_range("loss.side_weight", self.side_weight, 0.0, 10.0)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Optim:
-    """The optimizer. rmsprop_tf is TensorFlow's RMSProp, not torch's; sgd has Nesterov's moment."""
+    """The optimizer, and the running average of the weights."""
 
+    # `rmsprop_tf` (TensorFlow's RMSProp, which differs from torch's), `sgd` (Nesterov) or `adamw`.
     name: str = "rmsprop_tf"
+    # Peak learning rate, more than 0; see lr_scaling.
     lr: float = 0.045
-    # none: `lr` is the job's rate; linear, sqrt: it is that of a global batch of lr_batch_size, and
-    # grows with data.global_batch_size.
+    # How the learning rate follows data.global_batch_size. `none`: it does not; `linear`, `sqrt`:
+    # `lr` is for a global batch of lr_batch_size, and is scaled by the ratio or its square root.
     lr_scaling: str = "none"
+    # Global batch size that `lr` is for if lr_scaling is linear or sqrt, at least 1.
     lr_batch_size: int = 256
+    # Momentum of rmsprop_tf and sgd, 0 to 0.9999.
     momentum: float = 0.9
-    # Decay of the mean square (rmsprop_tf) and the term under its root.
+    # Decay of the mean square (rmsprop_tf), 0 to 0.9999.
     decay: float = 0.9
+    # Term inside the square root (rmsprop_tf), more than 0.
     eps: float = 1.0
-    # On weights of convolutions and fully connected layers only.
+    # Weight decay, 0 to 1, on weights of convolutions and fully connected layers only.
     weight_decay: float = 4e-5
-    # Largest global norm of the gradient; left out, it is not clipped.
+    # Largest global norm of the gradient, more than 0; left out, the gradient is not clipped.
     clip_norm: float | None = None
-    # Decay of the running average of the weights; left out, none is kept.
+    # Decay of the running average of the weights, 0 to 0.999999; null: no average.
     average_decay: float | None = 0.9999
 
     def __post_init__(self) -> None:
-        choose("optim.name", self.name, OPTIMIZER_NAMES)
-        above("optim.lr", self.lr, 0.0)
-        choose("optim.lr_scaling", self.lr_scaling, LR_SCALINGS)
-        at_least("optim.lr_batch_size", self.lr_batch_size, 1)
-        within("optim.momentum", self.momentum, 0.0, 0.9999)
-        within("optim.decay", self.decay, 0.0, 0.9999)
-        above("optim.eps", self.eps, 0.0)
-        within("optim.weight_decay", self.weight_decay, 0.0, 1.0)
-        if self.clip_norm is not None:
-            above("optim.clip_norm", self.clip_norm, 0.0)
-        if self.average_decay is not None:
-            within("optim.average_decay", self.average_decay, 0.0, 0.999999)
+        check_choice("optim.name", self.name, OPTIMIZER_NAMES)
+        check_above("optim.lr", self.lr, 0.0)
+        check_choice("optim.lr_scaling", self.lr_scaling, LR_SCALINGS)
+        check_min("optim.lr_batch_size", self.lr_batch_size, 1)
+        check_range("optim.momentum", self.momentum, 0.0, 0.9999)
+        check_range("optim.decay", self.decay, 0.0, 0.9999)
+        check_above("optim.eps", self.eps, 0.0)
+        check_range("optim.weight_decay", self.weight_decay, 0.0, 1.0)
+        check_above("optim.clip_norm", self.clip_norm, 0.0)
+        check_range("optim.average_decay", self.average_decay, 0.0, 0.999999)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Schedule:
-    """The learning rate over the epochs: linear warm-up, then `name`."""
+    """The learning rate over the epochs: linear warm-up, then the named schedule."""
 
+    # Length of training in epochs, more than 0; a fraction is allowed.
     epochs: float
-    # constant, staircase (x `decay` every `every_epochs`), step (x `decay` at each of `milestones`)
-    # or cosine (to zero).
+    # `constant`, `staircase` (x decay every every_epochs), `step` (x decay at each of milestones)
+    # or `cosine` (to zero at the last epoch).
     name: str = "staircase"
+    # Factor of staircase and step, 1e-6 to 1.
     decay: float = 0.94
+    # Epochs between the decays of staircase, more than 0.
     every_epochs: float = 2.0
+    # Epochs at which step decays, in rising order; required for step, empty for the others.
     milestones: tuple[float, ...] = ()
+    # Epochs of linear warm-up from a tenth of the rate, from 0 to less than `epochs`.
     warmup_epochs: float = 0.0
 
     def __post_init__(self) -> None:
-        choose("schedule.name", self.name, SCHEDULE_NAMES)
-        above("schedule.epochs", self.epochs, 0.0)
-        within("schedule.decay", self.decay, 1e-6, 1.0)
-        above("schedule.every_epochs", self.every_epochs, 0.0)
+        check_choice("schedule.name", self.name, SCHEDULE_NAMES)
+        check_above("schedule.epochs", self.epochs, 0.0)
+        check_range("schedule.decay", self.decay, 1e-6, 1.0)
+        check_above("schedule.every_epochs", self.every_epochs, 0.0)
         if bool(self.milestones) != (self.name == "step") or (
             list(self.milestones) != sorted(set(self.milestones))
         ):
             raise JobError(
                 f"schedule.milestones: got {list(self.milestones)} with schedule.name {self.name}; "
-                "a step schedule has rising epochs, the others none. Write such as [30, 60, 80]."
+                "a step schedule has rising epochs, the others have none. Write, for example, "
+                "[30, 60, 80]."
             )
         if not 0 <= self.warmup_epochs < self.epochs:
             raise JobError(

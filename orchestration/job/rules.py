@@ -1,4 +1,4 @@
-"""Rules about one value of a job; each raises JobError by the error law."""
+"""Checks of single values of a job. Each raises JobError; None, a field left out, passes."""
 
 import re
 from collections.abc import Sequence
@@ -6,30 +6,32 @@ from collections.abc import Sequence
 from inception.errors import unknown_name
 from orchestration.errors import JobError
 
-
-def choose(path: str, value: str, known: Sequence[str]) -> None:
-    if value not in known:
-        raise JobError(str(unknown_name(path, value, known)))
+# An object or a prefix; in a URL, neither credentials nor a query.
+OBJECT_URL = r"(s3://[^/]+/.+|file:///.+|https?://[^/@?]+/[^?]+)"
 
 
-def at_least(path: str, value: int, least: int) -> None:
-    if value < least:
-        raise JobError(f"{path}: got {value}; at least {least}. Write {least} or more.")
+def check_choice(path: str, value: str | None, choices: Sequence[str]) -> None:
+    if value is not None and value not in choices:
+        raise JobError(str(unknown_name(path, value, choices)))
 
 
-def above(path: str, value: float, bound: float) -> None:
-    if not value > bound:
+def check_min(path: str, value: int | None, minimum: int) -> None:
+    if value is not None and value < minimum:
+        raise JobError(f"{path}: got {value}; at least {minimum}. Write {minimum} or more.")
+
+
+def check_above(path: str, value: float | None, bound: float) -> None:
+    if value is not None and not value > bound:
         raise JobError(f"{path}: got {value}; more than {bound:g}. Write a larger number.")
 
 
-def within(path: str, value: float, low: float, high: float) -> None:
-    if not low <= value <= high:
+def check_range(path: str, value: float | None, low: float, high: float) -> None:
+    if value is not None and not low <= value <= high:
         raise JobError(
             f"{path}: got {value}; from {low:g} to {high:g}. Write a number in that range."
         )
 
 
 def without_secrets(url: str) -> str:
-    """The URL less anything before an @ and its query: a mistyped password or a signature must not
-    come back in an error."""
+    """The URL without credentials and query: an error must not repeat a password or signature."""
     return re.sub(r"//[^/]*@", "//***@", url).partition("?")[0]

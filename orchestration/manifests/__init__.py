@@ -1,8 +1,8 @@
-"""A job as a manifest for a cluster manager. Pure.
+"""Renders a job as a manifest for a cluster manager. Pure.
 
 | module | what it holds |
 |---|---|
-| nodes | what a job's nodes are, to Ray and to cloud providers |
+| nodes | a job's nodes, as Ray and cloud providers describe them |
 | kuberay | a RayJob for KubeRay |
 | ray_up | a cluster configuration for `ray up` |
 | compose | a compose file for Docker |

@@ -1,7 +1,7 @@
 """A job's cluster on one machine with Docker, as a compose file. Pure.
 
-`docker compose up` starts it; the job is then submitted to http://127.0.0.1:8265, the one port that
-is published. No secret is written: containers take each name of `cluster.secrets`, and the token
+`docker compose up` starts it; the job is then submitted to http://127.0.0.1:8265, the only
+published port. No secret is written: containers take each name of `cluster.secrets`, and the token
 RAY_AUTH_TOKEN, from the environment of the command.
 """
 
@@ -18,17 +18,18 @@ GCS_PORT = 6379
 
 
 def compose(job: Job, *, image: str) -> dict[str, Any]:
-    """A head without work, and a worker for each node of the job's first choice.
+    """A head without ranks, and one worker per node of the job's first choice.
 
-    Raises JobError: several nodes with GPUs, which one machine would give to each of them.
+    Raises JobError: several nodes with GPUs, as each would get the same ones of this machine.
     """
-    one, num_nodes = job.cluster.accelerator, job.cluster.min_nodes
-    if one.is_gpu and num_nodes > 1:
+    accelerator, num_nodes = job.cluster.accelerator, job.cluster.min_nodes
+    if accelerator.is_gpu and num_nodes > 1:
         raise JobError(
-            f"cluster.num_nodes: got {num_nodes} with {one}; Docker would give each node the same "
-            "GPUs, and two ranks on one GPU hang in NCCL. Write num_nodes 1, or render kuberay."
+            f"cluster.num_nodes: got {num_nodes} with {accelerator}; Docker would give each node "
+            "the same GPUs, and two ranks on one GPU hang in NCCL. Write num_nodes 1, or render "
+            "kuberay."
         )
-    head = _service(job, image, nodes.ON_HEAD, shm_gib=2) | {
+    head = _service(job, image, nodes.HEAD_VARIABLES, shm_gib=2) | {
         "command": _start(
             "--head",
             f"--port={GCS_PORT}",
@@ -38,24 +39,24 @@ def compose(job: Job, *, image: str) -> dict[str, Any]:
             "--num-gpus=0",
         ),
         "ports": [f"127.0.0.1:{DASHBOARD_PORT}:{DASHBOARD_PORT}"],
-        "healthcheck": _asks(f"http://localhost:{DASHBOARD_PORT}/api/gcs_healthz"),
+        "healthcheck": _healthcheck(nodes.GCS_HEALTH_URL),
     }
-    resources = nodes.node_resources(job, one)
-    marker = json.dumps({one.marker: one.count}) if one.is_gpu else "{}"
-    labels = ",".join(f"{key}={value}" for key, value in nodes.node_labels(job, one).items())
-    worker = _service(job, image, {}, shm_gib=max(1, nodes.memory_gib(one) // 2)) | {
+    resources = nodes.node_resources(job, accelerator)
+    custom = {accelerator.ray_resource: accelerator.count} if accelerator.is_gpu else {}
+    labels = nodes.node_labels(job, accelerator)
+    worker = _service(job, image, {}, shm_gib=max(1, nodes.memory_gib(accelerator) // 2)) | {
         "command": _start(
             f"--address=head:{GCS_PORT}",
             f"--num-cpus={resources['CPU']}",
             f"--num-gpus={resources.get('GPU', 0)}",
-            f"--resources={marker}",
-            f"--labels={labels}",
+            f"--resources={json.dumps(custom)}",
+            f"--labels={','.join(f'{key}={value}' for key, value in labels.items())}",
         ),
         "depends_on": {"head": {"condition": "service_healthy"}},
-        "deploy": {"replicas": num_nodes, **_reservation(one)},
-        "healthcheck": _asks("http://localhost:52365/api/local_raylet_healthz"),
+        "deploy": {"replicas": num_nodes, **_reservation(accelerator)},
+        "healthcheck": _healthcheck(nodes.RAYLET_HEALTH_URL),
     }
-    if one.type in AMD:  # their driver has no reservations
+    if accelerator.type in AMD:  # its driver does not support reservations
         worker |= {"devices": ["/dev/kfd", "/dev/dri"], "group_add": ["video"]}
     return {"name": job.name, "services": {"head": head, "worker": worker}}
 
@@ -64,27 +65,27 @@ def _start(*options: str) -> list[str]:
     return ["ray", "start", "--block", *options]
 
 
-def _service(job: Job, image: str, more: dict[str, str], *, shm_gib: int) -> dict[str, Any]:
-    variables = nodes.EVERYWHERE | {"RAY_AUTH_MODE": "token"} | more
-    names = dict.fromkeys(["RAY_AUTH_TOKEN", *job.cluster.secrets])
+def _service(job: Job, image: str, variables: dict[str, str], *, shm_gib: int) -> dict[str, Any]:
+    variables = nodes.NODE_VARIABLES | {"RAY_AUTH_MODE": "token"} | variables
+    secrets = dict.fromkeys(["RAY_AUTH_TOKEN", *job.cluster.secrets])
     return {
         "image": image,
         "working_dir": nodes.WORKING_DIR,
-        "init": True,  # which reaps the processes that workers leave
+        "init": True,  # reaps the processes that workers leave behind
         "shm_size": f"{shm_gib}gb",
         "stop_grace_period": f"{nodes.GRACE_S}s",
-        "environment": [*(f"{key}={value}" for key, value in variables.items()), *names],
+        "environment": [*(f"{key}={value}" for key, value in variables.items()), *secrets],
     }
 
 
-def _reservation(one: Accelerator) -> dict[str, Any]:
-    if not one.is_gpu or one.type in AMD:
+def _reservation(accelerator: Accelerator) -> dict[str, Any]:
+    if not accelerator.is_gpu or accelerator.type in AMD:
         return {}
-    device = {"driver": "nvidia", "count": one.count, "capabilities": ["gpu"]}
+    device = {"driver": "nvidia", "count": accelerator.count, "capabilities": ["gpu"]}
     return {"resources": {"reservations": {"devices": [device]}}}
 
 
-def _asks(url: str) -> dict[str, Any]:
+def _healthcheck(url: str) -> dict[str, Any]:
     return {
         "test": ["CMD-SHELL", f"wget --tries 1 -T 2 -q -O- {url} | grep -q success"],
         "interval": "5s",

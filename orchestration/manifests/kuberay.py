@@ -1,7 +1,7 @@
-"""A job as KubeRay takes it: a RayJob (ray.io/v1) and the ConfigMap with the job's YAML. Pure.
+"""A job for KubeRay: a RayJob (ray.io/v1) and the ConfigMap with the job's YAML. Pure.
 
 No secret is written: pods take each name of `cluster.secrets` from a Kubernetes secret. The image
-carries the checkout (infra/Dockerfile).
+contains the checkout (infra/Dockerfile).
 """
 
 import re
@@ -13,17 +13,17 @@ from orchestration.errors import JobError
 from orchestration.job.accelerators import Accelerator
 from orchestration.job.job import Job
 from orchestration.job.load import to_yaml
-from orchestration.job.rules import choose
+from orchestration.job.rules import check_choice
 from orchestration.manifests import nodes
 
 JOB_FILE = "/etc/rayception/job.yaml"
-PROGRAM = ("python", "-m", "orchestration.cli")
-MAX_NAME = 47  # KubeRay makes the names of clusters and services from a RayJob's
-HEAD = {"cpu": "2", "memory": "8Gi"}
+PROGRAM = "python -m orchestration.cli"
+MAX_NAME = 47  # KubeRay derives the names of clusters and services from a RayJob's
+HEAD_RESOURCES = {"cpu": "2", "memory": "8Gi"}
 
 
 def config_map(job: Job, *, name: str) -> dict[str, Any]:
-    """The job's whole YAML, for the head to mount."""
+    """The job's whole YAML, which the head mounts."""
     return {
         "apiVersion": "v1",
         "kind": "ConfigMap",
@@ -43,55 +43,72 @@ def ray_job(
     queue: str | None = None,
     priority: str | None = None,
 ) -> dict[str, Any]:
-    """The RayJob that trains `job` as the run `name`, which each new cluster goes on with.
+    """The RayJob that trains `job` as the run `name`, which each new cluster resumes.
 
-    secret: the Kubernetes secret with the values of `cluster.secrets`. node_selector: in the place
-    of the cloud's own, for the workers. queue, priority: Kueue's.
-    Raises JobError: a name or cloud that there is not, a type or spot without a known selector.
+    The parameters are the options of `render kuberay`. secret: the Kubernetes secret with the
+    values of `cluster.secrets`. node_selector: replaces the cloud's own, for the workers. queue,
+    priority: Kueue's. Raises JobError: an invalid name, an unknown cloud, a type or spot without a
+    known selector.
     """
-    choose("--cloud", cloud, nodes.CLOUDS)
+    check_choice("--cloud", cloud, nodes.CLOUDS)
     if not re.fullmatch(rf"[a-z][a-z0-9-]{{0,{MAX_NAME - 2}}}[a-z0-9]", name):
         raise JobError(
             f"--name: got {name!r}; KubeRay takes lower-case letters, digits and inner hyphens, "
             f"a letter first, at most {MAX_NAME}. Give another --name."
         )
     choices = list(dict.fromkeys(job.cluster.choices))
-    scales = job.cluster.is_elastic or len(choices) > 1
+    is_autoscaled = job.cluster.is_elastic or len(choices) > 1
     groups = []
-    for rank, one in enumerate(choices):
+    for index, accelerator in enumerate(choices):
         selector = (
-            nodes.node_selector(job, one, cloud) if node_selector is None else dict(node_selector)
+            nodes.node_selector(job, accelerator, cloud)
+            if node_selector is None
+            else dict(node_selector)
         )
-        template = _worker_pod(job, one, cloud, image, secret, selector)
-        least = job.cluster.min_nodes if len(choices) == 1 else 0
-        groups.append(_worker_group(job, one, template, least=least, priority=len(choices) - rank))
+        min_replicas = job.cluster.min_nodes if len(choices) == 1 else 0
+        groups.append(
+            {
+                "groupName": nodes.group_name(accelerator),
+                "replicas": min_replicas,
+                "minReplicas": min_replicas,
+                "maxReplicas": job.cluster.max_nodes,
+                "priority": len(choices) - index,  # the first choice has the highest
+                "labels": nodes.node_labels(job, accelerator),
+                "resources": {
+                    key: str(value) for key, value in nodes.node_resources(job, accelerator).items()
+                },
+                "rayStartParams": {},
+                "template": _worker_pod(job, accelerator, cloud, image, secret, selector),
+            }
+        )
     cluster: dict[str, Any] = {
         "rayVersion": version("ray"),
         "authOptions": {"mode": "token"},
-        "enableInTreeAutoscaling": scales,
+        "enableInTreeAutoscaling": is_autoscaled,
         "headGroupSpec": {
             "rayStartParams": {"num-cpus": "0", "dashboard-host": "0.0.0.0"},
             "template": _head_pod(job, cloud, image, secret, name),
         },
         "workerGroupSpecs": groups,
     }
-    if scales:  # the second version knows labels and the groups' priorities
+    if is_autoscaled:  # v2 supports labels and group priorities
         cluster["autoscalerOptions"] = {"version": "v2", "idleTimeoutSeconds": 300}
     labels = {"kueue.x-k8s.io/queue-name": queue, "kueue.x-k8s.io/priority-class": priority}
     metadata: dict[str, Any] = {"name": name}
     if any(labels.values()):
         metadata["labels"] = {key: value for key, value in labels.items() if value}
-    if queue and scales:  # else Kueue refuses a RayJob with an autoscaler
+    if queue and is_autoscaled:  # without it, Kueue refuses a RayJob with an autoscaler
         metadata["annotations"] = {"kueue.x-k8s.io/elastic-job": "true"}
     return {
         "apiVersion": "ray.io/v1",
         "kind": "RayJob",
         "metadata": metadata,
         "spec": {
-            # Bare words: KubeRay puts them into a shell of another pod. PYTHONPATH names the place.
-            "entrypoint": f"{' '.join(PROGRAM)} run {JOB_FILE} --name {name}",
+            # No shell operators: KubeRay pastes it into a shell command of another pod. PYTHONPATH
+            # names the checkout.
+            "entrypoint": f"{PROGRAM} run {JOB_FILE} --name {name}",
             "submissionMode": "K8sJobMode",
-            "backoffLimit": 3,  # a new cluster each time, which goes on with the run of this name
+            "backoffLimit": 3,  # a new cluster each time, which resumes the run of this name
             "shutdownAfterJobFinishes": True,
             "ttlSecondsAfterFinished": 600,
             "rayClusterSpec": cluster,
@@ -99,63 +116,48 @@ def ray_job(
     }
 
 
-def _worker_group(
-    job: Job, one: Accelerator, template: dict[str, Any], *, least: int, priority: int
-) -> dict[str, Any]:
-    return {
-        "groupName": nodes.group_name(one),
-        "replicas": least,
-        "minReplicas": least,
-        "maxReplicas": job.cluster.max_nodes,
-        "priority": priority,  # the first choice has the highest
-        "labels": nodes.node_labels(job, one),
-        "resources": {key: str(value) for key, value in nodes.node_resources(job, one).items()},
-        "rayStartParams": {},
-        "template": template,
-    }
-
-
 def _worker_pod(
-    job: Job, one: Accelerator, cloud: str, image: str, secret: str, selector: dict[str, str]
+    job: Job,
+    accelerator: Accelerator,
+    cloud: str,
+    image: str,
+    secret: str,
+    selector: dict[str, str],
 ) -> dict[str, Any]:
-    memory = f"{nodes.memory_gib(one)}Gi"
-    gpus = {nodes.gpu_resource(one): str(one.count)} if one.is_gpu else {}
-    cpus = str(nodes.node_resources(job, one)["CPU"])
-    pod = _pod(
-        job, image, secret, nodes.EVERYWHERE, name="worker", shm_gib=nodes.memory_gib(one) // 2
-    )
-    # A pod that is evicted says so to Ray, and waits until its ranks have saved and left.
-    left = f"{' '.join(PROGRAM)} drain here --notice {nodes.GRACE_S - 20} --address auto --wait"
-    pod["containers"][0]["lifecycle"] = {"preStop": {"exec": {"command": ["bash", "-c", left]}}}
-    # No limit on the CPU: decoding threads may use what the node has left.
+    memory_gib = nodes.memory_gib(accelerator)
+    memory = f"{memory_gib}Gi"
+    gpus = {nodes.gpu_resource(accelerator): str(accelerator.count)} if accelerator.is_gpu else {}
+    cpus = str(nodes.node_resources(job, accelerator)["CPU"])
+    pod = _pod(job, image, secret, nodes.NODE_VARIABLES, name="worker", shm_gib=memory_gib // 2)
+    # An evicted pod drains its Ray node, and waits until its ranks have checkpointed and stopped.
+    drain = f"{PROGRAM} drain here --notice {nodes.GRACE_S - 20} --address auto --wait"
     pod["containers"][0] |= {
+        "lifecycle": {"preStop": {"exec": {"command": ["bash", "-c", drain]}}},
+        # No CPU limit: decoding threads may use the node's spare cores.
         "resources": {
             "requests": {"cpu": cpus, "memory": memory, **gpus},
             "limits": {"memory": memory, **gpus},
         },
-        **_probes("http://localhost:52365/api/local_raylet_healthz"),
+        **_probes(nodes.RAYLET_HEALTH_URL),
     }
-    tolerations = nodes.tolerations(job, one, cloud)
     if selector:
         pod["nodeSelector"] = selector
-    if tolerations:
+    if tolerations := nodes.tolerations(job, accelerator, cloud):
         pod["tolerations"] = tolerations
     return {"spec": pod}
 
 
 def _head_pod(job: Job, cloud: str, image: str, secret: str, name: str) -> dict[str, Any]:
-    pod = _pod(job, image, secret, nodes.EVERYWHERE | nodes.ON_HEAD, name="head", shm_gib=2)
+    variables = nodes.NODE_VARIABLES | nodes.HEAD_VARIABLES
+    pod = _pod(job, image, secret, variables, name="head", shm_gib=2)
     container = pod["containers"][0]
     container["volumeMounts"].append({"name": "job", "mountPath": JOB_FILE.rpartition("/")[0]})
     pod["volumes"].append({"name": "job", "configMap": {"name": name}})
     container |= {
-        "resources": {"requests": dict(HEAD), "limits": dict(HEAD)},
-        **_probes(
-            "http://localhost:52365/api/local_raylet_healthz",
-            "http://localhost:8265/api/gcs_healthz",
-        ),
+        "resources": {"requests": dict(HEAD_RESOURCES), "limits": dict(HEAD_RESOURCES)},
+        **_probes(nodes.RAYLET_HEALTH_URL, nodes.GCS_HEALTH_URL),
     }
-    if cloud in nodes.ON_DEMAND:  # the head is what a run cannot do without
+    if cloud in nodes.ON_DEMAND:  # a run cannot continue without its head
         pod["nodeSelector"] = dict(nodes.ON_DEMAND[cloud])
     return {"spec": pod}
 
@@ -163,11 +165,11 @@ def _head_pod(job: Job, cloud: str, image: str, secret: str, name: str) -> dict[
 def _pod(
     job: Job, image: str, secret: str, variables: dict[str, str], *, name: str, shm_gib: int
 ) -> dict[str, Any]:
-    env: list[dict[str, Any]] = [{"name": key, "value": one} for key, one in variables.items()]
+    env: list[dict[str, Any]] = [{"name": key, "value": value} for key, value in variables.items()]
     for key in job.cluster.secrets:
         env.append({"name": key, "valueFrom": {"secretKeyRef": {"name": secret, "key": key}}})
     return {
-        "restartPolicy": "Never",  # the second autoscaler and KubeRay replace pods themselves
+        "restartPolicy": "Never",  # KubeRay and autoscaler v2 replace pods themselves
         "terminationGracePeriodSeconds": nodes.GRACE_S,
         "containers": [
             {
@@ -183,9 +185,9 @@ def _pod(
 
 
 def _probes(*urls: str) -> dict[str, Any]:
-    """Ready after 10 s at the earliest, replaced when it has not answered for a minute."""
-    asked = " && ".join(f"wget --tries 1 -T 2 -q -O- {url} | grep success" for url in urls)
-    probe = {"exec": {"command": ["bash", "-c", asked]}, "periodSeconds": 5, "timeoutSeconds": 5}
+    """Ready after 10 s at the earliest; replaced after a minute without an answer."""
+    command = " && ".join(f"wget --tries 1 -T 2 -q -O- {url} | grep success" for url in urls)
+    probe = {"exec": {"command": ["bash", "-c", command]}, "periodSeconds": 5, "timeoutSeconds": 5}
     return {
         "readinessProbe": {**probe, "initialDelaySeconds": 10, "failureThreshold": 12},
         "livenessProbe": {**probe, "initialDelaySeconds": 60, "failureThreshold": 12},

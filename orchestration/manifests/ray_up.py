@@ -1,9 +1,10 @@
-"""A job's cluster as `ray up` takes it, on AWS or GCP. Pure.
+"""A job's cluster for `ray up`, on AWS or GCP. Pure.
 
 `ray up FILE` starts it, `ray dashboard FILE` opens a tunnel, and the job is submitted through that
 to http://localhost:8265; the dashboard itself listens on the head's loopback. No secret is written:
 containers take each name of `cluster.secrets` from the environment of their machine (on Ubuntu,
-/etc/environment), and the token is the one that `ray get-auth-token --generate` left at home.
+/etc/environment), and the token is the one that `ray get-auth-token --generate` left in the home
+folder.
 """
 
 from typing import Any, NamedTuple
@@ -11,7 +12,7 @@ from typing import Any, NamedTuple
 from orchestration.errors import JobError
 from orchestration.job.accelerators import AMD, Accelerator
 from orchestration.job.job import Job
-from orchestration.job.rules import choose
+from orchestration.job.rules import check_choice
 from orchestration.manifests import nodes
 
 PROVIDERS = ("aws", "gcp")
@@ -21,70 +22,62 @@ DISK_GB = 200
 TOKEN = ".ray/auth_token"
 ZONE = {"aws": "us-west-2a", "gcp": "us-central1-a"}
 GCP_CPU_IMAGE = "projects/deeplearning-platform-release/global/images/family/common-cpu"
-# On GCP these are put into an n1; the others are part of their machine type.
+# GCP attaches these to an n1 machine; the other GPUs are part of their machine type.
 GCP_ATTACHED = {"P100": "nvidia-tesla-p100", "T4": "nvidia-tesla-t4", "V100": "nvidia-tesla-v100"}
 
 
 class Machine(NamedTuple):
-    """A machine type: `gpus` of `types` (none: CPU alone) and `cpus`."""
+    """A machine type with `gpus` GPUs of one of `types` (CPU: none) and `cpus` virtual CPUs."""
 
     name: str
-    types: str
+    types: list[str]
     gpus: int
     cpus: int
 
 
-# The sizes of the AWS families g4dn, g5, g6 and g6e with one GPU, and of m6i.
-G_SIZES = {"xlarge": 4, "2xlarge": 8, "4xlarge": 16, "8xlarge": 32, "16xlarge": 64}
-M6I_SIZES = {
-    **{"large": 2, "xlarge": 4, "2xlarge": 8, "4xlarge": 16, "8xlarge": 32, "12xlarge": 48},
-    **{"16xlarge": 64, "24xlarge": 96, "32xlarge": 128},
-}
-N2_CPUS = (2, 4, 8, 16, 32, 48, 64, 80, 96, 128)
-N1_CPUS = {"T4": {1: 32, 2: 32, 4: 96}, "V100": {1: 8, 2: 16, 4: 32, 8: 96}, "P100": {1: 16, 2: 32}}
-# The first one that fits is taken.
+def _parse_machines(table: str) -> list[Machine]:
+    """Lines of `TYPE[,TYPE] PREFIX SIZE:GPUS:CPUS ...`; a machine's name is PREFIX + SIZE."""
+    machines = []
+    for types, prefix, *sizes in map(str.split, table.strip().splitlines()):
+        for size, gpus, cpus in (text.split(":") for text in sizes):
+            machines.append(Machine(prefix + size, types.split(","), int(gpus), int(cpus)))
+    return machines
+
+
+# The first machine that fits is used, so those with the same GPUs are sorted by CPUs.
 MACHINES = {
-    "aws": [
-        *(Machine(f"m6i.{size}", "CPU", 0, cpus) for size, cpus in M6I_SIZES.items()),
-        *(
-            Machine(f"{family}.{size}", one, 1, cpus)
-            for family, one in (("g4dn", "T4"), ("g5", "A10G"), ("g6", "L4"), ("g6e", "L40S"))
-            for size, cpus in G_SIZES.items()
-        ),
-        *(
-            Machine(f"{family}.{size}", one, gpus, cpus)
-            for family, one in (("g5", "A10G"), ("g6", "L4"), ("g6e", "L40S"))
-            for size, gpus, cpus in (("12xlarge", 4, 48), ("24xlarge", 4, 96), ("48xlarge", 8, 192))
-        ),
-        Machine("g4dn.12xlarge", "T4", 4, 48),
-        Machine("g4dn.metal", "T4", 8, 96),
-        Machine("p3.2xlarge", "V100", 1, 8),
-        Machine("p3.8xlarge", "V100", 4, 32),
-        Machine("p3.16xlarge", "V100", 8, 64),
-        Machine("p4d.24xlarge", "A100 A100-40G", 8, 96),
-        Machine("p4de.24xlarge", "A100-80G", 8, 96),
-        Machine("p5.4xlarge", "H100", 1, 16),
-        Machine("p5.48xlarge", "H100", 8, 192),
-        Machine("p5en.48xlarge", "H200", 8, 192),
-        Machine("p6-b200.48xlarge", "B200", 8, 192),
-    ],
-    "gcp": [
-        *(Machine(f"n2-standard-{cpus}", "CPU", 0, cpus) for cpus in N2_CPUS),
-        *(Machine(f"g2-standard-{cpus}", "L4", 1, cpus) for cpus in (4, 8, 12, 16, 32)),
-        *(Machine(f"g2-standard-{24 * n}", "L4", 2 * n, 24 * n) for n in (1, 2, 4)),
-        *(Machine(f"a2-highgpu-{n}g", "A100 A100-40G", n, 12 * n) for n in (1, 2, 4, 8)),
-        *(Machine(f"a2-ultragpu-{n}g", "A100-80G", n, 12 * n) for n in (1, 2, 4, 8)),
-        *(Machine(f"a3-highgpu-{n}g", "H100", n, 26 * n) for n in (1, 2, 4, 8)),
-        Machine("a3-ultragpu-8g", "H200", 8, 224),
-        Machine("a4-highgpu-8g", "B200", 8, 224),
-        *(
-            Machine(f"n1-standard-{cpus}", one, gpus, cpus)
-            for one, most in N1_CPUS.items()
-            for gpus, limit in most.items()
-            for cpus in (4, 8, 16, 32, 64, 96)
-            if cpus <= limit
-        ),
-    ],
+    "aws": _parse_machines("""
+        CPU m6i. large:0:2 xlarge:0:4 2xlarge:0:8 4xlarge:0:16 8xlarge:0:32 12xlarge:0:48
+        CPU m6i. 16xlarge:0:64 24xlarge:0:96 32xlarge:0:128
+        T4 g4dn. xlarge:1:4 2xlarge:1:8 4xlarge:1:16 8xlarge:1:32 16xlarge:1:64
+        T4 g4dn. 12xlarge:4:48 metal:8:96
+        A10G g5. xlarge:1:4 2xlarge:1:8 4xlarge:1:16 8xlarge:1:32 16xlarge:1:64
+        A10G g5. 12xlarge:4:48 24xlarge:4:96 48xlarge:8:192
+        L4 g6. xlarge:1:4 2xlarge:1:8 4xlarge:1:16 8xlarge:1:32 16xlarge:1:64
+        L4 g6. 12xlarge:4:48 24xlarge:4:96 48xlarge:8:192
+        L40S g6e. xlarge:1:4 2xlarge:1:8 4xlarge:1:16 8xlarge:1:32 16xlarge:1:64
+        L40S g6e. 12xlarge:4:48 24xlarge:4:96 48xlarge:8:192
+        V100 p3. 2xlarge:1:8 8xlarge:4:32 16xlarge:8:64
+        A100,A100-40G p4d. 24xlarge:8:96
+        A100-80G p4de. 24xlarge:8:96
+        H100 p5. 4xlarge:1:16 48xlarge:8:192
+        H200 p5en. 48xlarge:8:192
+        B200 p6-b200. 48xlarge:8:192
+    """),
+    "gcp": _parse_machines("""
+        CPU n2-standard- 2:0:2 4:0:4 8:0:8 16:0:16 32:0:32 48:0:48 64:0:64 80:0:80 96:0:96 128:0:128
+        L4 g2-standard- 4:1:4 8:1:8 12:1:12 16:1:16 32:1:32 24:2:24 48:4:48 96:8:96
+        A100,A100-40G a2-highgpu- 1g:1:12 2g:2:24 4g:4:48 8g:8:96
+        A100-80G a2-ultragpu- 1g:1:12 2g:2:24 4g:4:48 8g:8:96
+        H100 a3-highgpu- 1g:1:26 2g:2:52 4g:4:104 8g:8:208
+        H200 a3-ultragpu- 8g:8:224
+        B200 a4-highgpu- 8g:8:224
+        T4 n1-standard- 4:1:4 8:1:8 16:1:16 32:1:32 4:2:4 8:2:8 16:2:16 32:2:32
+        T4 n1-standard- 4:4:4 8:4:8 16:4:16 32:4:32 64:4:64 96:4:96
+        V100 n1-standard- 4:1:4 8:1:8 4:2:4 8:2:8 16:2:16 4:4:4 8:4:8 16:4:16 32:4:32
+        V100 n1-standard- 4:8:4 8:8:8 16:8:16 32:8:32 64:8:64 96:8:96
+        P100 n1-standard- 4:1:4 8:1:8 16:1:16 4:2:4 8:2:8 16:2:16 32:2:32
+    """),
 }
 
 
@@ -98,15 +91,16 @@ def cluster_yaml(
     instance_type: str | None = None,
     machine_image: str | None = None,
 ) -> dict[str, Any]:
-    """The cluster that holds `job`: a head without work, a node type for each choice of the job.
+    """The cluster for `job`: a head without ranks, and a node type per choice of the job.
 
-    image: the container's. project: GCP's. instance_type: in the place of the table's, for the
-    workers. machine_image: what the machines boot, an AMI's id or the path of a GCP image.
-    Raises JobError: no such provider, a type without a known machine, a missing option.
+    The parameters are the options of `render ray-up`. image: the containers'. project: GCP's.
+    instance_type: replaces the table's, for the workers. machine_image: what the machines boot, an
+    AMI's id or the path of a GCP image. Raises JobError: an unknown provider, a type without a
+    known machine, a missing option.
     """
-    choose("--cloud", provider, PROVIDERS)
+    check_choice("--cloud", provider, PROVIDERS)
     choices = list(dict.fromkeys(job.cluster.choices))
-    if any(one.is_gpu for one in choices) and machine_image is None:
+    if any(choice.is_gpu for choice in choices) and machine_image is None:
         raise JobError(
             f"--machine-image: got nothing; a GPU machine on {provider} boots an image with Docker "
             "and a driver as new as torch's CUDA, which Ray's default is not. Name an AMI's id, or "
@@ -120,21 +114,20 @@ def cluster_yaml(
             "node_config": _machine(provider, HEAD_MACHINE[provider], machine_image),
         }
     }
-    for one in choices:
-        name = instance_type or _fitting(job, one, provider)
-        types[nodes.group_name(one)] = {
-            "resources": nodes.node_resources(job, one),
-            "labels": nodes.node_labels(job, one),
+    for choice in choices:
+        name = instance_type or _find_machine(job, choice, provider)
+        types[nodes.group_name(choice)] = {
+            "resources": nodes.node_resources(job, choice),
+            "labels": nodes.node_labels(job, choice),
             "min_workers": job.cluster.min_nodes if len(choices) == 1 else 0,
             "max_workers": job.cluster.max_nodes,
             "node_config": _machine(provider, name, machine_image)
-            | _spot(provider, job.cluster.use_spot)
-            | _attached(provider, one, name, job.cluster.use_spot),
+            | _worker_config(provider, choice, name, job.cluster.use_spot),
         }
-    health = " ".join(f"{key}={value}" for key, value in nodes.ON_HEAD.items())
+    variables = " ".join(f"{key}={value}" for key, value in nodes.HEAD_VARIABLES.items())
     return {
         "cluster_name": job.name,
-        "max_workers": sum(one["max_workers"] for one in types.values()),
+        "max_workers": sum(node_type["max_workers"] for node_type in types.values()),
         "idle_timeout_minutes": 5,
         "provider": _provider(provider, zone, project),
         "auth": {"ssh_user": "ubuntu"},
@@ -147,11 +140,11 @@ def cluster_yaml(
         "file_mounts": {f"/home/ray/{TOKEN}": f"~/{TOKEN}"},
         "head_node_type": HEAD_TYPE,
         "available_node_types": types,
-        "setup_commands": [],  # the image has everything
+        "setup_commands": [],  # everything is in the image
         "head_setup_commands": [],
         "head_start_ray_commands": [
             "ray stop",
-            f"ulimit -n 65536; {health} ray start --head --port=6379 --object-manager-port=8076 "
+            f"ulimit -n 65536; {variables} ray start --head --port=6379 --object-manager-port=8076 "
             "--autoscaling-config=~/ray_bootstrap_config.yaml --dashboard-host=127.0.0.1",
         ],
         "worker_start_ray_commands": [
@@ -161,17 +154,19 @@ def cluster_yaml(
     }
 
 
-def _fitting(job: Job, one: Accelerator, provider: str) -> str:
-    """The first machine with just these GPUs and at least the ranks' CPUs."""
-    gpus, cpus = one.count if one.is_gpu else 0, nodes.node_resources(job, one)["CPU"]
-    same_type = [m for m in MACHINES[provider] if one.type in m.types.split()]
+def _find_machine(job: Job, accelerator: Accelerator, provider: str) -> str:
+    """The first machine with exactly these GPUs and at least the CPUs of the ranks."""
+    gpus = accelerator.count if accelerator.is_gpu else 0
+    cpus = nodes.node_resources(job, accelerator)["CPU"]
+    same_type = [m for m in MACHINES[provider] if accelerator.type in m.types]
     for machine in same_type:
         if machine.gpus == gpus and machine.cpus >= cpus:
             return machine.name
-    have = sorted({f"{one.type}:{m.gpus} with {m.cpus} CPUs" for m in same_type if m.gpus})
+    sizes = sorted({f"{accelerator.type}:{m.gpus} with {m.cpus} CPUs" for m in same_type if m.gpus})
     raise JobError(
-        f"cluster.accelerators: got {one} with {cpus} CPUs a node on {provider}; no machine known "
-        f"here is so ({', '.join(have) or 'none of that type'}). Write --instance-type NAME."
+        f"cluster.accelerators: got {accelerator} with {cpus} CPUs per node on {provider}; no "
+        f"machine known here has that ({', '.join(sizes) or 'none of that type'}). Write "
+        "--instance-type NAME."
     )
 
 
@@ -188,38 +183,36 @@ def _provider(provider: str, zone: str | None, project: str | None) -> dict[str,
 def _machine(provider: str, name: str, image: str | None) -> dict[str, Any]:
     if provider == "aws":
         disk = {"DeviceName": "/dev/sda1", "Ebs": {"VolumeSize": DISK_GB, "VolumeType": "gp3"}}
-        found: dict[str, Any] = {"InstanceType": name, "BlockDeviceMappings": [disk]}
-        return found | ({"ImageId": image} if image else {})
+        config: dict[str, Any] = {"InstanceType": name, "BlockDeviceMappings": [disk]}
+        return config | ({"ImageId": image} if image else {})
     boot = {"diskSizeGb": DISK_GB, "sourceImage": image or GCP_CPU_IMAGE}
     disks = [{"boot": True, "autoDelete": True, "type": "PERSISTENT", "initializeParams": boot}]
     return {"machineType": name, "disks": disks}
 
 
-def _spot(provider: str, use_spot: bool) -> dict[str, Any]:
-    if not use_spot:
-        return {}
+def _worker_config(
+    provider: str, accelerator: Accelerator, machine: str, use_spot: bool
+) -> dict[str, Any]:
+    """Spot terms and, on GCP, GPU settings: its GPU machines do not support live migration."""
     if provider == "aws":
-        return {"InstanceMarketOptions": {"MarketType": "spot"}}
-    terms = {"onHostMaintenance": "TERMINATE", "automaticRestart": False}
-    return {"scheduling": [{"provisioningModel": "SPOT", **terms}]}
-
-
-def _attached(provider: str, one: Accelerator, machine: str, use_spot: bool) -> dict[str, Any]:
-    """What a machine with GPUs needs besides on GCP: it cannot be moved while it runs."""
-    if provider == "aws" or not one.is_gpu:
-        return {}
-    found: dict[str, Any] = {}
-    if not use_spot:
-        found["scheduling"] = [{"onHostMaintenance": "TERMINATE", "automaticRestart": True}]
-    if one.type in GCP_ATTACHED and machine.startswith("n1-"):
-        gpus = {"acceleratorType": GCP_ATTACHED[one.type], "acceleratorCount": one.count}
-        found["guestAccelerators"] = [gpus]
-    return found
+        return {"InstanceMarketOptions": {"MarketType": "spot"}} if use_spot else {}
+    config: dict[str, Any] = {}
+    terms = {"onHostMaintenance": "TERMINATE", "automaticRestart": not use_spot}
+    if use_spot:
+        config["scheduling"] = [{"provisioningModel": "SPOT", **terms}]
+    elif accelerator.is_gpu:
+        config["scheduling"] = [terms]
+    if accelerator.type in GCP_ATTACHED and machine.startswith("n1-"):
+        gpu = GCP_ATTACHED[accelerator.type]
+        config["guestAccelerators"] = [
+            {"acceleratorType": gpu, "acceleratorCount": accelerator.count}
+        ]
+    return config
 
 
 def _run_options(job: Job, choices: list[Accelerator]) -> list[str]:
-    """Of `docker run`. A variable that is named without a value is taken from the machine's own."""
-    variables = {"RAY_AUTH_MODE": "token"} | nodes.EVERYWHERE
+    """Options of `docker run`. A variable without a value takes the machine's own."""
+    variables = {"RAY_AUTH_MODE": "token"} | nodes.NODE_VARIABLES
     shm_gib = max(map(nodes.memory_gib, choices)) // 2
     devices = ["--device=/dev/kfd", "--device=/dev/dri", "--group-add=video"]
     return [
@@ -227,5 +220,5 @@ def _run_options(job: Job, choices: list[Accelerator]) -> list[str]:
         "--ulimit nofile=65536:65536",
         *(f"--env {key}={value}" for key, value in variables.items()),
         *(f"--env {name}" for name in job.cluster.secrets),
-        *(devices if any(one.type in AMD for one in choices) else []),
+        *(devices if any(choice.type in AMD for choice in choices) else []),
     ]

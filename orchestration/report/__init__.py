@@ -2,8 +2,8 @@
 
 | module | what it holds |
 |---|---|
-| plots | data to PNG |
-| html | data to self-contained HTML pages |
-| scorecard | the metrics and tables of an evaluation |
-| run_report | the artifacts of a run, by their path in MLflow |
+| plots | PNG plots |
+| html | self-contained HTML pages, from templates/ |
+| scorecard | metrics and tables of an evaluation |
+| run_report | the files of a run's report, by their names in MLflow |
 """

@@ -1,4 +1,4 @@
-"""What a run shows of itself: artifacts by the path that they have in MLflow."""
+"""The report of a run: file contents by the name that they have in MLflow."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -13,7 +13,7 @@ from datasets.packing.audit import center_square, read_sample
 from datasets.shards.manifest import Manifest
 from datasets.storage.store import Store
 from inception.layers import normalize
-from inception.mix import Mix, mix
+from inception.mix import MixConfig, mix
 from inception.predictions import Assessment, Predictions
 from inception.step import micro_batch_key
 from orchestration.job.job import Job
@@ -26,12 +26,12 @@ from orchestration.report.plots import (
     rate_and_norm,
     time_split,
 )
-from orchestration.report.scorecard import class_rows, files_of
+from orchestration.report.scorecard import class_accuracies, table_files
 from orchestration.worker.loaders import Loaders
 
-MISTAKES = 48
-SAMPLES = 32
-DRAWN = (
+MAX_ERRORS = 48
+MAX_SAMPLES = 32
+PLOTTED_METRICS = (
     "train/loss", "val/loss", "val_ema/loss", "val/top1", "val_ema/top1", "val/top5",
     "val_ema/top5", "train/lr", "train/grad_norm", "train/compute_fraction",
     "train/all_reduce_fraction", "train/data_wait_fraction", "train/images_per_second",
@@ -39,79 +39,75 @@ DRAWN = (
 )  # fmt: skip
 
 
-def of_evaluation(
-    store: Store, manifest: Manifest, predictions: Predictions, one: Assessment
+def evaluation_files(
+    store: Store, manifest: Manifest, predictions: Predictions, assessment: Assessment
 ) -> dict[str, bytes]:
-    """Tables and pictures of what was said of a split, and what it came to. Raises StoreError."""
+    """Tables, plots and pages of an evaluated split, by file name. Raises StoreError."""
     classes = manifest.classes
-    found = {name: text.encode() for name, text in files_of(one, predictions, classes).items()}
-    return found | {
-        "confusion.png": confusion_matrix(one.confusion, classes),
-        "confusion.html": confusion_page(one.confusion, classes).encode(),
-        "classes.html": class_page(class_rows(one, classes)).encode(),
-        "mistakes.png": _mistakes(store, manifest, predictions),
+    tables = table_files(assessment, predictions, classes)
+    return {name: text.encode() for name, text in tables.items()} | {
+        "confusion.png": confusion_matrix(assessment.confusion, classes),
+        "confusion.html": confusion_page(assessment.confusion, classes).encode(),
+        "classes.html": class_page(class_accuracies(assessment, classes)).encode(),
+        "mistakes.png": _plot_errors(store, manifest, predictions),
     }
 
 
-def _mistakes(store: Store, manifest: Manifest, predictions: Predictions) -> bytes:
-    """The images that were wrong most surely."""
+def _plot_errors(store: Store, manifest: Manifest, predictions: Predictions) -> bytes:
+    """The misclassified images with the highest probability of the predicted class."""
     wrong = (predictions.best[:, 0] != predictions.targets).nonzero()[:, 0]
     order = predictions.best_p[wrong, 0].argsort(descending=True, stable=True)
     images, captions = [], []
-    for row in wrong[order][:MISTAKES].tolist():
+    for row in wrong[order][:MAX_ERRORS].tolist():
         shard, number = predictions.samples[row].tolist()
         try:
             image, _ = read_sample(store, manifest, shard, number)
-        except DataError:  # it was whole when it was scored
+        except DataError:  # damaged since it was scored
             continue
         truth = manifest.classes[int(predictions.targets[row])]
-        said = manifest.classes[int(predictions.best[row, 0])]
+        predicted = manifest.classes[int(predictions.best[row, 0])]
+        percent = 100 * float(predictions.best_p[row, 0])
         images.append(center_square(image))
-        p = 100 * float(predictions.best_p[row, 0])
-        captions.append(f"{truth[:16]}\nsaid {said[:16]}, {p:.0f} %")
-    return image_grid(images, captions, "Most surely wrong")
+        captions.append(f"{truth[:16]}\npredicted {predicted[:16]}, {percent:.0f} %")
+    return image_grid(images, captions, "Most confident errors")
 
 
-def of_history(points: Mapping[str, Sequence[tuple[int, float]]]) -> dict[str, bytes]:
-    """Curves of a run, from its points by key (DRAWN)."""
-    clock = points.get("train/epoch") or [(1, 1.0)]
-    step, epoch = clock[-1]
-    per_step = epoch / max(step, 1)
-
-    def epoch_of(step: int) -> float:
-        return step * per_step
-
+def plot_curves(points: Mapping[str, Sequence[tuple[int, float]]]) -> dict[str, bytes]:
+    """The curves of a run, by file name. points: (step, value) by key, of PLOTTED_METRICS."""
+    step, epoch = (points.get("train/epoch") or [(1, 1.0)])[-1]
+    epochs_per_step = epoch / max(step, 1)
+    by_epoch = {
+        key: [(step * epochs_per_step, value) for step, value in values]
+        for key, values in points.items()
+    }
     return {
-        "learning-curves.png": learning_curves(points, epoch_of),
-        "rate-and-norm.png": rate_and_norm(points, epoch_of),
-        "time.png": time_split(points, epoch_of),
+        "learning-curves.png": learning_curves(by_epoch),
+        "rate-and-norm.png": rate_and_norm(by_epoch),
+        "time.png": time_split(by_epoch),
     }
 
 
-def of_samples(job: Job, plan: Plan, store: Store, train: Manifest) -> bytes:
-    """The first training samples as the network sees them: cut, mirrored, coloured, mixed.
+def plot_samples(job: Job, plan: Plan, store: Store, train: Manifest) -> bytes:
+    """The first training samples as the network sees them: augmented and mixed.
 
     Raises DataError, StoreError.
     """
-    feed = Loaders(
+    loaders = Loaders(
         job=job, plan=replace(plan, loader_workers=0), store=store, rank=0, world_size=1,
         decoder=None,
     )  # fmt: skip
     images: list[NDArray[np.uint8]] = []
     captions: list[str] = []
-    with feed.train_loader(train, step=0) as loader:
+    with loaders.train_loader(train, step=0) as loader:
         for batch in next(iter(loader)):
-            if len(images) >= SAMPLES:
+            if len(images) >= MAX_SAMPLES:
                 break
             key = micro_batch_key(job.seed, 0, batch.index)
             torch.manual_seed(key)
-            moved = on_device(batch, torch.device("cpu"))
-            mixed, _ = mix(
-                normalize(moved.images), Mix(mixup=job.loss.mixup, cutmix=job.loss.cutmix), key
-            )  # (m, 3, S, S)
-            shown = ((mixed.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
-            images += [np.ascontiguousarray(one) for one in shown.permute(0, 2, 3, 1).numpy()]
+            augmented = normalize(on_device(batch, torch.device("cpu")).images)
+            mixed, _ = mix(augmented, MixConfig(mixup=job.loss.mixup, cutmix=job.loss.cutmix), key)
+            pixels = ((mixed.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)  # (m, 3, S, S)
+            images += [np.ascontiguousarray(image) for image in pixels.permute(0, 2, 3, 1).numpy()]
             captions += [train.classes[int(target)][:16] for target in batch.targets]
-    return image_grid(
-        images[:SAMPLES], captions[:SAMPLES], "First training samples, as the network sees them"
-    )
+    title = "First training samples, as the network sees them"
+    return image_grid(images[:MAX_SAMPLES], captions[:MAX_SAMPLES], title)

@@ -1,14 +1,14 @@
-"""What a run keeps in its own storage, and how it is read and written.
+"""What a run keeps in its storage folder, and how it is read and written.
 
 | module | what it holds |
 |---|---|
 | record | `run.json`: name, job, classes, MLflow ids |
 | checkpoint | checkpoints: written whole, verified when read |
-| lease | which driver owns the run |
-| timeline | attempts, goodput and rank hours |
-| progress | one progress report, and its line of text |
+| lease | `driver.json`: which driver owns the run |
+| timeline | `timeline.json`: attempts, goodput and rank hours |
+| progress | a progress report and its log line |
 | phases | seconds of each phase of a run |
 | predictions_file | the final network's predictions on the validation split |
-| metrics | what metric names mean |
-| storage | the job's object store, for our client and for Ray |
+| metrics | which metric is a run's top-1 accuracy |
+| storage | the job's object store, for our client and for Ray Train |
 """

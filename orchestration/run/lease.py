@@ -53,6 +53,6 @@ class Lease:
         if mark != self.mark:
             raise LeaseLost(
                 f"{self.run_url}: got another driver, process {owner.get('pid')} on "
-                f"{owner.get('host')}, which goes on with the run since {owner.get('since')}; a "
+                f"{owner.get('host')}, which has driven the run since {owner.get('since')}; a "
                 "run has one. Watch that one, or take the run back with `rayception resume`."
             )

@@ -1,4 +1,4 @@
-"""What the metrics of a run mean."""
+"""Names of a run's metrics and weights."""
 
 from collections.abc import Mapping
 
@@ -6,6 +6,6 @@ RAW, AVERAGE = "raw", "average"  # the weights as trained, and their running ave
 
 
 def top1_of(metrics: Mapping[str, float]) -> float | None:
-    """Percent of the held-out split, of the averaged weights where an average is kept; None before
-    the first evaluation."""
+    """Top-1 accuracy in percent on the validation split, of the averaged weights if an average is
+    kept; None before the first evaluation."""
     return metrics.get("val_ema/top1", metrics.get("val/top1"))

@@ -1,16 +1,16 @@
-"""Where the time of a run's start and end goes, phase after phase. Pure, but for the clock.
+"""Wall time of a run by phase.
 
-| phase | from its start to its end |
+| phase | what it spans |
 |---|---|
-| command | the process, until the verb knows its job |
-| stack | services of this machine, until each answers; the driver's imports beside it |
+| command | from the start of the process until the command has read its job |
+| stack | starting the services of this machine, with the driver's imports beside it |
 | ray | joining the cluster |
-| imports | what the driver still imports; the ranks' own imports begin beside it |
-| preflight | checks, room, data, plan |
-| mlflow | the run opened |
-| workers | the worker group, until every rank stands ready for its first step |
-| steps, evaluation | what the ranks do |
-| end | pictures, the model, the run closed |
+| imports | the driver's remaining imports; the ranks' imports start beside them |
+| preflight | checks, capacity, data, plan |
+| mlflow | opening the run |
+| workers | starting the worker group, until every rank is ready for its first step |
+| steps, evaluation | the ranks' work |
+| end | plots, the model, ending the run |
 """
 
 import time
@@ -21,11 +21,11 @@ PHASES = (*STARTUP, "steps", "evaluation", "end")
 
 
 class Phases:
-    """Seconds by phase, in their order."""
+    """Seconds by phase, in order."""
 
-    def __init__(self, began: float | None = None) -> None:
-        """began: Unix time, in seconds; None: now."""
-        self._last = time.time() if began is None else began
+    def __init__(self, start_time: float | None = None) -> None:
+        """start_time: of the first phase, Unix time in seconds; None: now."""
+        self._last = time.time() if start_time is None else start_time
         self.seconds: dict[str, float] = {}
 
     @classmethod
@@ -36,14 +36,14 @@ class Phases:
         return cls(psutil.Process().create_time())
 
     def end(self, name: str) -> None:
-        """The time since the last call, or since the begin, was this phase's."""
+        """Adds the time since the last call, or since the start, to this phase."""
         now = time.time()
         self.seconds[name] = self.seconds.get(name, 0.0) + now - self._last
         self._last = now
 
 
-def split(training_s: float, of_ranks: Mapping[str, float]) -> dict[str, float]:
-    """The seconds between two words of a driver, in which its ranks trained, by phase; of_ranks:
-    the board's `workers` and `evaluation`."""
-    known = {name: of_ranks.get(name, 0.0) for name in ("workers", "evaluation")}
-    return known | {"steps": max(0.0, training_s - sum(known.values()))}
+def split_training(training_s: float, phases_of_ranks: Mapping[str, float]) -> dict[str, float]:
+    """Splits the time that a driver waited for its ranks by phase. phases_of_ranks: the progress
+    actor's `workers` and `evaluation`."""
+    seconds = {name: phases_of_ranks.get(name, 0.0) for name in ("workers", "evaluation")}
+    return seconds | {"steps": max(0.0, training_s - sum(seconds.values()))}

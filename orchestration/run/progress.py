@@ -1,13 +1,10 @@
-"""One moment of a run, and its line: printed where there is no terminal, read again by `--follow`
-on another machine. Pure."""
+"""A progress report and its log line, which `--follow` parses on another machine. Pure."""
 
 import re
 from typing import TypedDict
 
 
 class Progress(TypedDict):
-    """One moment of a run."""
-
     step: int
     total_steps: int
     epoch: float
@@ -17,9 +14,9 @@ class Progress(TypedDict):
     top1: float | None  # of the last evaluation, percent
     attempt: int
     ranks: int
-    checkpoint_s: float  # how long the last one took to write
-    eta_s: float  # to the last step, at the speed of this attempt
-    from_step: int  # after which this attempt began
+    checkpoint_s: float  # that writing the last one took
+    eta_s: float  # until the last step, at the speed of this attempt
+    from_step: int  # after which this attempt started
     trained_s: float  # of this attempt's steps
     is_evaluated: bool  # whether top1 is of this step
 
@@ -33,15 +30,15 @@ LINE = re.compile(
 
 
 def summarize_progress(progress: Progress) -> str:
-    """What follows `step 12/360: `."""
+    """The log line without its `step 12/360: `."""
     top1 = f", top-1 {progress['top1']:.1f} %" if progress["top1"] is not None else ""
-    again = f", attempt {progress['attempt']}" if progress["attempt"] > 1 else ""
+    attempt = f", attempt {progress['attempt']}" if progress["attempt"] > 1 else ""
     ranks = f"{progress['ranks']} rank{'s' if progress['ranks'] != 1 else ''}"
     return (
         f"epoch {progress['epoch']:.2f}, loss {progress['loss']:.3f}, "
         f"{progress['images_per_second']:.0f} images/s, data wait "
         f"{100 * progress['data_wait_fraction']:.0f} %{top1}, {ranks}, "
-        f"{clock(progress['eta_s'])} left{again}"
+        f"{format_duration(progress['eta_s'])} left{attempt}"
     )
 
 
@@ -50,23 +47,23 @@ def format_progress(progress: Progress) -> str:
 
 
 def parse_progress(line: str) -> Progress | None:
-    """The moment that `to_line` wrote, to the digits that it wrote; None for any other line."""
-    found = LINE.match(line.strip())
-    if found is None:
+    """The report in a line of `format_progress`, rounded as printed; None for any other line."""
+    match = LINE.match(line.strip())
+    if match is None:
         return None
     seconds = 0
-    for part in found["eta"].split(":"):
+    for part in match["eta"].split(":"):
         seconds = 60 * seconds + int(part)
     return Progress(
-        step=int(found["step"]),
-        total_steps=int(found["total_steps"]),
-        epoch=float(found["epoch"]),
-        loss=float(found["loss"]),
-        images_per_second=float(found["images_per_second"]),
-        data_wait_fraction=int(found["data_wait"]) / 100,
-        top1=None if found["top1"] is None else float(found["top1"]),
-        attempt=int(found["attempt"] or 1),
-        ranks=int(found["ranks"]),
+        step=int(match["step"]),
+        total_steps=int(match["total_steps"]),
+        epoch=float(match["epoch"]),
+        loss=float(match["loss"]),
+        images_per_second=float(match["images_per_second"]),
+        data_wait_fraction=int(match["data_wait"]) / 100,
+        top1=None if match["top1"] is None else float(match["top1"]),
+        attempt=int(match["attempt"] or 1),
+        ranks=int(match["ranks"]),
         checkpoint_s=0.0,
         eta_s=float(seconds),
         from_step=0,
@@ -75,7 +72,7 @@ def parse_progress(line: str) -> Progress | None:
     )
 
 
-def clock(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     """`1:02:03`, `2:03`."""
     minutes, rest = divmod(round(min(seconds, 1e7)), 60)
     hours, minutes = divmod(minutes, 60)

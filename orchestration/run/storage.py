@@ -1,4 +1,4 @@
-"""The job's object store, as our Store and as Ray's storage path see it."""
+"""The job's object store, for our client and as Ray Train's storage path."""
 
 import os
 from urllib.parse import unquote, urlencode, urlsplit
@@ -14,10 +14,10 @@ from orchestration.stack.state import Stack, load_stack, stack_folder
 
 
 def build_store_config(job: Job, stack: Stack | None) -> StoreConfig:
-    """Where the job's s3:// URLs lie; `local` is the embedded stack's store."""
+    """Access to the job's s3:// URLs; `local` is the embedded stack's store."""
     storage = job.storage
     if storage.endpoint_url == LOCAL:
-        assert stack is not None, "a job that says local has a stack"
+        assert stack is not None, "a job with a local store has a stack"
         return StoreConfig(endpoint_url=stack.s3_url, region=REGION, addressing="path")
     return StoreConfig(
         endpoint_url=storage.endpoint_url,
@@ -28,10 +28,8 @@ def build_store_config(job: Job, stack: Stack | None) -> StoreConfig:
 
 
 def ray_path(url: str, config: StoreConfig) -> str:
-    """`url` as Ray Train's storage path: pyarrow takes an S3 endpoint in the URL's query.
-
-    Credentials stay in the environment; a filesystem object would be pickled with them.
-    """
+    """`url` for Ray Train, with the S3 endpoint in the query, as pyarrow takes it. (A filesystem
+    object would be pickled with the credentials, which stay in the environment this way.)"""
     if not url.startswith("s3://"):
         return unquote(url.removeprefix("file://"))
     query = {}
@@ -44,10 +42,9 @@ def ray_path(url: str, config: StoreConfig) -> str:
 
 
 def measure_data(job: Job) -> tuple[int, int, ShardShape]:
-    """(train samples, val samples, shape of the training shards), from the manifests.
+    """(training samples, validation samples, shape of the training shards), from the manifests.
 
-    Raises JobError where they lie in an embedded store that is not running, DataError and
-    StoreError as `load_manifest`.
+    Raises JobError if they are in an embedded store that is not running; DataError, StoreError.
     """
     data = job.data
     stack = load_stack(stack_folder())

@@ -1,8 +1,9 @@
-"""A run in attempts: what each did, what its end cost, how much of the time was of use. Pure.
+"""A run's attempts: what each did, what its end cost, and how much of the time was useful. Pure.
 
-It lies in the run's storage (timeline.json), so that it goes on where the run does.
+Kept as `timeline.json` in the run's storage, so that every driver of the run continues it.
 """
 
+import itertools
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -12,7 +13,7 @@ from datasets.storage.store import Store
 
 TIMELINE_FILE = "timeline.json"
 ATTEMPTS_TAG = "rayception.attempts"
-UNKNOWN = "its driver ended"  # what is left when nobody was there to say more
+UNKNOWN = "its driver ended"  # the cause, if no driver was left to record it
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -20,80 +21,83 @@ class Attempt:
     """One worker group. Times are Unix seconds; steps are finished ones."""
 
     began: float
-    ended: float  # while it lives, and if its driver died: when it was last seen
+    ended: float  # if it is alive, or its driver died: when it was last seen
     ranks: int
     from_step: int
     to_step: int
-    trained_s: float  # of steps, without start, evaluations and checkpoints
-    ended_by: str  # "" while it lives
-    # Seconds by phase (phases.py): its driver's start, where it was the driver's first; the worker
-    # group's; evaluations.
+    trained_s: float  # of steps, without startup, evaluations and checkpoints
+    ended_by: str  # "" while it is alive
+    # Seconds by phase (phases.py): its driver's startup, if it was the driver's first attempt; the
+    # worker group's startup; evaluations.
     phases: dict[str, float] = field(default_factory=dict)
 
 
 def to_json(attempts: Sequence[Attempt]) -> bytes:
-    return json.dumps([asdict(one) for one in attempts], indent=1).encode()
+    return json.dumps([asdict(attempt) for attempt in attempts], indent=1).encode()
 
 
 def from_json(content: bytes) -> list[Attempt]:
-    return [Attempt(**one) for one in json.loads(content)]
+    return [Attempt(**values) for values in json.loads(content)]
 
 
 def load_attempts(store: Store, run_url: str) -> list[Attempt]:
-    """Those of a run in storage; none of a new one. Raises StoreError."""
+    """Empty for a new run. Raises StoreError."""
     try:
         return from_json(store.read(f"{run_url}/{TIMELINE_FILE}"))
-    except (DataError, ValueError, TypeError):  # none yet; or half a file, which costs a picture
+    except (DataError, ValueError, TypeError):  # none yet, or damaged: a run does not end for that
         return []
 
 
-def kept_steps(attempts: Sequence[Attempt]) -> list[int]:
-    """How many of each attempt's steps the next one did not work again."""
-    following = [one.from_step for one in attempts[1:]] + [attempts[-1].to_step] if attempts else []
+def useful_steps(attempts: Sequence[Attempt]) -> list[int]:
+    """Of each attempt: its steps that the next attempt did not repeat."""
+    next_starts = [attempt.from_step for attempt in attempts[1:]]
+    next_starts += [attempt.to_step for attempt in attempts[-1:]]
     return [
-        max(0, min(one.to_step, begin) - one.from_step)
-        for one, begin in zip(attempts, following, strict=True)
+        max(0, min(attempt.to_step, next_start) - attempt.from_step)
+        for attempt, next_start in zip(attempts, next_starts, strict=True)
     ]
 
 
 def goodput(attempts: Sequence[Attempt]) -> float:
-    """The share of the wall time, from the first attempt's begin on, in which steps were made that
-    count: 1 is a run that does nothing else. Between a driver's death and a resume the clock runs
-    too."""
+    """The share of wall time, since the first attempt began, that went into useful steps. The time
+    between a driver's death and a resume counts too."""
     if not attempts:
         return 0.0
     useful_s = sum(
-        one.trained_s * kept / max(1, one.to_step - one.from_step)
-        for one, kept in zip(attempts, kept_steps(attempts), strict=True)
+        attempt.trained_s * useful / max(1, attempt.to_step - attempt.from_step)
+        for attempt, useful in zip(attempts, useful_steps(attempts), strict=True)
     )
     wall_s = attempts[-1].ended - attempts[0].began
     return min(1.0, useful_s / wall_s) if wall_s > 0 else 0.0
 
 
 def rank_hours(attempts: Sequence[Attempt]) -> float:
-    """Hours that ranks (a GPU each, where the job has GPUs) were held."""
-    return sum(one.ranks * (one.ended - one.began) for one in attempts) / 3600
+    """Hours that ranks were held; GPU hours, if the job has GPUs."""
+    return sum(attempt.ranks * (attempt.ended - attempt.began) for attempt in attempts) / 3600
 
 
-def costs(attempts: Sequence[Attempt]) -> list[tuple[str, float, int]]:
-    """(what ended an attempt, seconds until the next began, steps that were worked again), of every
-    attempt but the last."""
+def interruptions(attempts: Sequence[Attempt]) -> list[tuple[str, float, int]]:
+    """Of every attempt but the last: (what ended it, seconds until the next began, steps that the
+    next repeated)."""
     return [
-        (one.ended_by or UNKNOWN, max(0.0, after.began - one.ended), max(0, one.to_step - begin))
-        for one, after, begin in zip(
-            attempts, attempts[1:], [other.from_step for other in attempts[1:]], strict=False
+        (
+            attempt.ended_by or UNKNOWN,
+            max(0.0, following.began - attempt.ended),
+            max(0, attempt.to_step - following.from_step),
         )
+        for attempt, following in itertools.pairwise(attempts)
     ]
 
 
 def lifetime_tags(attempts: Sequence[Attempt]) -> dict[str, str]:
-    """A run's life in MLflow tags."""
-    found = costs(attempts)
+    """MLflow tags that summarize the attempts."""
+    faults = [
+        f"{cause}: {seconds:.0f} s, {steps} steps again"
+        for cause, seconds, steps in interruptions(attempts)
+    ]
     return {
         ATTEMPTS_TAG: str(len(attempts)),
-        "rayception.world_sizes": " ".join(str(one.ranks) for one in attempts),
+        "rayception.world_sizes": " ".join(str(attempt.ranks) for attempt in attempts),
         "rayception.goodput": f"{goodput(attempts):.3f}",
-        "rayception.faults": "; ".join(
-            f"{what}: {seconds:.0f} s, {steps} steps again" for what, seconds, steps in found
-        )[:4000],
+        "rayception.faults": "; ".join(faults)[:4000],
     }

@@ -1,11 +1,10 @@
 """The embedded stack: object store, MLflow and Ray on this machine, in one folder.
 
-Who keeps it alive: everyone who uses the stack holds a shared lock on `stack.lock`, which the
-kernel releases however the holder ends. Whoever lets go last turns the stack off; if that process
-was killed, a small reaper, waiting for the same lock, does it instead. `stack up` marks the stack
-as kept: then only `stack down` ends it. The services run in sessions of their own, so Ctrl-C
-reaches the run and not them, and carry the stack's id in their environment, by which the last of
-their children is found.
+Every process that uses the stack holds a shared lock on `stack.lock`, which the kernel releases
+however the process ends. The last one to release it stops the stack; if that process was killed, a
+small reaper that waits for the same lock does it instead. A stack started by `stack up` is kept:
+only `stack down` ends it. The services run in sessions of their own, so that Ctrl-C reaches only
+the run, and have the stack's id in their environment, by which all their children are found.
 """
 
 import contextlib
@@ -16,14 +15,14 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import IO
 
 from orchestration.errors import ServiceError
 from orchestration.stack import services
-from orchestration.stack.processes import MARKER, Who, end_processes, find_process, identify
+from orchestration.stack.processes import MARKER, ProcessId, end_processes, find_process, identify
 from orchestration.stack.services import Command, free_ports, is_port_free
 from orchestration.stack.state import PARTS, ROOT, Stack, load_stack, new_stack, save_stack
 
@@ -44,12 +43,13 @@ def up(
     log: Log,
     keep: bool = True,
     ports: Mapping[str, int] | None = None,
-    meanwhile: Task | None = None,
+    while_starting: Task | None = None,
 ) -> Stack:
-    """Starts what is not running of `parts`; calls `meanwhile`, if any; waits until each answers.
+    """Starts those of `parts` that do not run, calls `while_starting`, and waits until all answer.
 
-    Raises ServiceError: a wanted port is taken, the disk is full, a service ends or does not
-    answer within 90 s (with the end of its log).
+    keep: until `stack down`. ports: by name, those asked for. (Seven parameters: the last three are
+    options, each of one of the two callers.) Raises ServiceError if a port is taken, the disk is
+    full, or a service ends or does not answer within 90 s.
     """
     _check_folder(folder)
     with _locked(folder / "start.lock", fcntl.LOCK_EX, "another start of this stack"):
@@ -62,7 +62,7 @@ def up(
             )
         missing = [part for part in PARTS if part in parts and not stack.is_up(part)]
         stack = replace(stack, kept=keep or (stack.kept and stack.is_any_up()))
-        for part in missing:  # what a killed service left behind would hold its port
+        for part in missing:  # remains of a killed service would hold its port
             end_processes((), marker=f"{stack.id}:{part}")
         stack = replace(stack, ports=_choose_ports(stack, missing, ports or {}))
         if "s3" in parts:
@@ -74,20 +74,20 @@ def up(
             stack = replace(
                 stack, ray_temp=tempfile.mkdtemp(prefix="rayception-"), ray_uses_own_s3=uses_s3
             )
-        begin = time.monotonic()
+        start = time.monotonic()
         started: dict[str, subprocess.Popen[bytes]] = {}
         try:
             for part in missing:
                 started[part] = _spawn(stack, part, _command(stack, part, parts, num_cpus))
-                who = identify(started[part].pid)
-                stack = replace(stack, processes={**stack.processes, part: who})
+                process_id = identify(started[part].pid)
+                stack = replace(stack, processes={**stack.processes, part: process_id})
                 save_stack(stack)
             if not stack.kept and not find_process(stack.reaper):
                 stack = replace(stack, reaper=_spawn_reaper(folder))
             save_stack(stack)
-            if started and meanwhile is not None:  # nothing to wait for: no work under the lock
-                meanwhile()
-            _wait_ready(stack, started, log, begin)
+            if started and while_starting is not None:  # else it need not hold the lock
+                while_starting()
+            _wait_ready(stack, started, log, start)
         except BaseException:
             end_processes(stack.processes.get(part) for part in started)
             raise
@@ -95,46 +95,41 @@ def up(
 
 
 def down(folder: Path, *, force: bool = False) -> bool:
-    """Ends every process of the stack; the data stay. False where nothing ran.
+    """Ends every process of the stack, and keeps its data; -> whether any ran.
 
-    Raises ServiceError where a run uses the stack, unless `force`.
+    Raises ServiceError if a run uses the stack, unless `force`.
     """
     stack = load_stack(folder)
     if stack is None:
         return False
-    with contextlib.ExitStack() as held:
-        if not force:
-            lock = held.enter_context((folder / "stack.lock").open("a"))
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise ServiceError(
-                    f"{folder}: got a run that uses this stack; it would fail. Wait for it, stop "
-                    "it, or call `rayception stack down --force`."
-                ) from error
+    with (folder / "stack.lock").open("a") as lock:
+        if not force and not _try_lock(lock, fcntl.LOCK_EX):
+            raise ServiceError(
+                f"{folder}: got a run that uses this stack; it would fail. Wait for it, stop "
+                "it, or call `rayception stack down --force`."
+            )
         was_up = stack.is_any_up()
-        _turn_off(stack)
+        _stop(stack)
         return was_up
 
 
 @contextlib.contextmanager
-def using(
-    folder: Path, parts: frozenset[str], num_cpus: int, log: Log, meanwhile: Task | None = None
+def running_stack(
+    folder: Path, parts: frozenset[str], num_cpus: int, log: Log, while_starting: Task | None = None
 ) -> Iterator[Stack]:
-    """The stack while the block lasts; turned off after it unless kept or used elsewhere."""
+    """The stack, running for the block; stopped after it unless kept or used by another run."""
     _check_folder(folder)
     with _locked(folder / "stack.lock", fcntl.LOCK_SH, "the end of an earlier run") as lock:
         try:
-            yield up(folder, parts, num_cpus=num_cpus, log=log, keep=False, meanwhile=meanwhile)
+            yield up(
+                folder, parts, num_cpus=num_cpus, log=log, keep=False, while_starting=while_starting
+            )
         finally:
-            with contextlib.suppress(BlockingIOError):  # another run goes on using it
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                stack = load_stack(folder)
-                if stack is not None and not stack.kept:
-                    _turn_off(stack)
+            if _try_lock(lock, fcntl.LOCK_EX):  # no other run uses it
+                _stop_unless_kept(folder)
 
 
-def log_path(folder: Path, part: str) -> Path:
+def _log_path(folder: Path, part: str) -> Path:
     return folder / "logs" / f"{part}.log"
 
 
@@ -156,25 +151,29 @@ def _check_folder(folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def _locked(path: Path, kind: int, what: str) -> Iterator[IO[str]]:
+def _locked(path: Path, kind: int, holder: str) -> Iterator[IO[str]]:
     with path.open("a") as lock:
         deadline = time.monotonic() + LOCK_LIMIT_S
-        while True:
-            try:
-                fcntl.flock(lock, kind | fcntl.LOCK_NB)
-                break
-            except BlockingIOError as error:
-                if time.monotonic() > deadline:
-                    raise ServiceError(
-                        f"{path}: got no lock within {LOCK_LIMIT_S:.0f} s; it waits for {what}. "
-                        "See what holds it with `lsof`, or set RAYCEPTION_HOME to another folder."
-                    ) from error
-                time.sleep(0.1)
+        while not _try_lock(lock, kind):
+            if time.monotonic() > deadline:
+                raise ServiceError(
+                    f"{path}: got no lock within {LOCK_LIMIT_S:.0f} s; it waits for {holder}. "
+                    "See what holds it with `lsof`, or set RAYCEPTION_HOME to another folder."
+                )
+            time.sleep(0.1)
         yield lock
 
 
+def _try_lock(lock: IO[str], kind: int) -> bool:
+    try:
+        fcntl.flock(lock, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
 def _choose_ports(stack: Stack, missing: list[str], wanted: Mapping[str, int]) -> Mapping[str, int]:
-    """The wanted ports, else those of last time where still free, else free ones."""
+    """The wanted ports, else the previous ones if they are still free, else any free ones."""
     ports = dict(stack.ports)
     services.reserve([*ports.values(), *wanted.values()])
     for part in missing:
@@ -210,86 +209,79 @@ def _command(stack: Stack, part: str, parts: frozenset[str], num_cpus: int) -> C
 
 
 def _spawn(stack: Stack, part: str, command: Command) -> "subprocess.Popen[bytes]":
-    log_file = log_path(stack.folder, part)
-    with log_file.open("wb") as out:
-        return subprocess.Popen(
-            command.arguments,
-            env={**os.environ, **command.environment, MARKER: f"{stack.id}:{part}"},
-            cwd=stack.folder,
-            stdin=subprocess.DEVNULL,
-            stdout=out,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
+    environment = {**command.environment, MARKER: f"{stack.id}:{part}"}
+    with _log_path(stack.folder, part).open("wb") as log_file:
+        return _start_process(command.arguments, stack.folder, log_file, environment)
 
 
-def _spawn_reaper(folder: Path) -> Who:
-    process = subprocess.Popen(
-        [sys.executable, "-m", "orchestration.stack.local", str(folder)],
-        cwd=ROOT,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
-    return identify(process.pid)
+def _spawn_reaper(folder: Path) -> ProcessId:
+    command = (sys.executable, "-m", "orchestration.stack.local", str(folder))
+    return identify(_start_process(command, ROOT, subprocess.DEVNULL, {}).pid)
+
+
+def _start_process(
+    arguments: Sequence[str], cwd: Path, output: IO[bytes] | int, environment: Mapping[str, str]
+) -> "subprocess.Popen[bytes]":
+    return subprocess.Popen(
+        arguments, env={**os.environ, **environment}, cwd=cwd, stdin=subprocess.DEVNULL,
+        stdout=output, stderr=subprocess.STDOUT, start_new_session=True,
+    )  # fmt: skip
 
 
 def _wait_ready(
-    stack: Stack, started: Mapping[str, "subprocess.Popen[bytes]"], log: Log, begin: float
+    stack: Stack, started: Mapping[str, "subprocess.Popen[bytes]"], log: Log, start: float
 ) -> None:
-    checks: dict[str, Callable[[], bool]] = {
-        "s3": lambda: services.s3_is_ready(stack.ports["s3"]),
-        "mlflow": lambda: services.mlflow_is_ready(stack.ports["mlflow"]),
-        "ray": lambda: services.ray_is_ready(stack.ports["dashboard"]),
-    }
     waiting = list(started)
     while waiting:
         for part in list(waiting):
-            log_file = log_path(stack.folder, part)
-            if checks[part]():
+            log_file = _log_path(stack.folder, part)
+            if services.is_ready(part, stack.url(part)):
                 waiting.remove(part)
-                log(f"{part} at {stack.url(part)} ({time.monotonic() - begin:.1f} s)")
+                log(f"{part} at {stack.url(part)} ({time.monotonic() - start:.1f} s)")
             elif started[part].poll() is not None:
                 raise ServiceError(
                     f"{part}: got exit code {started[part].returncode} at its start; "
-                    f"{services.last_words(log_file)}. See {log_file}."
+                    f"{services.failure_reason(log_file)}. See {log_file}."
                 )
-            elif time.monotonic() - begin > START_LIMIT_S:
+            elif time.monotonic() - start > START_LIMIT_S:
                 raise ServiceError(
                     f"{part}: got no answer within {START_LIMIT_S:.0f} s; "
-                    f"{services.last_words(log_file)}. See {log_file}, and run the command again."
+                    f"{services.failure_reason(log_file)}. See {log_file}, and run the command "
+                    "again."
                 )
         time.sleep(0.1)
 
 
-def _turn_off(stack: Stack) -> None:
+def _stop(stack: Stack) -> None:
     reaper = None if stack.reaper and stack.reaper[0] == os.getpid() else stack.reaper
-    # Ray keeps nothing that an abrupt end could hurt, and after a run its SIGTERM takes 15 s; the
-    # store and MLflow take three seconds meanwhile.
-    others = [who for part, who in stack.processes.items() if part != "ray"]
-    end_processes([*others, reaper], at_once=[stack.processes.get("ray")], marker=stack.id)
+    # Ray has no state to lose, and would take 15 s after SIGTERM; the others take three seconds.
+    others = [process_id for part, process_id in stack.processes.items() if part != "ray"]
+    end_processes([*others, reaper], kill=[stack.processes.get("ray")], marker=stack.id)
     if stack.ray_temp:
-        _keep_ray_logs(Path(stack.ray_temp), stack.folder / "logs" / "ray")
+        _save_ray_logs(Path(stack.ray_temp), stack.folder / "logs" / "ray")
     save_stack(replace(stack, kept=False, processes={}, reaper=None, ray_temp=None))
 
 
-def _keep_ray_logs(temp: Path, target: Path) -> None:
-    """The workers' logs outlive Ray's temporary folder: they are what explains a failure."""
-    for session in sorted(temp.glob("session_2*")):
-        if (session / "logs").is_dir():
-            shutil.rmtree(target, ignore_errors=True)
-            shutil.copytree(session / "logs", target, symlinks=True, dirs_exist_ok=True)
+def _save_ray_logs(temp: Path, target: Path) -> None:
+    """Moves the logs out of Ray's temporary folder: the workers' explain a failure."""
+    if logs := sorted(temp.glob("session_2*/logs")):
+        shutil.rmtree(target, ignore_errors=True)
+        shutil.copytree(logs[-1], target, symlinks=True, dirs_exist_ok=True)
     shutil.rmtree(temp, ignore_errors=True)
 
 
+def _stop_unless_kept(folder: Path) -> None:
+    """Called with the exclusive lock."""
+    stack = load_stack(folder)
+    if stack is not None and not stack.kept:
+        _stop(stack)
+
+
 def _reap(folder: Path) -> None:
-    """The reaper: waits until nobody holds the stack, then turns it off unless it is kept."""
+    """The reaper process: waits until nobody uses the stack."""
     with (folder / "stack.lock").open("a") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        stack = load_stack(folder)
-        if stack is not None and not stack.kept:
-            _turn_off(stack)
+        _stop_unless_kept(folder)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Processes that outlive a call: known by pid and start time, ended with all their children."""
+"""Processes that outlive a command: identified by pid and start time, ended with all children."""
 
 import contextlib
 import os
@@ -6,59 +6,61 @@ from collections.abc import Iterable
 
 import psutil
 
-# Who a process is: its pid and its start time (a pid alone may belong to another one by now).
-Who = tuple[int, float]
-MARKER = "RAYCEPTION_STACK"
+ProcessId = tuple[int, float]  # pid and start time: a pid alone may be reused
+MARKER = "RAYCEPTION_STACK"  # environment variable of every process of a stack
 STOP_LIMIT_S = 15.0
 
 
-def identify(pid: int) -> Who:
+def identify(pid: int) -> ProcessId:
     """Raises psutil.NoSuchProcess."""
     return pid, float(psutil.Process(pid).create_time())
 
 
-def find_process(who: Who | None) -> psutil.Process | None:
-    """This very process where it still runs, else None."""
-    if who is None:
+def find_process(process_id: ProcessId | None) -> psutil.Process | None:
+    """The process if it is still running."""
+    if process_id is None:
         return None
+    pid, start_time = process_id
     try:
-        process = psutil.Process(who[0])
-        same = abs(process.create_time() - who[1]) < 0.01
-        return process if same and process.status() != psutil.STATUS_ZOMBIE else None
+        process = psutil.Process(pid)
+        is_same = abs(process.create_time() - start_time) < 0.01
+        return process if is_same and process.status() != psutil.STATUS_ZOMBIE else None
     except psutil.NoSuchProcess:
         return None
 
 
 def end_processes(
-    whos: Iterable[Who | None],
+    terminate: Iterable[ProcessId | None],
     *,
-    at_once: Iterable[Who | None] = (),
+    kill: Iterable[ProcessId | None] = (),
     marker: str | None = None,
-    patience_s: float = STOP_LIMIT_S,
 ) -> None:
-    """SIGTERM and some patience, then SIGKILL to what is left, children included.
+    """Ends processes and their children.
 
-    at_once: these get SIGKILL while the others have time. marker: also ends every process whose
-    environment's MARKER begins with it.
+    terminate: get SIGTERM, and SIGKILL after 15 s. kill: get SIGKILL at once. marker: also every
+    process whose MARKER variable begins with it, with SIGKILL once the others have ended.
     """
-    processes = [process for who in whos if (process := find_process(who)) is not None]
-    hopeless = [process for who in at_once if (process := find_process(who)) is not None]
-    everything = [one for process in processes for one in _family(process)]
-    for process in processes:
+    terminated = _running(terminate)
+    remaining = [member for process in terminated for member in _with_children(process)]
+    for process in terminated:
         with contextlib.suppress(psutil.NoSuchProcess):
             process.terminate()
-    dying = [one for process in hopeless for one in _family(process)]
-    _kill(dying)
-    everything += dying
-    psutil.wait_procs(processes, timeout=patience_s)
+    killed = [member for process in _running(kill) for member in _with_children(process)]
+    _kill(killed)
+    psutil.wait_procs(terminated, timeout=STOP_LIMIT_S)
+    remaining += killed
     if marker is not None:
-        everything += marked_processes(marker)
-    _kill(everything)
-    psutil.wait_procs(everything, timeout=STOP_LIMIT_S)
+        remaining += marked_processes(marker)
+    _kill(remaining)
+    psutil.wait_procs(remaining, timeout=STOP_LIMIT_S)
 
 
-def _family(process: psutil.Process) -> list[psutil.Process]:
-    """All its descendants, and itself last."""
+def _running(process_ids: Iterable[ProcessId | None]) -> list[psutil.Process]:
+    return [process for process_id in process_ids if (process := find_process(process_id))]
+
+
+def _with_children(process: psutil.Process) -> list[psutil.Process]:
+    """All descendants, then the process itself."""
     with contextlib.suppress(psutil.NoSuchProcess):
         return [*process.children(recursive=True), process]
     return [process]
@@ -71,10 +73,10 @@ def _kill(processes: Iterable[psutil.Process]) -> None:
 
 
 def marked_processes(marker: str) -> list[psutil.Process]:
-    """Every other process whose environment's MARKER begins with `marker`."""
-    found = []
+    """Every process whose MARKER variable begins with `marker`, except this one."""
+    marked = []
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):
             if process.pid != os.getpid() and process.environ().get(MARKER, "").startswith(marker):
-                found.append(process)
-    return found
+                marked.append(process)
+    return marked

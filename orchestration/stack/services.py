@@ -1,17 +1,16 @@
-"""The three services of the embedded stack: how each is started, and how it is known ready.
+"""The three services of the embedded stack: the command that starts each, and its readiness check.
 
-SeaweedFS (`weed mini`: master, volume, filer and S3 gateway in one process), the MLflow server
-and a Ray head. Facts that shaped the command lines: weed's telemetry is on and its address is the
-machine's unless told otherwise; its master, volume and filer ports ask for no password, so they
-stay on loopback; MLflow's job runner would start ten more processes; Ray's GCS and raylet listen
-on every interface whatever the node's address, so the stack's Ray asks for a token.
+SeaweedFS (`weed mini`: master, volume, filer and S3 gateway in one process), the MLflow server and
+a Ray head. Reasons for some options: weed sends telemetry and takes the machine's address by
+default; its master, volume and filer ports have no password, so they stay on loopback; MLflow's job
+runner would start ten more processes; Ray's GCS and raylet listen on every interface whatever the
+node's address, so the stack's Ray requires a token.
 """
 
 import os
 import random
 import socket
 import sys
-import urllib.error
 import urllib.request
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -24,76 +23,70 @@ from orchestration.errors import ServiceError
 LOOPBACK = "127.0.0.1"
 REGION = "us-east-1"
 BUCKETS = ("data", "runs", "mlflow")
-# Linux takes ports by itself from 32,768 on; Ray gives 10,002 to 19,999 to its workers.
+HEALTH_PATHS = {"mlflow": "/health", "ray": "/api/gcs_healthz"}
+# Linux assigns ports from 32,768 on by itself; Ray gives 10,002 to 19,999 to its workers.
 PORT_RANGE = (20_000, 32_768)
 PORT_TRIES = 1000
-RAY_OBJECT_STORE_BYTES = 200_000_000  # Ray's own objects only: batches never pass through it
+RAY_OBJECT_STORE_BYTES = 200_000_000  # for Ray's own objects: batches do not pass through it
+
+_reserved: set[int] = set()
 
 
-_handed_out: set[int] = set()
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True, slots=True, repr=False)
 class Secrets:
-    """What the stack's services ask for. Generated once a stack; never printed."""
+    """The credentials of a stack's services, generated with the stack and never printed."""
 
     access_key: str
     secret_key: str
     ray_token: str
 
-    def __repr__(self) -> str:
-        return "Secrets(***)"
 
-
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True, slots=True, repr=False)
 class Command:
-    """A service's process: arguments and what is added to the environment."""
+    """A service's command and the variables added to its environment, with secrets."""
 
     arguments: tuple[str, ...]
     environment: Mapping[str, str]
 
-    def __repr__(self) -> str:
-        return f"Command({self.arguments[0]})"
-
 
 def free_ports(count: int) -> list[int]:
-    """`count` different ports free on loopback, none of them handed out before.
+    """Reserves and returns `count` different ports that are free on loopback. Raises ServiceError.
 
-    They lie below the range from which the kernel takes ports by itself: a port of that range
-    that is free now may belong to some connection, or to a service that asked for any port, when
-    its own service comes to bind it (Ray's dashboard then silently takes another one).
+    They lie below the range from which the kernel assigns ports: one of that range may be taken by
+    some connection or process before its service binds it, and Ray's dashboard would then silently
+    choose another port.
     """
-    found: list[int] = []
+    ports: list[int] = []
     for _ in range(PORT_TRIES):
-        if len(found) == count:
-            return found
+        if len(ports) == count:
+            return ports
         port = random.SystemRandom().randrange(*PORT_RANGE)
-        if port not in _handed_out and is_port_free(port):
-            _handed_out.add(port)
-            found.append(port)
+        if port not in _reserved and is_port_free(port):
+            reserve([port])
+            ports.append(port)
     raise ServiceError(
-        f"ports: got {len(found)} free ones of {count} between {PORT_RANGE[0]} and "
+        f"ports: got {len(ports)} free ones of {count} between {PORT_RANGE[0]} and "
         f"{PORT_RANGE[1]}; the stack needs that many. Stop what holds them (see `ss -ltn`)."
     )
 
 
 def reserve(ports: Iterable[int]) -> None:
-    """free_ports gives none of these away: another service would bind it before its own does."""
-    _handed_out.update(ports)
+    """Keeps `free_ports` from returning these ports, which a service is yet to bind."""
+    _reserved.update(ports)
 
 
 def is_port_free(port: int) -> bool:
-    with socket.socket() as one:
-        one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    with socket.socket() as server:
+        server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            one.bind((LOOPBACK, port))
+            server.bind((LOOPBACK, port))
         except OSError:
             return False
     return True
 
 
 def s3_environment(secrets: Secrets) -> dict[str, str]:
-    """What a client of the embedded store needs in its environment."""
+    """The environment of a client of the embedded store."""
     return {
         "AWS_ACCESS_KEY_ID": secrets.access_key,
         "AWS_SECRET_ACCESS_KEY": secrets.secret_key,
@@ -130,13 +123,19 @@ def s3_command(folder: Path, port: int, secrets: Secrets) -> Command:
     )
 
 
-def s3_is_ready(port: int) -> bool:
-    """Ready is every bucket there and an accepted PUT: the gateway answers before the buckets are
-    made, and before the volumes behind it can write. The credentials stand in this process's
-    environment."""
-    store = Store(
-        StoreConfig(endpoint_url=f"http://{LOOPBACK}:{port}", region=REGION, addressing="path")
-    )
+def is_ready(service: str, url: str) -> bool:
+    """url: of a client; of the dashboard for Ray.
+
+    s3 is ready when every bucket exists and a PUT succeeds, with the credentials in this process's
+    environment: its gateway answers before it has created them, and before its volumes can write.
+    """
+    if service in HEALTH_PATHS:
+        try:
+            with urllib.request.urlopen(url + HEALTH_PATHS[service], timeout=2) as response:
+                return bool(response.status == 200)
+        except OSError:
+            return False
+    store = Store(StoreConfig(endpoint_url=url, region=REGION, addressing="path"))
     try:
         for bucket in BUCKETS:
             store.exists(f"s3://{bucket}/.ready")
@@ -147,7 +146,7 @@ def s3_is_ready(port: int) -> bool:
 
 
 def mlflow_command(folder: Path, port: int, s3_url: str | None, secrets: Secrets) -> Command:
-    """`s3_url` is the embedded store's; None keeps artifacts beside the database."""
+    """s3_url: of the embedded store; None: artifacts lie beside the database."""
     data = folder / "mlflow"
     data.mkdir(parents=True, exist_ok=True)
     artifacts = "s3://mlflow/artifacts" if s3_url else (data / "artifacts").as_uri()
@@ -163,21 +162,17 @@ def mlflow_command(folder: Path, port: int, s3_url: str | None, secrets: Secrets
             *("--host", LOOPBACK, "--port", str(port), "-w", "1"),
             *("--backend-store-uri", f"sqlite:///{data / 'mlflow.db'}"),
             *("--artifacts-destination", artifacts),
-            # An open browser tab keeps connections that its end would wait for.
+            # Otherwise it waits at its end for connections that a browser tab keeps open.
             *("--uvicorn-opts", "--timeout-graceful-shutdown=3"),
         ),
         environment=environment,
     )
 
 
-def mlflow_is_ready(port: int) -> bool:
-    return _answers(f"http://{LOOPBACK}:{port}/health")
-
-
 def ray_command(
     temp_folder: Path, port: int, dashboard_port: int, num_cpus: int, secrets: Secrets
 ) -> Command:
-    """`temp_folder` must be short: Ray's socket paths below it may not pass 107 bytes."""
+    """temp_folder: a short path, as Ray's socket paths in it may not exceed 107 bytes."""
     names = (
         "dashboard-agent-listen-port",
         "dashboard-agent-grpc-port",
@@ -198,15 +193,13 @@ def ray_command(
         ),
         environment={
             **ray_environment(secrets),
-            # Fixed ports otherwise, which clash between two clusters on one machine.
+            # The default ports would clash between two clusters on one machine.
             "DASHBOARD_METRIC_PORT": str(dashboard_metrics),
             "AUTOSCALER_METRIC_PORT": str(autoscaler_metrics),
-            # Jobs and their workers print as they go, and Ray Train says what it does.
-            "PYTHONUNBUFFERED": "1",
-            # One machine: gloo need not resolve its host name, nor leave loopback.
+            "PYTHONUNBUFFERED": "1",  # logs of jobs and workers can be followed
+            # On one machine, gloo need not resolve the host name, nor leave loopback.
             **({"GLOO_SOCKET_IFNAME": "lo"} if sys.platform == "linux" else {}),
-            # A submitted job's driver is this environment's python, and is interrupted like a
-            # command in a terminal.
+            # A submitted driver runs this environment's Python, and is stopped as by Ctrl-C.
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
             "RAY_JOB_STOP_SIGNAL": "SIGINT",
             "RAY_JOB_STOP_WAIT_TIME_S": "60",
@@ -215,25 +208,13 @@ def ray_command(
 
 
 def ray_environment(secrets: Secrets) -> dict[str, str]:
-    """What a client of the stack's Ray needs in its environment."""
+    """The environment of a client of the stack's Ray."""
     return {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.ray_token}
 
 
-def ray_is_ready(dashboard_port: int) -> bool:
-    return _answers(f"http://{LOOPBACK}:{dashboard_port}/api/gcs_healthz")
-
-
-def _answers(url: str) -> bool:
-    try:
-        with urllib.request.urlopen(url, timeout=2) as response:
-            return bool(response.status == 200)
-    except (OSError, urllib.error.URLError):
-        return False
-
-
-def last_words(log: Path) -> str:
-    """Why a service ended: its last line, or why Ray's core gave up, which stands above it."""
+def failure_reason(log: Path) -> str:
+    """Why a service ended: its last failed check (of Ray's core), else the last line of its log."""
     text = log.read_text(errors="replace").strip()
-    at = text.rfind("Check failed")
-    line = text[at:].splitlines()[0] if at >= 0 else text.rpartition("\n")[2]
+    start = text.rfind("Check failed")
+    line = text[start:].splitlines()[0] if start >= 0 else text.rpartition("\n")[2]
     return line.strip()[:300] or "it printed nothing"

@@ -1,34 +1,35 @@
-"""What the embedded stack is: its ports, processes and secrets, in one `stack.json` (mode 0600)."""
+"""The state of an embedded stack: its ports, processes and secrets, in `stack.json`."""
 
 import json
 import os
-import secrets as random_secrets
+import secrets
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from orchestration.errors import ServiceError
-from orchestration.stack.processes import Who, find_process
+from orchestration.stack.processes import ProcessId, find_process
 from orchestration.stack.services import LOOPBACK, Secrets
 
 ROOT = Path(__file__).resolve().parents[2]
+PACKAGES = ("orchestration", "inception", "datasets")
 PARTS = ("s3", "mlflow", "ray")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Stack:
-    """What `stack.json` holds (mode 0600). `processes`: part -> (pid, start time)."""
+    """The content of `stack.json` (mode 0600). kept: runs until `stack down`. processes: by part.
+    ray_uses_own_s3: Ray has the embedded store's credentials, not those of whoever started it."""
 
     folder: Path
     id: str
     secrets: Secrets
     kept: bool = False
     ports: Mapping[str, int]
-    processes: Mapping[str, Who]
-    reaper: Who | None = None
+    processes: Mapping[str, ProcessId]
+    reaper: ProcessId | None = None
     ray_temp: str | None = None
-    # Whether Ray was started with the embedded store's credentials or with its starter's.
     ray_uses_own_s3: bool = True
 
     @property
@@ -44,7 +45,7 @@ class Stack:
         return f"{LOOPBACK}:{self.ports['ray']}"
 
     def url(self, part: str) -> str:
-        """Where a person or a client reaches a part; Ray's is its dashboard's."""
+        """Ray's is its dashboard's."""
         return f"http://{LOOPBACK}:{self.ports['dashboard' if part == 'ray' else part]}"
 
     def is_up(self, part: str) -> bool:
@@ -55,12 +56,12 @@ class Stack:
 
 
 def stack_folder() -> Path:
-    """Where the embedded stack keeps its data: RAYCEPTION_HOME, or .rayception in the checkout."""
+    """RAYCEPTION_HOME, or .rayception in the checkout."""
     return Path(os.environ.get("RAYCEPTION_HOME") or ROOT / ".rayception").resolve()
 
 
 def load_stack(folder: Path) -> Stack | None:
-    """The stack that this folder knows, running or not."""
+    """The folder's stack, running or not; None if there never was one. Raises ServiceError."""
     try:
         values = json.loads((folder / "stack.json").read_text())
     except FileNotFoundError:
@@ -71,7 +72,7 @@ def load_stack(folder: Path) -> Stack | None:
             "the data beside it stay, under new credentials."
         ) from error
     values["secrets"] = Secrets(**values["secrets"])
-    values["processes"] = {part: tuple(who) for part, who in values["processes"].items()}
+    values["processes"] = {part: tuple(entry) for part, entry in values["processes"].items()}
     values["reaper"] = tuple(values["reaper"]) if values["reaper"] else None
     return Stack(folder=folder, **values)
 
@@ -79,11 +80,11 @@ def load_stack(folder: Path) -> Stack | None:
 def new_stack(folder: Path) -> Stack:
     return Stack(
         folder=folder,
-        id=random_secrets.token_hex(8),
+        id=secrets.token_hex(8),
         secrets=Secrets(
-            access_key=random_secrets.token_hex(10),
-            secret_key=random_secrets.token_hex(20),
-            ray_token=random_secrets.token_hex(32),
+            access_key=secrets.token_hex(10),
+            secret_key=secrets.token_hex(20),
+            ray_token=secrets.token_hex(32),
         ),
         ports={},
         processes={},

@@ -1,8 +1,8 @@
-"""Processes that a kept stack holds ready for the ranks of its next run.
+"""Worker processes that a kept stack holds ready for the ranks of its next run.
 
-A run on a stack that `stack up` keeps ends by asking Ray for as many as it had ranks, of no job
-yet; they import while nobody waits. The next run takes them where they are just what its ranks
-would be (the same environment, of the code as it is now), and ends them where they are not.
+At its end, a run on a stack started by `stack up` asks Ray for as many processes as it had ranks;
+they belong to no job yet, and import while nobody waits. The next run takes them if its ranks have
+the same environment and code, and ends them otherwise.
 """
 
 import hashlib
@@ -15,70 +15,75 @@ from pathlib import Path
 from typing import Any
 
 from orchestration.stack.processes import MARKER, end_processes
-from orchestration.stack.state import ROOT, Stack
+from orchestration.stack.state import PACKAGES, ROOT, Stack
 
-FILE = "worker-pool.json"
-PACKAGES = ("orchestration", "inception", "datasets")
+POOL_FILE = "worker-pool.json"
 
 
 def take_pool(stack: Stack, environment: Mapping[str, str]) -> tuple[int, dict[str, str]]:
-    """The processes that wait for ranks with that environment, this run's alone from now on; ->
-    (how many, what is to be added to the ranks' environment for Ray to give them these)."""
-    found = _claim(stack)
-    if found is None:
+    """Takes the pool for ranks with this environment; -> (its processes, the variables to add to
+    that environment so that Ray gives the ranks these processes)."""
+    pool = _claim(stack)
+    if pool is None:
         return 0, {}
-    if found["environment"] != dict(environment) or found["code"] != code_now():
-        end_processes((), marker=found["marker"])
+    if pool["environment"] != dict(environment) or pool["code"] != code_digest():
+        end_processes((), marker=pool["marker"])
         return 0, {}
-    return int(found["ranks"]), {MARKER: found["marker"]}
+    return int(pool["ranks"]), {MARKER: pool["marker"]}
 
 
 def _claim(stack: Stack) -> dict[str, Any] | None:
-    """What the file holds of a pool that is there; nobody else gets it then."""
-    mine = stack.folder / f"{FILE}.{os.getpid()}"
+    """The file's content, if its pool is alive. Only one of several runs gets it."""
+    claimed = stack.folder / f"{POOL_FILE}.{os.getpid()}"
     try:
-        (stack.folder / FILE).rename(mine)  # two runs may begin at once
-        found: dict[str, Any] = json.loads(mine.read_text())
-        mine.unlink()
+        (stack.folder / POOL_FILE).rename(claimed)
+        pool: dict[str, Any] = json.loads(claimed.read_text())
+        claimed.unlink()
     except (OSError, ValueError):
         return None
-    return found if found["ray"] == stack.ray_temp else None  # else they ended with their Ray
+    return pool if pool["ray"] == stack.ray_temp else None  # else it ended with its Ray
 
 
 def new_pool(stack: Stack) -> dict[str, str]:
-    """What is added to the environment of a new pool's processes: by it they are told apart."""
+    """The variables that identify the processes of a new pool."""
     return {MARKER: f"{stack.id}:ray:{secrets.token_hex(4)}"}
 
 
 def save_pool(
-    stack: Stack, environment: Mapping[str, str], added: Mapping[str, str], code: str, ranks: int
+    stack: Stack,
+    environment: Mapping[str, str],
+    variables: Mapping[str, str],
+    digest: str,
+    ranks: int,
 ) -> None:
-    """Keeps for the next run what was asked for: so many processes of `code`, in `environment` and
-    what was added. Of the pool that another run left meanwhile nothing stays."""
+    """Saves a pool of `ranks` processes for the next run; ends one that another run has left.
+
+    variables: of `new_pool`, in addition to the environment. digest: of their code.
+    """
     if (other := _claim(stack)) is not None:
         end_processes((), marker=other["marker"])
-    values = {
+    pool = {
         "ray": stack.ray_temp,
         "environment": dict(environment),
-        "marker": added[MARKER],
-        "code": code,
+        "marker": variables[MARKER],
+        "code": digest,
         "ranks": ranks,
     }
-    temporary = stack.folder / f"{FILE}.{os.getpid()}"
-    temporary.write_text(json.dumps(values))
-    temporary.rename(stack.folder / FILE)
+    temporary = stack.folder / f"{POOL_FILE}.{os.getpid()}"
+    temporary.write_text(json.dumps(pool))
+    temporary.rename(stack.folder / POOL_FILE)
 
 
-def code_now(root: Path = ROOT) -> str:
+def code_digest(root: Path = ROOT) -> str:
     """Changes when a module of this checkout changes, or a package is installed."""
     files = [file for name in PACKAGES for file in sorted((root / name).rglob("*.py"))]
-    packages = Path(sysconfig.get_path("purelib"))
-    seen = [(str(file), _changed_at(file)) for file in (*files, packages)]
-    return hashlib.sha256(repr(seen).encode()).hexdigest()
+    files.append(Path(sysconfig.get_path("purelib")))
+    times = [(str(file), _modified_ns(file)) for file in files]
+    return hashlib.sha256(repr(times).encode()).hexdigest()
 
 
-def _changed_at(file: Path) -> int:
+def _modified_ns(file: Path) -> int:
     try:
         return file.stat().st_mtime_ns
-    except OSError:  # gone since it was listed: changed
+    except OSError:  # deleted since it was listed
         return -1

@@ -2,17 +2,17 @@
 
 | module | what it holds |
 |---|---|
-| runs | opening, resuming and closing MLflow runs; artifacts |
-| run_ref | where a run is in MLflow; light |
-| writer | metric points sent in the background |
-| outbox | what MLflow has not received yet, kept in the run's storage |
+| runs | MLflow runs: opened, resumed, closed; tags and artifacts |
+| run_ref | a run's place in MLflow; imports no mlflow |
+| writer | metric points, sent in the background |
+| outbox | what MLflow has not received yet, stored in the run's folder |
 | model | the trained model: logged and registered |
 | served | the code stored with a logged model |
 | table | runs searched and compared |
 | table_view | the saved columns of an experiment's table |
 
-Every call is bounded: MLflow's own default would retry for minutes while the server is down. Its
-variables are set here, before any module of the package imports mlflow.
+MLflow's own default would retry a call for minutes while the server is down. The variables that
+limit this are set here, before any module of the package imports mlflow.
 """
 
 import os

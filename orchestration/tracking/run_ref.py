@@ -1,5 +1,5 @@
-"""Where a run is in MLflow. Apart from the client, whose import costs each process a second: a rank
-that sends no metrics needs none."""
+"""A run's place in MLflow. Importing it loads no client, which takes a second: a rank that sends no
+metrics needs none."""
 
 from dataclasses import dataclass
 
@@ -8,7 +8,7 @@ from orchestration.tracking.table_view import AS_TRAINING
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RunRef:
-    """A run on a tracking server: all that a worker needs to know of MLflow."""
+    """A run on a tracking server. The pages are paths to append to the server's URL."""
 
     uri: str
     experiment_id: str
@@ -16,12 +16,12 @@ class RunRef:
 
     @property
     def page(self) -> str:
-        """The path of the run's charts in the UI, to append to the server's URL."""
+        """The run's charts."""
         return f"{self._path}/model-metrics{AS_TRAINING}"
 
     @property
     def overview(self) -> str:
-        """That of its description, params and tags."""
+        """Its description, params and tags."""
         return f"{self._path}{AS_TRAINING}"
 
     @property

@@ -1,9 +1,8 @@
-"""A logged classifier as MLflow loads it: image bytes in, a table of class names out.
+"""A logged classifier as MLflow loads it, from image bytes to a table of class names.
 
-This file is stored with the model and run from there, where no rayception is: it imports none of
-it, and nothing but what the model's requirements name. How an image becomes pixels is what
-datasets/images/decode.py and augment.py do, so that a class and its probability are those of
-`rayception predict`.
+This file is stored with the model and runs without rayception: it imports only packages from the
+model's requirements. Its preprocessing is that of datasets/images/decode.py and augment.py, so that
+its predictions are those of `rayception predict`.
 """
 
 import io
@@ -19,42 +18,42 @@ from PIL import Image, ImageOps
 from torch import Tensor
 from torch.nn import functional as F
 
-BEST = 5  # classes told of an image
+TOP_K = 5
 CHUNK = 32  # images in memory at a time
 FORMATS = ("JPEG", "PNG", "WEBP")
-MAX_PIXELS = 100_000_000  # a decompression bomb's guard
+MAX_PIXELS = 100_000_000  # against decompression bombs
 
 
 class Classifier(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
-    """Artifacts: `network`, a torch.export file that takes float32 (N, 3, S, S) of any N, RGB in
-    -1..1, and gives logits (N, C); `model`, JSON with the C names, S and the crop."""
+    """Artifacts: `network`, a torch.export file from float32 (N, 3, S, S), RGB in -1..1, to logits
+    (N, C), for any N; `model`, JSON with the C names, S and the crop."""
 
     def load_context(self, context: Any) -> None:
-        said = json.loads(Path(context.artifacts["model"]).read_text())
-        self.classes: list[str] = said["classes"]
-        self.input_size: int = said["input_size"]
-        self.crop: float = said["crop"]
+        settings = json.loads(Path(context.artifacts["model"]).read_text())
+        self.classes: list[str] = settings["classes"]
+        self.input_size: int = settings["input_size"]
+        self.crop: float = settings["crop"]
         self.network = torch.export.load(context.artifacts["network"]).module()
 
     def predict(
         self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None
     ) -> pd.DataFrame:
-        """model_input: a column `image` of bytes (JPEG, PNG or WebP) -> a row for each image, under
-        the same index: class, probability; classes, probabilities: the five likeliest, the
-        likeliest first. Raises ValueError for bytes that are no image, and names their row."""
-        contents = list(model_input["image"])
+        """model_input: a column `image` of bytes (JPEG, PNG or WebP) -> a row for each image, with
+        the same index: class, probability; classes, probabilities: the top five, most likely first.
+        Raises ValueError, which names the row, for bytes that are no whole image."""
+        images = list(model_input["image"])
         rows: list[tuple[str, float, list[str], list[float]]] = []
-        for first in range(0, len(contents), CHUNK):
+        for first in range(0, len(images), CHUNK):
             pixels = torch.cat(
                 [
                     prepare(content, f"row {first + i}", self.crop, self.input_size)
-                    for i, content in enumerate(contents[first : first + CHUNK])
+                    for i, content in enumerate(images[first : first + CHUNK])
                 ]
             )  # (n, 3, S, S)
             with torch.inference_mode():
                 logits = self.network(pixels.to(torch.float32) / 127.5 - 1.0)  # (n, C)
-            best = logits.softmax(1).topk(min(BEST, len(self.classes)), dim=1)
-            for numbers, values in zip(best.indices.tolist(), best.values.tolist(), strict=True):
+            top = logits.softmax(1).topk(min(TOP_K, len(self.classes)), dim=1)
+            for numbers, values in zip(top.indices.tolist(), top.values.tolist(), strict=True):
                 names = [self.classes[number] for number in numbers]
                 rows.append((names[0], values[0], names, values))
         columns = ["class", "probability", "classes", "probabilities"]
@@ -75,9 +74,9 @@ def prepare(content: object, where: str, crop: float, size: int) -> Tensor:
 
 
 def decode(content: object, where: str) -> Image.Image:
-    """RGB, turned as its EXIF says; alpha over white, of 16-bit samples the upper 8 bits.
+    """RGB, with EXIF orientation applied, alpha over white, and the upper 8 bits of 16-bit samples.
 
-    Raises ValueError for what is no whole image, or too large.
+    Raises ValueError for bytes that are no whole image or too large.
     """
     if not isinstance(content, bytes | bytearray | memoryview):
         raise ValueError(

@@ -1,39 +1,27 @@
-"""The columns in which MLflow's table of runs is worth a look: a saved view of the experiment.
+"""The columns of an experiment's table of runs, as a saved view of MLflow's UI.
 
-MLflow's UI (3.17) keeps a view as a tag of the experiment: a name, two times, and as a string of
-JSON the part of its own state that the view sets. It stands in the menu "Views" of the table under
-its name, and opens by a link that names its id. By itself the UI shows source, models and data.
+The UI (3.17) stores a view as a tag of the experiment: a name, two times, and as a JSON string the
+part of the UI's state that the view sets. The view is listed in the table's menu "Views" and opens
+by a link with its id. The default columns show source, models and data.
 """
 
 import json
 
-AS_TRAINING = "?workflowType=machine_learning"  # shows that menu, not the generative one
+AS_TRAINING = "?workflowType=machine_learning"  # shows that menu, not the generative-AI one
 VIEW_ID = "rayception"
 VIEW_TAG = f"mlflow.sharedViewState.{VIEW_ID}"
-# Columns that the table has anyway, as its own code calls them.
+# Columns that the table always has, by their names in the UI's code.
 ALWAYS = ("attributes.`Run Name`", "attributes.`Created`", "duration")
-WIDTHS = {"attributes.`Run Name`": 330}  # pixels: a run's name is told apart by its end
+WIDTHS = {"attributes.`Run Name`": 330}  # pixels: names of runs differ at their end
 METRICS = (
-    "val_ema/top1",
-    "val/top1",
-    "val/loss",
-    "train/loss",
-    "train/epoch",
-    "train/images_per_second",
-    "run/goodput",
-    "run/rank_hours",
-    "run/dollars",
-)
+    "val_ema/top1", "val/top1", "val/loss", "train/loss", "train/epoch",
+    "train/images_per_second", "run/goodput", "run/rank_hours", "run/dollars",
+)  # fmt: skip
 TAGS = ("rayception.accelerator", "rayception.world_size", "rayception.attempts")
 PARAMS = (
-    "model.name",
-    "model.input_size",
-    "optim.name",
-    "optim.lr",
-    "data.global_batch_size",
-    "schedule.epochs",
-    "seed",
-)
+    "model.name", "model.input_size", "optim.name", "optim.lr", "data.global_batch_size",
+    "schedule.epochs", "seed",
+)  # fmt: skip
 
 
 def saved_view() -> str:
@@ -52,7 +40,7 @@ def saved_view() -> str:
 
 
 def table_page(experiment_id: str, *, has_view: bool = True) -> str:
-    """The path of an experiment's table, to append to the server's URL; in that view where it has
-    it (the UI answers with an error where it has not)."""
+    """The path of an experiment's table, to append to the server's URL. has_view: the experiment
+    has the saved view; without it, a link to it leads to an error page."""
     view = f"&viewStateShareKey={VIEW_ID}" if has_view else ""
     return f"/#/experiments/{experiment_id}/runs{AS_TRAINING}&compareRunsMode=TABLE{view}"

@@ -1,7 +1,8 @@
-"""A run's final network as a graph that needs no rayception: a file beside its checkpoints.
+"""A run's final network as a torch.export graph that needs no rayception: a file beside its
+checkpoints.
 
-Rank 0 writes it once the last step is evaluated: it has torch's compiler imported and the weights
-at hand. Where it died before that, whoever wants the file makes it of the checkpoint.
+Rank 0 writes it after the last evaluation: it has torch's compiler imported and the weights in
+memory. If it died before that, the file is made from the checkpoint when it is read.
 """
 
 import io
@@ -11,7 +12,6 @@ from typing import TYPE_CHECKING
 from datasets.errors import DataError
 from datasets.storage.store import Store
 from orchestration.job.job import Job
-from orchestration.job.plan import build_job_architecture
 from orchestration.run.checkpoint import Checkpoint, Summary, load_checkpoint
 
 if TYPE_CHECKING:
@@ -25,28 +25,28 @@ def network_url(run_url: str, step: int) -> str:
 
 
 def write_network(job: Job, store: Store, run_url: str, state: Checkpoint) -> None:
-    """Writes the graph with the averaged weights where an average is kept, else the last ones.
-    Raises StoreError."""
+    """Raises StoreError."""
     store.write(network_url(run_url, state.step), encode_network(job, state))
 
 
-def read_network(job: Job, store: Store, run_url: str, end: Summary) -> bytes:
-    """The file that `write_network` wrote, else one made of the checkpoint. Raises StoreError,
-    TrainingError."""
+def read_network(job: Job, store: Store, run_url: str, last: Summary) -> bytes:
+    """The file that `write_network` wrote, else one made from the last checkpoint. Raises
+    StoreError, TrainingError."""
     try:
-        return store.read(network_url(run_url, end.step))
+        return store.read(network_url(run_url, last.step))
     except DataError:
-        logger.info("%s has no network yet; it is made of its checkpoint", run_url)
-        return encode_network(job, load_checkpoint(store, end.url))
+        logger.info("%s has no network file yet; it is made from its checkpoint", run_url)
+        return encode_network(job, load_checkpoint(store, last.url))
 
 
 def encode_network(job: Job, state: Checkpoint) -> bytes:
-    """A torch.export file; on the CPU, whatever trained it."""
-    from inception.graph import evaluation_graph, put_weights
+    """A torch.export file of the averaged weights, or of the raw weights if no average is kept; for
+    the CPU, whatever trained it."""
+    from inception.graph import copy_weights, evaluation_graph
     from inception.network import build_network
 
-    graph = evaluation_graph(build_network(build_job_architecture(job)).eval())
-    put_weights(graph, state.averaged or state.model)
+    graph = evaluation_graph(build_network(job.model.architecture()).eval())
+    copy_weights(graph, state.averaged or state.model)
     return encode_graph(graph)
 
 

@@ -1,4 +1,4 @@
-"""What a rank reads and how: a job's data section made into loaders, cache and decoder."""
+"""A job's data section as loaders, disk cache and decoder of one rank."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +18,7 @@ from orchestration.job.plan import Plan
 
 
 def build_cache(job: Job) -> DiskCache | None:
-    """The node's disk cache, if the job has one. Raises StoreError where it cannot be written."""
+    """The node's disk cache, if the job has one. Raises StoreError if it is not writable."""
     if not job.data.cache_gib:
         return None
     cache = DiskCache(Path(job.data.cache_folder), int(job.data.cache_gib * 2**30))
@@ -26,40 +26,28 @@ def build_cache(job: Job) -> DiskCache | None:
     return cache
 
 
-def build_order(job: Job, manifest: Manifest) -> Order:
-    """The canonical order of the training split."""
-    shuffle = job.data.shuffle
-    return Order(
-        seed=job.seed,
-        samples_per_shard=manifest.samples_per_shard,
-        num_lanes=shuffle.lanes,
-        pieces=shuffle.pieces,
-        slices=shuffle.slices,
-    )
-
-
 def data_position(job: Job, manifest: Manifest) -> dict[str, Any]:
-    """Which sequence of samples a run walks: what a checkpoint must agree with."""
-    shuffle = job.data.shuffle
+    """What determines a run's sequence of samples; a checkpoint must have the same."""
+    data, shuffle = job.data, job.data.shuffle
     return {
         "seed": job.seed,
         "lanes": shuffle.lanes,
         "pieces": shuffle.pieces,
         "slices": shuffle.slices,
-        "global_batch_size": job.data.global_batch_size,
-        "micro_batch_size": job.data.micro_batch_size,
+        "global_batch_size": data.global_batch_size,
+        "micro_batch_size": data.micro_batch_size,
         "fingerprint": manifest.fingerprint,
     }
 
 
 def build_decoder(job: Job, device: torch.device) -> GpuDecoder | None:
-    """The rank's GPU decoder, if the job has one. Raises LoaderError where it is not installed."""
+    """The rank's GPU decoder, if the job has one. Raises LoaderError if it is not installed."""
     return GpuDecoder(device) if job.data.decoder == "nvjpeg" else None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Loaders:
-    """One rank's way to its batches; its ranks are those of one attempt."""
+    """Makes the loaders of one rank in one attempt."""
 
     job: Job
     plan: Plan
@@ -69,13 +57,20 @@ class Loaders:
     decoder: GpuDecoder | None
 
     def train_loader(self, manifest: Manifest, *, step: int) -> TrainLoader:
-        """The rank's training batches from step `step` on."""
+        """Training batches, from the one after `step` finished steps on."""
         job, plan = self.job, self.plan
-        augment = job.data.augment
+        augment, shuffle = job.data.augment, job.data.shuffle
+        order = Order(
+            seed=job.seed,
+            samples_per_shard=manifest.samples_per_shard,
+            num_lanes=shuffle.lanes,
+            pieces=shuffle.pieces,
+            slices=shuffle.slices,
+        )
         return TrainLoader(
             self.store,
             manifest,
-            build_order(job, manifest),
+            order,
             rank=self.rank,
             world_size=self.world_size,
             global_batch_size=plan.global_batch_size,
@@ -97,7 +92,7 @@ class Loaders:
         )
 
     def eval_loader(self, manifest: Manifest) -> EvalLoader:
-        """The rank's held-out batches."""
+        """Batches of the validation split."""
         job = self.job
         return EvalLoader(
             self.store,
@@ -114,7 +109,7 @@ class Loaders:
 
     @property
     def _threads(self) -> int:
-        """Decoding threads of the rank's own process, where it decodes itself."""
+        """Decoding threads in the rank's process."""
         if self.decoder is not None:
             return self.job.data.loader_workers or self.job.cluster.cpus_per_worker
         return max(1, self.plan.loader_workers)

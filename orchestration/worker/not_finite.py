@@ -1,5 +1,5 @@
-"""Steps whose loss was no finite number: their samples are named in the run's storage, by which a
-person finds them and a later attempt knows which steps to leave out."""
+"""Steps whose loss was not finite. Their samples are recorded in the run's storage, for a person to
+look at and for later attempts to skip those steps."""
 
 import json
 from collections.abc import Sequence
@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from datasets.storage.store import Store
 
 FOLDER = "not-finite"
-MAX_SKIPPED = 10  # of such steps, under loss.not_finite: skip; a run with more is ill
+MAX_SKIPPED = 10  # steps of a run, under loss.not_finite: skip; with more, something is wrong
 
 
-def record_samples(store: Store, run_url: str, *, step: int, rank: int, keys: Sequence[str]) -> str:
-    """A rank names its samples of a step; -> the folder. Raises StoreError."""
+def record_samples(store: Store, run_url: str, rank: int, step: int, keys: Sequence[str]) -> str:
+    """Records the names of one rank's samples in a step; -> the folder. Raises StoreError."""
     folder = f"{run_url}/{FOLDER}/step-{step:09d}"
     content = json.dumps({"rank": rank, "step": step, "samples": list(keys)}, indent=1)
     store.write(f"{folder}/rank-{rank}.json", content.encode())
@@ -19,6 +19,6 @@ def record_samples(store: Store, run_url: str, *, step: int, rank: int, keys: Se
 
 
 def recorded_steps(store: Store, run_url: str) -> list[int]:
-    """Steps (the first is 1) that some rank has named. Raises StoreError."""
-    found = store.list(f"{run_url}/{FOLDER}/step-")
-    return sorted({int(entry.url.rsplit("/", 2)[1].removeprefix("step-")) for entry in found})
+    """Steps (the first is 1) that any rank has recorded. Raises StoreError."""
+    entries = store.list(f"{run_url}/{FOLDER}/step-")
+    return sorted({int(entry.url.rsplit("/", 2)[1].removeprefix("step-")) for entry in entries})

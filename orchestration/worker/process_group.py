@@ -1,17 +1,16 @@
-"""How the ranks of a worker group find each other: torch's process group, over the right interface.
+"""torch's process group for a worker group, over the network interface that Ray uses.
 
-gloo binds to the address that a machine's host name resolves to, and to loopback where it resolves
-to nothing (a bare container, a network namespace): ranks on other nodes then fail to connect, and
-Ray calls that a controller's error, which no retry covers. The address by which Ray itself reaches
-a node is the right one.
+gloo binds to the address that a machine's host name resolves to, or to loopback if it resolves to
+nothing (a bare container, a network namespace): ranks on other nodes then fail to connect, and Ray
+reports that as an error of its controller, which no retry covers. So the ranks use the interface
+with the address by which Ray reaches their node.
 
-Ray's own TorchConfig does the rest of this; but its module, which the driver would import, brings
-torch with it: 3 s of CPU of every start.
+Ray's TorchConfig would do the rest, but the driver would import torch with its module: 3 s of CPU
+at every start.
 """
 
 import contextlib
 import os
-import socket
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from datetime import timedelta
@@ -27,12 +26,12 @@ from ray.train.v2._internal.util import TrainingFramework
 
 from orchestration.cluster import worker_imports
 
-DESTROY_LIMIT_S = 30.0  # of a group whose ranks have left
+DESTROY_LIMIT_S = 30.0
 
 
 @dataclass
 class GroupConfig(BackendConfig):  # type: ignore[misc]
-    """backend: `gloo` or `nccl`. timeout_s: a rank that waits this long for another has lost it."""
+    """backend: `gloo` or `nccl`. timeout_s: of a collective: after it, another rank is lost."""
 
     backend: str
     timeout_s: int
@@ -43,7 +42,7 @@ class GroupConfig(BackendConfig):  # type: ignore[misc]
 
     @property
     def train_func_context(self) -> Any:
-        return on_rank_device
+        return _on_rank_device
 
     @property
     def framework(self) -> TrainingFramework:
@@ -54,42 +53,43 @@ class GroupConfig(BackendConfig):  # type: ignore[misc]
 
 
 class _ProcessGroup(Backend):  # type: ignore[misc]
-    # A rank may open its neighbours' memory (NCCL's peer to peer), so it sees its node's GPUs.
+    # NCCL's peer to peer opens the memory of other ranks' GPUs, so a rank sees all of its node.
     share_cuda_visible_devices = True
 
     def on_start(self, worker_group: Any, backend_config: GroupConfig) -> None:
         worker_group.execute(_choose_interface)
         address, port = worker_group.execute_single(0, get_address_and_port)
-        joined = [
+        pending = [
             worker_group.execute_single_async(
-                rank, _join, backend_config.backend, rank, len(worker_group), address, port,
+                rank, _init_group, backend_config.backend, rank, len(worker_group), address, port,
                 backend_config.timeout_s,
             )
             for rank in range(len(worker_group))
         ]  # fmt: skip
-        ray.get(joined)
+        ray.get(pending)
 
     def on_shutdown(self, worker_group: Any, backend_config: GroupConfig) -> None:
         with contextlib.suppress(GetTimeoutError):
-            ray.get(worker_group.execute_async(_leave), timeout=DESTROY_LIMIT_S)
+            ray.get(worker_group.execute_async(_destroy_group), timeout=DESTROY_LIMIT_S)
 
 
 def _choose_interface() -> None:
-    """Runs in each worker, before all else of ours; what its environment says already stays."""
+    """Runs in each worker, before all other code of ours. Variables that are set already stay."""
     worker_imports.wait()
-    name = interface_of(ray.util.get_node_ip_address())
+    name = find_interface(ray.util.get_node_ip_address())
     if name is not None:
         for variable in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
             os.environ.setdefault(variable, name)
 
 
-def _join(backend: str, rank: int, world_size: int, address: str, port: int, limit_s: int) -> None:
-    """Runs in each worker, all at once. The variables are those of torch's own launcher, which
-    other libraries read."""
+def _init_group(
+    backend: str, rank: int, world_size: int, address: str, port: int, timeout_s: int
+) -> None:
+    """Runs in all workers at once. Sets the variables of torchrun, which other libraries read."""
     import torch.distributed as dist
 
     context = ray.train.get_context()
-    if backend == "nccl":  # a collective that hangs ends the rank, and does not wait for ever
+    if backend == "nccl":  # a collective that times out ends the rank
         os.environ.setdefault("TORCH_NCCL_ASYNC_ERROR_HANDLING", "1")
     os.environ |= {
         "MASTER_ADDR": address,
@@ -102,11 +102,11 @@ def _join(backend: str, rank: int, world_size: int, address: str, port: int, lim
     }
     dist.init_process_group(
         backend, init_method="env://", rank=rank, world_size=world_size,
-        timeout=timedelta(seconds=limit_s),
+        timeout=timedelta(seconds=timeout_s),
     )  # fmt: skip
 
 
-def _leave() -> None:
+def _destroy_group() -> None:
     """Runs in each worker."""
     import torch.distributed as dist
 
@@ -115,8 +115,8 @@ def _leave() -> None:
 
 
 @contextlib.contextmanager
-def on_rank_device() -> Iterator[None]:
-    """Around what a rank runs: its GPU is torch's present one."""
+def _on_rank_device() -> Iterator[None]:
+    """Makes the rank's GPU torch's current device for the block."""
     import torch
 
     if torch.cuda.is_available():
@@ -128,7 +128,7 @@ def rank_device() -> Any:
     """The rank's torch.device: its GPU, else the CPU."""
     import torch
 
-    # Ray's get_device() names cuda:0 wherever the node claims a GPU, so torch is asked first.
+    # Ray's get_device() returns cuda:0 if the node declares a GPU, so torch is asked first.
     if not torch.cuda.is_available():
         return torch.device("cpu")
     from ray.train.torch import get_device
@@ -136,11 +136,9 @@ def rank_device() -> Any:
     return get_device()
 
 
-def interface_of(address: str) -> str | None:
-    """The network interface that has an IPv4 or IPv6 address, if one has it."""
-    for name, addresses in psutil.net_if_addrs().items():
-        for one in addresses:
-            is_ip = one.family in (socket.AF_INET, socket.AF_INET6)
-            if is_ip and one.address.partition("%")[0] == address:
-                return str(name)
+def find_interface(address: str) -> str | None:
+    """The network interface with this IPv4 or IPv6 address, if there is one."""
+    for name, entries in psutil.net_if_addrs().items():
+        if address in (entry.address.partition("%")[0] for entry in entries):
+            return str(name)
     return None

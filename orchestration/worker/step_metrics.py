@@ -1,17 +1,21 @@
-"""What the ranks say of their steps: gathered for a few steps, summed once, sent by rank 0.
+"""Metrics of training steps: collected on each rank, all-reduced every few steps, logged by rank 0.
 
-The losses stay on the device until then, so that no step waits for a number to come back.
+Losses stay on the device until the all-reduce, so that no step waits for a number to come back.
 """
 
 import logging
+import math
+import statistics
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
-from datasets.loading.batch import KINDS, Damages
+from datasets.loading.batch import KINDS
 from datasets.loading.loader import TrainLoader
 from inception.step import StepResult
 from orchestration.errors import Rollback, TrainingError
@@ -24,11 +28,25 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-LOOK_EVERY_S = 1.0  # at least, where steps are shorter than that: a notice may be short
+SYNC_EVERY_S = 1.0  # of shorter steps; a node's end may be announced only seconds ahead
+
+
+@dataclass(frozen=True, slots=True)
+class _Totals:
+    """One sync's sums over ranks, the same on every rank."""
+
+    losses: list[float]  # by step, of the global batch
+    damaged: dict[str, float]  # by kind: samples since the attempt started
+    command: Command
+    busy_s: list[float]  # by rank: until it is ready for the gradients' all-reduce
+    elapsed_s: float  # this and the rest: means over ranks
+    wait_s: float
+    compute_s: float
+    all_reduce_s: float
 
 
 class StepMetrics:
-    """The steps of one attempt on one rank since they were last sent."""
+    """The steps of one attempt on one rank since the last sync."""
 
     def __init__(
         self,
@@ -36,20 +54,21 @@ class StepMetrics:
         plan: Plan,
         loader: TrainLoader,
         writer: "MetricWriter | None",
-        keep: Callable[[int, tuple[str, ...]], str],
+        record_samples: Callable[[int, tuple[str, ...]], str],
         *,
         can_skip: bool,
     ) -> None:
-        """writer: rank 0's; the other ranks have none. keep: writes the names of a step's samples
-        for a person; -> where. can_skip: a step without a finite loss may be left out."""
-        self._keep, self._can_skip = keep, can_skip
+        """writer: rank 0's; None on the other ranks. record_samples: writes the names of a step's
+        samples to storage; -> their folder. can_skip: a step whose loss is not finite may be left
+        out."""
         self._job, self._plan, self._loader, self._writer = job, plan, loader, writer
+        self._record_samples, self._can_skip = record_samples, can_skip
         self._results: list[StepResult] = []
-        self._keys: list[tuple[str, ...]] = []  # of each step's samples on this rank
-        self._told = 0  # messages of damage that stand in the log
-        self._group = 1  # steps until the next look; the same on all ranks
+        self._keys: list[tuple[str, ...]] = []  # by step
+        self._steps_per_sync = 1  # the same on all ranks
+        self._num_logged_damages = 0
         self._trained_steps = 0
-        self._trained_s = 0.0
+        self.trained_s = 0.0  # of this attempt's steps, without evaluations and checkpoints
         self.resume_clock()
 
     def __len__(self) -> int:
@@ -57,18 +76,13 @@ class StepMetrics:
 
     @property
     def is_due(self) -> bool:
-        """Whether the ranks speak now: after `log_every_steps`, or a second's worth of steps."""
-        return len(self._results) >= self._group
-
-    @property
-    def trained_s(self) -> float:
-        """Seconds of this attempt's steps, without evaluations and checkpoints."""
-        return self._trained_s
+        """Whether to sync now: after `log_every_steps` steps, or those of a second."""
+        return len(self._results) >= self._steps_per_sync
 
     @property
     def images_per_second(self) -> float:
         """Over all steps of this attempt, without evaluations and checkpoints."""
-        return self._trained_steps * self._plan.global_batch_size / max(self._trained_s, 1e-9)
+        return self._trained_steps * self._plan.global_batch_size / max(self.trained_s, 1e-9)
 
     def add(self, result: StepResult, keys: tuple[str, ...]) -> None:
         """keys: names of this rank's samples in the step."""
@@ -76,115 +90,131 @@ class StepMetrics:
         self._keys.append(keys)
 
     def resume_clock(self) -> None:
-        """Time begins anew: what came between was no training."""
-        self._began, self._waited = time.monotonic(), self._loader.wait_s
+        """Leaves out the time since the last sync: it was not spent on training."""
+        self._start_time, self._start_wait_s = time.monotonic(), self._loader.wait_s
 
     def sync(self, step: int, command: Command) -> tuple[dict[str, float], Command]:
-        """The last steps' global losses and skipped samples, up to `step` finished ones.
+        """All-reduces and logs the steps since the last sync, up to finished step `step`.
 
-        wish: what rank 0 has heard; the others give GO_ON. All ranks take part: one all-reduce.
-        Rank 0 logs every step. Returns what a progress line needs, and the wish on which all
-        agree. Raises on all ranks alike: RollBack or TrainingError, a loss that is no finite
-        number; TrainingError, more damaged samples than the job allows.
+        command: what rank 0 received from the driver; the other ranks pass CONTINUE. All ranks take
+        part, in one all-reduce. -> the metrics of a progress report, and the command for all ranks.
+        Raises the same error on all ranks: Rollback or TrainingError if a loss is not finite,
+        TrainingError if more samples are damaged than the job allows.
         """
-        elapsed_s = time.monotonic() - self._began
-        wait_s = self._loader.wait_s - self._waited
-        results, self._results = self._results, []
-        keys, self._keys = self._keys, []
-        self._trained_steps += len(results)
-        self._trained_s += elapsed_s
-        damages = self._loader.damages
-        shares = torch.stack([result.loss for result in results]).float()  # (steps,)
-        counts = [float(damages.counts[kind]) for kind in KINDS]
-        skipped = torch.tensor(counts, device=shares.device)
-        busy = torch.zeros(dist.get_world_size())  # ranks' own seconds, each in its place
-        busy[dist.get_rank()] = wait_s + sum(result.own_s() for result in results)
-        spent = [
-            elapsed_s, wait_s, sum(one.own_s() for one in results),
-            sum(one.all_reduce_s() for one in results),
-        ]  # fmt: skip
-        asked = torch.tensor([float(command), *(one / dist.get_world_size() for one in spent)])
-        sums = torch.cat([shares, skipped, *(one.to(shares.device) for one in (asked, busy))])
-        dist.all_reduce(sums)  # (steps + kinds + 5 + ranks,)
-        losses, by_kind, heard, own_s = (
-            part.tolist() for part in torch.split(sums, [len(results), len(KINDS), 5, len(busy)])
-        )
-        num_damaged = sum(by_kind)
-        step_s = heard[1] / len(results)
-        waited, computed, all_reduced = (min(1.0, one / heard[1]) for one in heard[2:])
-        self._group = max(1, min(self._job.tracking.log_every_steps, int(LOOK_EVERY_S / step_s)))
-        for message in damages.first[self._told :]:
-            logger.warning("skipped: %s", message)
-        self._told = len(damages.first)
-        norms = torch.stack([result.grad_norm for result in results]).tolist()
-        first = step - len(results) + 1
-        self._check(first, losses, keys, num_damaged, damages)
-        rates = {
-            "train/images_per_second": len(results) * self._plan.global_batch_size / elapsed_s,
-            "train/data_wait_fraction": waited,  # these three are means over ranks
-            "train/compute_fraction": computed,
-            "train/all_reduce_fraction": all_reduced,
-            "train/damaged_samples": num_damaged,
-        }
-        rates |= {
-            f"train/damaged_{kind}_samples": number
-            for kind, number in zip(KINDS, by_kind, strict=True)
-            if number
-        }
-        rates |= _spread(own_s, elapsed_s)
+        elapsed_s = time.monotonic() - self._start_time
+        num_steps = len(self._results)
+        self._trained_steps += num_steps
+        self.trained_s += elapsed_s
+        sums = self._pack(command, elapsed_s)
+        dist.all_reduce(sums)
+        totals = _unpack(sums, num_steps)
+        step_s, most = totals.elapsed_s / num_steps, self._job.tracking.log_every_steps
+        self._steps_per_sync = max(1, min(most, int(SYNC_EVERY_S / step_s)))
+        self._log_damages()
+        self._check_losses(step - num_steps + 1, totals.losses)
+        self._check_damages(step, totals)
+        rates = self._rates(totals, elapsed_s)
         if self._writer is not None:
-            for number, (loss, norm) in enumerate(zip(losses, norms, strict=True), start=first):
-                self._writer.log(
-                    number,
-                    {
-                        "train/loss": loss,
-                        "train/grad_norm": norm,
-                        "train/lr": learning_rate_at(self._job, self._plan, number - 1),
-                        "train/epoch": self._plan.epoch_at(number),
-                    },
-                )
+            self._log_steps(self._writer, step - num_steps + 1, totals.losses)
             self._writer.log(step, rates)
+        self._results, self._keys = [], []
         self.resume_clock()
-        return {"train/loss": losses[-1], **rates}, Command(round(heard[0]))
+        return {"train/loss": totals.losses[-1], **rates}, totals.command
 
-    def _check(
-        self,
-        first: int,
-        losses: list[float],
-        keys: list[tuple[str, ...]],
-        num_damaged: float,
-        damages: Damages,
-    ) -> None:
-        for number, loss in enumerate(losses, start=first):
-            if loss - loss != 0.0:  # infinite or not a number
-                where = self._keep(number, keys[number - first])
-                what = f"train/loss: got {loss} in step {number}; a loss is a finite number"
-                if self._can_skip:
-                    raise Rollback(f"{what} (its samples are named in {where})")
-                raise TrainingError(
-                    f"{what}. Lower optim.lr, or set optim.clip_norm, and run again; the step's "
-                    f"samples are named in {where}. `rayception resume` with "
-                    "loss.not_finite=skip goes on without it."
-                )
-        limit = self._job.data.max_damaged
+    def _pack(self, command: Command, elapsed_s: float) -> Tensor:
+        """float32 (steps + kinds + 5 + ranks,): its sum over ranks is what `_unpack` reads."""
+        losses = torch.stack([result.loss for result in self._results]).float()  # (steps,)
+        world_size = dist.get_world_size()
+        wait_s = self._loader.wait_s - self._start_wait_s
+        compute_s = sum(result.compute_s() for result in self._results)
+        all_reduce_s = sum(result.all_reduce_s() for result in self._results)
+        busy_s = [0.0] * world_size  # each rank fills its own place
+        busy_s[dist.get_rank()] = wait_s + compute_s
+        values = [
+            *(float(self._loader.damages.counts[kind]) for kind in KINDS),
+            float(command),
+            *(time_s / world_size for time_s in (elapsed_s, wait_s, compute_s, all_reduce_s)),
+            *busy_s,
+        ]
+        return torch.cat([losses, torch.tensor(values, device=losses.device)])
+
+    def _log_damages(self) -> None:
+        """This rank's first damaged samples, each once."""
+        messages = self._loader.damages.first
+        for message in messages[self._num_logged_damages :]:
+            logger.warning("skipped: %s", message)
+        self._num_logged_damages = len(messages)
+
+    def _check_losses(self, first: int, losses: list[float]) -> None:
+        for step, (loss, keys) in enumerate(zip(losses, self._keys, strict=True), start=first):
+            if math.isfinite(loss):
+                continue
+            folder = self._record_samples(step, keys)
+            problem = f"train/loss: got {loss} in step {step}; a loss is a finite number"
+            if self._can_skip:
+                raise Rollback(f"{problem} (its samples are named in {folder})")
+            raise TrainingError(
+                f"{problem}. Lower optim.lr, or set optim.clip_norm, and run again; the step's "
+                f"samples are named in {folder}. `rayception resume` with "
+                "loss.not_finite=skip goes on without it."
+            )
+
+    def _check_damages(self, step: int, totals: _Totals) -> None:
+        num_damaged, limit = sum(totals.damaged.values()), self._job.data.max_damaged
+        damages = self._loader.damages
         if num_damaged > limit:
             raise TrainingError(
-                f"data.max_damaged: got {num_damaged:.0f} damaged samples in steps up to "
-                f"{first + len(losses) - 1}, more than {limit} (on this rank: "
-                f"{dict(damages.counts)}, such as {damages.first[:2]}). Look with "
-                "`rayception verify`, mend them or raise the limit."
+                f"data.max_damaged: got {num_damaged:.0f} damaged samples in steps up to {step}, "
+                f"more than {limit} (on this rank: {dict(damages.counts)}, such as "
+                f"{damages.first[:2]}). Find them with `rayception verify`, repair them or raise "
+                "the limit."
+            )
+
+    def _rates(self, totals: _Totals, elapsed_s: float) -> dict[str, float]:
+        num_images = len(self._results) * self._plan.global_batch_size
+        rates = {
+            "train/images_per_second": num_images / elapsed_s,
+            "train/data_wait_fraction": min(1.0, totals.wait_s / totals.elapsed_s),
+            "train/compute_fraction": min(1.0, totals.compute_s / totals.elapsed_s),
+            "train/all_reduce_fraction": min(1.0, totals.all_reduce_s / totals.elapsed_s),
+            "train/damaged_samples": sum(totals.damaged.values()),
+        }
+        for kind, count in totals.damaged.items():
+            if count:
+                rates[f"train/damaged_{kind}_samples"] = count
+        return rates | _slowest_rank(totals.busy_s, elapsed_s)
+
+    def _log_steps(self, writer: "MetricWriter", first: int, losses: list[float]) -> None:
+        norms = torch.stack([result.grad_norm for result in self._results]).tolist()
+        for step, (loss, norm) in enumerate(zip(losses, norms, strict=True), start=first):
+            writer.log(
+                step,
+                {
+                    "train/loss": loss,
+                    "train/grad_norm": norm,
+                    "train/lr": learning_rate_at(self._job, self._plan, step - 1),
+                    "train/epoch": self._plan.epoch_at(step),
+                },
             )
 
 
-def _spread(own_s: list[float], elapsed_s: float) -> dict[str, float]:
-    """Which rank the others wait for. own_s: each rank's seconds until it is ready for the
-    gradients' all-reduce: data, forward and most of backward."""
-    slowest = max(range(len(own_s)), key=lambda rank: own_s[rank])
-    others = sorted(own_s[:slowest] + own_s[slowest + 1 :])
+def _unpack(sums: Tensor, num_steps: int) -> _Totals:
+    sizes = [num_steps, len(KINDS), 1, 4, dist.get_world_size()]
+    parts = torch.split(sums.cpu(), sizes)
+    losses, damaged, command, means_s, busy_s = (part.tolist() for part in parts)
+    by_kind = dict(zip(KINDS, damaged, strict=True))
+    return _Totals(losses, by_kind, Command(round(command[0])), busy_s, *means_s)
+
+
+def _slowest_rank(busy_s: list[float], elapsed_s: float) -> dict[str, float]:
+    """Which rank the others wait for, and how far it lags behind their median. busy_s: each rank's
+    time for data, forward and most of backward."""
+    slowest = max(range(len(busy_s)), key=busy_s.__getitem__)
+    others = busy_s[:slowest] + busy_s[slowest + 1 :]
     if not others:
         return {}
-    median = others[len(others) // 2]
+    lag_s = busy_s[slowest] - statistics.median_high(others)
     return {
         "train/slowest_rank": float(slowest),
-        "train/slowest_rank_lag_fraction": max(0.0, (own_s[slowest] - median) / elapsed_s),
+        "train/slowest_rank_lag_fraction": max(0.0, lag_s / elapsed_s),
     }

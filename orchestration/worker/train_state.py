@@ -1,8 +1,8 @@
-"""What training changes on a rank, and how it begins: the network, its optimizer, the average of
-its weights, the steps that are done. A checkpoint is this, written down.
+"""What training changes on a rank: the network, its optimizer, the average of its weights, and the
+number of finished steps. A checkpoint is this state in storage.
 
-It begins from the newest whole checkpoint of its run, else from pretrained weights, else from the
-job's seed; all ranks alike, and so they stay: the same numbers on each.
+Training starts from the run's newest whole checkpoint, else from pretrained weights, else from the
+job's seed. All ranks start with the same values, and stay equal.
 """
 
 import logging
@@ -17,7 +17,7 @@ from datasets.loading.batch import MicroBatch
 from datasets.loading.device import on_device
 from datasets.storage.store import Store
 from inception.ema import WeightAverage
-from inception.mix import Mix
+from inception.mix import MixConfig
 from inception.network import build_network
 from inception.optim import build_optimizer
 from inception.precision import autocast_for, to_device_format
@@ -26,16 +26,16 @@ from inception.step import StepResult, train_step
 from inception.weights import load_weights, read_weights
 from orchestration.errors import TrainingError
 from orchestration.job.job import Job
-from orchestration.job.plan import Plan, build_job_architecture, learning_rate_at
+from orchestration.job.plan import Plan, learning_rate_at
 from orchestration.run.checkpoint import Checkpoint, load_checkpoint, newest_checkpoint
 
 logger = logging.getLogger(__name__)
 
 
 class TrainState:
-    """One rank's. step: steps that are done. metrics: of the last evaluation.
+    """One rank's state. step: finished steps. metrics: of the last evaluation.
 
-    All ranks take part in every method but `state`.
+    All ranks take part in every method except `checkpoint`.
     """
 
     def __init__(
@@ -48,19 +48,19 @@ class TrainState:
         position: dict[str, Any],
         device: torch.device,
     ) -> None:
-        """position: the place in the data that a checkpoint must share (feed.data_position).
+        """position: as loaders.data_position; a checkpoint must have the same.
 
-        Raises TrainingError: a checkpoint of other samples; ModelError: weights that do not fit;
-        DataError, StoreError.
+        Raises TrainingError if a checkpoint has another position, ModelError if pretrained weights
+        do not fit, DataError, StoreError.
         """
         self._job, self._plan, self._device = job, plan, device
         self._position = position
         self.autocast = autocast_for(device, job.model.precision)
-        self.model = build_network(build_job_architecture(job), seed=job.seed)
+        self.model = build_network(job.model.architecture(), seed=job.seed)
         to_device_format(self.model, device)
-        chosen = _choose_checkpoint(store, run_url)
-        if chosen is None and job.model.init_from is not None:
-            self._begin_from(store, job.model.init_from)
+        newest = _read_newest(store, run_url)
+        if newest is None and job.model.init_from is not None:
+            self._load_pretrained(store, job.model.init_from)
         if job.model.freeze_until is not None:
             self.model.freeze_until(job.model.freeze_until)
         optim = job.optim
@@ -80,34 +80,34 @@ class TrainState:
         )
         self.step = 0
         self.metrics: dict[str, float] = {}
-        if chosen is not None:
-            self._restore(*chosen)
-        # Running statistics are averaged by us where they are used; DDP must not broadcast them.
-        # (torch 2.13 renames the argument; the old name is the one that every version knows.)
+        if newest is not None:
+            self._restore(*newest)
+        # Running statistics are averaged when they are used; DDP must not broadcast rank 0's.
+        # torch 2.13 renames the argument; all supported versions know this name.
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)
             self._ddp = DistributedDataParallel(
                 self.model, broadcast_buffers=False, gradient_as_bucket_view=True
             )
 
-    def train_on(self, mine: list[MicroBatch]) -> StepResult:
-        """The next step, on this rank's micro-batches of it; gradients are all-reduced inside, the
-        weight average follows the optimizer."""
+    def train_on(self, micro_batches: list[MicroBatch]) -> StepResult:
+        """One step on this rank's micro-batches: gradients are all-reduced, then the optimizer
+        steps, then the weight average is updated."""
         job, plan = self._job, self._plan
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate_at(job, plan, self.step)
         result = train_step(
             self._ddp,
             self.optimizer,
-            [on_device(batch, self._device) for batch in mine],
+            [on_device(batch, self._device) for batch in micro_batches],
             num_micro_batches=plan.num_micro_batches,
             world_size=dist.get_world_size(),
             seed=job.seed,
             step=self.step,
             label_smoothing=job.loss.label_smoothing,
-            side_weight=job.loss.side_weight,
+            aux_weight=job.loss.side_weight,
             clip_norm=job.optim.clip_norm,
-            how_mixed=Mix(mixup=job.loss.mixup, cutmix=job.loss.cutmix),
+            mix_config=MixConfig(mixup=job.loss.mixup, cutmix=job.loss.cutmix),
             autocast=self.autocast,
         )
         if self.average is not None:
@@ -116,17 +116,17 @@ class TrainState:
         return result
 
     def skip_step(self) -> None:
-        """The next step is not worked, but counts."""
+        """Counts the next step without training."""
         self.step += 1
 
     def average_statistics(self) -> None:
-        """Batch norm's running statistics, averaged over ranks: before they are used or kept."""
+        """Averages batch norm's running statistics over ranks, before they are used or saved."""
         average_bn_statistics(self.model)
         if self.average is not None:
             self.average.average_statistics()
 
     def checkpoint(self, metrics: dict[str, float]) -> Checkpoint:
-        """What a checkpoint holds; the tensors are the network's own. metrics: that stand in it."""
+        """Shares its tensors with the network and the optimizer."""
         return Checkpoint(
             step=self.step,
             model=self.model.state_dict(),
@@ -136,20 +136,20 @@ class TrainState:
             metrics=metrics,
         )
 
-    def _begin_from(self, store: Store, url: str) -> None:
-        """A pretrained start; each rank reads the file, as each reads a checkpoint."""
-        kept = load_weights(self.model, read_weights(store.read(url), url), url)
+    def _load_pretrained(self, store: Store, url: str) -> None:
+        """Each rank reads the file, as each reads a checkpoint."""
+        fresh = load_weights(self.model, read_weights(store.read(url), url), url)
         if dist.get_rank() == 0:
-            fresh = f"; {', '.join(kept)} begin anew" if kept else ""
-            logger.warning("began from %s%s", url, fresh)
+            rest = f"; initialized anew: {', '.join(fresh)}" if fresh else ""
+            logger.warning("loaded weights from %s%s", url, rest)
 
     def _restore(self, url: str, checkpoint: Checkpoint) -> None:
-        """Raises TrainingError where the checkpoint is of other samples."""
+        """Raises TrainingError if the checkpoint has another position in the data."""
         if checkpoint.data != self._position:
-            differing = [k for k, v in self._position.items() if checkpoint.data.get(k) != v]
+            names = [k for k, v in self._position.items() if checkpoint.data.get(k) != v]
             raise TrainingError(
-                f"{url}: got another {', '.join(differing)} than the job; a run goes on "
-                "over the same samples in the same order. Restore the job's data section."
+                f"{url}: got another {', '.join(names)} than the job; a run goes on with the same "
+                "samples in the same order. Restore the job's data section."
             )
         self.model.load_state_dict(checkpoint.model)
         self.optimizer.load_state_dict(checkpoint.optimizer)
@@ -159,13 +159,13 @@ class TrainState:
         self.step = checkpoint.step
 
 
-def _choose_checkpoint(store: Store, run_url: str) -> tuple[str, Checkpoint] | None:
-    """(URL, state) of the newest whole checkpoint of the run, if there is one. Rank 0 chooses and
-    tells the others, so that all begin at the same step; each reads it."""
-    found = newest_checkpoint(store, run_url) if dist.get_rank() == 0 else None
-    chosen = [None if found is None else found[0]]
-    dist.broadcast_object_list(chosen, src=0)
-    url = chosen[0]
-    if url is None or found is not None:
-        return found
+def _read_newest(store: Store, run_url: str) -> tuple[str, Checkpoint] | None:
+    """(URL, state) of the run's newest whole checkpoint. All ranks take part: rank 0 finds it and
+    broadcasts its URL, so that all start at the same step; then each reads it."""
+    newest = newest_checkpoint(store, run_url) if dist.get_rank() == 0 else None
+    urls = [newest[0] if newest is not None else None]
+    dist.broadcast_object_list(urls, src=0)
+    url = urls[0]
+    if url is None or newest is not None:
+        return newest
     return url, load_checkpoint(store, url)

@@ -1,6 +1,6 @@
-"""What the driver hands to every rank, and what Ray Train runs there.
+"""What the driver passes to every rank, and Ray Train's entry point on each of them.
 
-Apart from the ranks' own code, so that a driver, which makes both, imports no torch for them.
+Separate from the ranks' code, so that the driver does not import torch for it.
 """
 
 from dataclasses import dataclass
@@ -13,19 +13,19 @@ from orchestration.tracking.run_ref import RunRef
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class WorkerConfig:
-    """Plain values, no secret among them."""
+    """Holds no credentials: Ray pickles it."""
 
-    job: dict[str, Any]
+    job: dict[str, Any]  # as load.to_dict writes it
     plan: Plan
     run: RunRef
     run_url: str
     store: StoreConfig
-    progress_actor: Any  # the progress actor
+    progress_actor: Any
     attempt: int  # 1 for the first worker group
 
 
 def train_loop(config: dict[str, WorkerConfig]) -> None:
-    """Entry of Ray Train on each rank. Raises TrainingError, DataError or StoreError."""
-    from orchestration.worker.train_loop import Rank
+    """Trains on one rank. Raises TrainingError, ModelError, DataError, StoreError."""
+    from orchestration.worker.train_loop import TrainLoop
 
-    Rank(config["config"]).train()
+    TrainLoop(config["config"]).train()

@@ -27,7 +27,7 @@ from inception.optim import build_optimizer
 from inception.precision import to_device_format
 from orchestration.cli.tables import print_json
 from orchestration.job.load import load_job
-from orchestration.job.plan import build_job_architecture, make_plan
+from orchestration.job.plan import make_plan
 from orchestration.worker.loaders import Loaders
 
 
@@ -41,7 +41,7 @@ def work(rank: int, port: int, path: str, overrides: list[str], warmup: int, res
     torch.set_num_threads(job.cluster.cpus_per_worker)
     dist.init_process_group("gloo", rank=rank, world_size=plan.world_size)
     device = torch.device("cpu")
-    network = build_network(build_job_architecture(job), seed=job.seed)
+    network = build_network(job.model.architecture(), seed=job.seed)
     to_device_format(network, device)
     model = DistributedDataParallel(network)
     optim = job.optim

@@ -15,7 +15,7 @@ from rich.table import Table
 
 from datasets.images.augment import Augment
 from datasets.loading.loader import TrainLoader
-from datasets.loading.stream import REQUEST_BYTES, fetch_run, requests
+from datasets.loading.stream import REQUEST_BYTES, fetch_run, split_range
 from datasets.order import Order
 from datasets.packing.pack import pack
 from datasets.shards.manifest import Manifest
@@ -33,6 +33,7 @@ def bench_s3(console: Console, images: list[bytes], rounds: int) -> None:
     os.environ.update(services.s3_environment(secrets))
     with tempfile.TemporaryDirectory() as folder:
         port = services.free_ports(1)[0]
+        url = f"http://127.0.0.1:{port}"
         command = services.s3_command(Path(folder), port, secrets)
         server = subprocess.Popen(
             command.arguments, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
@@ -40,10 +41,10 @@ def bench_s3(console: Console, images: list[bytes], rounds: int) -> None:
         )  # fmt: skip
         try:
             deadline = time.monotonic() + 60
-            while not services.s3_is_ready(port):
+            while not services.is_ready("s3", url):
                 assert time.monotonic() < deadline, "the S3 server did not start"
                 time.sleep(0.2)
-            _measure(console, f"http://127.0.0.1:{port}", images, rounds)
+            _measure(console, url, images, rounds)
         finally:
             server.kill()  # its data go with the folder
             server.wait(20)
@@ -74,7 +75,7 @@ def _measure(console: Console, endpoint: str, images: list[bytes], rounds: int) 
     same = [
         (shard, begin, end - begin)
         for shard, first, count in runs
-        for begin, end in requests(*manifest.shards[shard].byte_range(first, count))
+        for begin, end in split_range(*manifest.shards[shard].byte_range(first, count))
     ]
 
     def ours() -> int:

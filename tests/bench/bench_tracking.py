@@ -24,7 +24,6 @@ from inception.precision import to_device_format
 from inception.step import train_step
 from orchestration.cli.tables import print_json
 from orchestration.job.load import load_job
-from orchestration.job.plan import build_job_architecture
 from orchestration.tracking.outbox import Outbox
 from orchestration.tracking.runs import close_run, open_run
 from orchestration.tracking.writer import MetricWriter
@@ -42,7 +41,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     job = load_job(JOB, ["model.input_size=139", "model.width=0.5"])
-    network = build_network(build_job_architecture(job), seed=0)
+    network = build_network(job.model.architecture(), seed=0)
     to_device_format(network, torch.device("cpu"))
     optimizer = build_optimizer(
         network, name="rmsprop_tf", lr=1e-4, weight_decay=4e-5, momentum=0.9, decay=0.9, eps=1.0

@@ -13,7 +13,7 @@ from datasets.packing.pack import pack
 from datasets.packing.sources import digits
 from datasets.storage.store import Store
 from orchestration.stack.processes import marked_processes
-from orchestration.stack.worker_pool import FILE
+from orchestration.stack.worker_pool import POOL_FILE
 from tests.integration.conftest import Home
 from tests.waiting import wait_for
 
@@ -67,7 +67,7 @@ def pool(other_home: Home, damaged: Path) -> list[int]:
     ranks."""
     done = other_home.call(*arguments(damaged, 10), "data.loader_workers=2")
     check_skipped(other_home, done)
-    marker = json.loads((other_home.folder / FILE).read_text())["marker"]
+    marker = json.loads((other_home.folder / POOL_FILE).read_text())["marker"]
     wait_for(lambda: len(marked_processes(marker)) == 2, 60, lambda: "no processes of the pool")
     return [process.pid for process in marked_processes(marker)]
 

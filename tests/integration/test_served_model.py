@@ -29,10 +29,9 @@ from datasets.loading.batch import empty_buffer
 from inception.graph import evaluation_graph
 from inception.layers import normalize
 from inception.network import InceptionNet, build_network
-from orchestration.evaluation.trained import TrainedNetwork, look_at
+from orchestration.evaluation.trained import TrainedNetwork, classify
 from orchestration.job.job import Job
 from orchestration.job.load import load_job
-from orchestration.job.plan import build_job_architecture
 from orchestration.run.metrics import RAW
 from orchestration.tracking.model import log_classifier, register_model
 from orchestration.tracking.run_ref import RunRef
@@ -104,7 +103,7 @@ def views(job: Job, content: bytes) -> torch.Tensor:
 def build(job: Job, contents: list[bytes]) -> InceptionNet:
     """A narrow network of random weights that tells these images apart: batch norms know their
     statistics, and logits are spread like a trained network's."""
-    network = build_network(build_job_architecture(job), seed=3).train()
+    network = build_network(job.model.architecture(), seed=3).train()
     x = normalize(torch.cat([views(job, content) for content in contents]))
     for module in network.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
@@ -159,7 +158,7 @@ def table_of(contents: list[bytes]) -> pd.DataFrame:
 def test_answers_as_predict_does(served: Served, photographs: dict[str, bytes]) -> None:
     model = mlflow.pyfunc.load_model(served.model_uri)
     table = model.predict(table_of(list(photographs.values())))
-    expected = look_at(served.trained, photographs, crops=1, kind=RAW, top=5)
+    expected = classify(served.trained, photographs, crops=1, kind=RAW, top=5)
     assert list(table.columns) == ["class", "probability", "classes", "probabilities"]
     for (name, best), (_, row) in zip(expected, table.iterrows(), strict=True):
         assert row["classes"] == [class_name for class_name, _ in best], name
@@ -212,7 +211,7 @@ def test_what_is_stored(served: Served, photographs: dict[str, bytes], tmp_path:
         output_path=str(tmp_path / "answer.json"),
     )
     [answer] = json.loads((tmp_path / "answer.json").read_text())["predictions"]
-    [expected] = look_at(served.trained, {"china": photographs["china"]}, crops=1, kind=RAW, top=1)
+    [expected] = classify(served.trained, {"china": photographs["china"]}, crops=1, kind=RAW, top=1)
     assert answer["class"] == expected[1][0][0]
 
 

@@ -17,7 +17,7 @@ from orchestration.tracking.outbox import Outbox
 from orchestration.tracking.run_ref import RunRef
 from orchestration.tracking.runs import Dataset, close_run, log_datasets, log_text, open_run
 from orchestration.tracking.table_view import VIEW_TAG
-from orchestration.tracking.writer import MetricWriter, send_kept
+from orchestration.tracking.writer import MetricWriter, send_outbox_points
 from tests.integration.conftest import ROOT, Home
 from tests.waiting import wait_for
 
@@ -125,7 +125,7 @@ def test_a_restart_repeats_no_step_and_sends_the_outbox_first(
     for step in range(1, 10):
         first.log(step, {"train/loss": float(step)})
     assert first.close() == 0
-    box.keep_points("rank-0", [("val/top1", 50.0, 1_700_000_000_000, 6)])
+    box.add_points("rank-0", [("val/top1", 50.0, 1_700_000_000_000, 6)])
     second = MetricWriter(run, box, "rank-0")
     for step in range(7, 13):
         second.log(step, {"train/loss": float(step), "val/top1": 60.0})
@@ -152,13 +152,13 @@ def test_what_a_dead_writer_kept_is_sent_once_by_the_next_or_by_sync(
     second.settle()
     assert [p[3] for points in box.points("rank-0").values() for p in points] == [2, 3]
     with pytest.raises(ServiceError, match=r"tracking\.uri: got http"):
-        send_kept(run, box)
+        send_outbox_points(run, box)
     assert shared_home.call("stack", "up").returncode == 0
     assert second.close() == 0
-    assert send_kept(run, box) == 0
+    assert send_outbox_points(run, box) == 0
     now = int(time.time() * 1000)
-    box.keep_points("rank-0", [("train/loss", 3.5, now, 3), ("train/loss", 4.0, now, 4)])
-    assert send_kept(run, box) == 2  # step 3 is there: what was worked again is not sent
+    box.add_points("rank-0", [("train/loss", 3.5, now, 3), ("train/loss", 4.0, now, 4)])
+    assert send_outbox_points(run, box) == 2  # the server has step 3 already
     assert history(client, run, "train/loss") == [(s, float(s)) for s in range(1, 5)]
 
 
@@ -179,5 +179,5 @@ def test_two_runs_at_once_through_an_outage(shared_home: Home, tmp_path: Path) -
     assert shared_home.call("stack", "up").returncode == 0
     for sign, run, writer in zip((1, -1), (first, second), writers, strict=True):
         writer.close()
-        assert send_kept(run, Outbox(Store(), (tmp_path / run.run_id).as_uri())) >= 0
+        assert send_outbox_points(run, Outbox(Store(), (tmp_path / run.run_id).as_uri())) >= 0
         assert history(client, run, "train/loss") == [(s, float(sign * s)) for s in range(1, 5001)]

@@ -19,7 +19,7 @@ from mlflow.tracking import MlflowClient
 from datasets.storage.store import Store, StoreConfig
 from orchestration.errors import ServiceError
 from orchestration.stack.processes import end_processes, identify
-from orchestration.stack.services import LOOPBACK, REGION, free_ports, mlflow_is_ready
+from orchestration.stack.services import LOOPBACK, REGION, free_ports, is_ready
 from orchestration.tracking.outbox import Outbox
 from orchestration.tracking.run_ref import RunRef
 from orchestration.tracking.runs import close_run, log_text, open_run
@@ -122,7 +122,8 @@ def start_mlflow(made: Server, port: int, folder: Path) -> "subprocess.Popen[byt
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
-    wait_for(lambda: mlflow_is_ready(port) or process.poll() is not None, 180, made.log.read_text)
+    url = f"http://{LOOPBACK}:{port}"
+    wait_for(lambda: is_ready("mlflow", url) or process.poll() is not None, 180, made.log.read_text)
     assert process.poll() is None, made.log.read_text()
     check = [here(word) for word in service["healthcheck"]["test"]]
     assert check[:2] == ["CMD", "python"]

@@ -90,9 +90,10 @@ def test_its_confusion_matrix_and_its_model(page: Page, finished: Finished, tmp_
     run_id = finished.outcome["run"]["run_id"]
     look(page, finished, f"/runs/{run_id}/artifacts/evaluation/confusion.html")
     inside = page.frame_locator("iframe")
-    expect(inside.get_by_role("heading", name="What was taken for what")).to_be_visible()
+    expect(inside.get_by_role("heading", name="Confusion matrix")).to_be_visible()
     inside.locator("#rows a").first.click()
-    expect(inside.get_by_role("heading", name="was taken for", exact=True)).to_be_visible()
+    heading = "false negatives, by predicted class"
+    expect(inside.get_by_role("heading", name=heading, exact=True)).to_be_visible()
     keep(page, "confusion", tmp_path)
     run = finished.outcome["run"]
     top1 = finished.outcome["metrics"]["val_ema/top1"]

@@ -1,4 +1,4 @@
-"""A real S3 server (SeaweedFS) for the tests of this folder, and packed digits."""
+"""A real S3 server (SeaweedFS) and packed digits, for the tests of this folder."""
 
 import os
 import subprocess
@@ -21,23 +21,23 @@ SECRETS = Secrets(access_key="testkey", secret_key="testsecret", ray_token="")
 
 @pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """One process runs what asks the server, so that there is one."""
+    """All tests of the server run in one process, so that one server is started."""
     for item in items:
-        asked = {"servers", "place"} & set(getattr(item, "fixturenames", ()))
-        if asked and Path(__file__).parent in item.path.parents:
+        uses_server = {"servers", "place"} & set(getattr(item, "fixturenames", ()))
+        if uses_server and Path(__file__).parent in item.path.parents:
             item.add_marker(pytest.mark.xdist_group("s3"))
 
 
 @pytest.fixture
 def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Between requests that fail; the code they run through is that of the long ones."""
+    """Between failed requests, through the same code as long ones."""
     monkeypatch.setattr(transfer, "FIRST_PAUSE_S", 0.02)
 
 
 @pytest.fixture(scope="session")
 def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, str]]:
-    """(S3 endpoint, web address) of one SeaweedFS that lives as long as the tests; its filer
-    answers plain HTTP under /buckets."""
+    """(S3 endpoint, web address) of a SeaweedFS for all tests; its filer serves plain HTTP under
+    /buckets."""
     folder = tmp_path_factory.mktemp("s3")
     port = services.free_ports(1)[0]
     command = services.s3_command(folder, port, SECRETS)
@@ -47,9 +47,10 @@ def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, str
             command.arguments, env={**os.environ, **command.environment}, stdout=log, stderr=log
         )
     try:
-        wait_for(lambda: services.s3_is_ready(port), 60, (folder / "log").read_text)
+        url = f"http://127.0.0.1:{port}"
+        wait_for(lambda: services.is_ready("s3", url), 60, (folder / "log").read_text)
         filer = next(a for a in command.arguments if a.startswith("-filer.port="))
-        yield f"http://127.0.0.1:{port}", f"http://127.0.0.1:{filer.partition('=')[2]}/buckets"
+        yield url, f"http://127.0.0.1:{filer.partition('=')[2]}/buckets"
     finally:
         process.terminate()
         process.wait(20)
@@ -62,7 +63,7 @@ def s3_url(servers: tuple[str, str]) -> str:
 
 @pytest.fixture(scope="session")
 def web_url(servers: tuple[str, str]) -> str:
-    """Where a plain HTTP GET finds the buckets."""
+    """The buckets, by plain HTTP GET."""
     return servers[1]
 
 
@@ -75,7 +76,7 @@ def s3(s3_url: str, monkeypatch: pytest.MonkeyPatch) -> Store:
 
 @pytest.fixture(scope="session")
 def packed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Store, Manifest]:
-    """The digits' training split, packed on disk into uneven shards."""
+    """The digits' training split on disk; its last shard is smaller."""
     store = Store()
     url = tmp_path_factory.mktemp("digits").as_uri()
     samples, classes = digits("train")

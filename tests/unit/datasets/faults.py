@@ -1,4 +1,4 @@
-"""A proxy before a real HTTP server that breaks things as networks and stores do."""
+"""A proxy in front of a real HTTP server, with the faults of networks and object stores."""
 
 import random
 import socket
@@ -16,12 +16,12 @@ BUSY = (
     b"Content-Length: %d\r\n\r\n%b" % (len(SLOW_DOWN), SLOW_DOWN)
 )
 FAULTS = ("busy", "reset", "truncated", "stall", "slow")
-NOTHING = "nothing"  # an answer's head and no body: a store that is not there for now
+NOTHING = "nothing"  # the head of a response and no body, as from an unreachable store
 
 
 @dataclass
 class Faults:
-    """Which faults come, how often, and what came. stall_s: how long a connection falls silent."""
+    """shares: probability of each fault. stall_s: silence of a stalled connection. seen: counts."""
 
     url: str = ""
     shares: dict[str, float] = field(default_factory=dict)
@@ -34,34 +34,34 @@ class Faults:
 def faulty(
     target: str, shares: dict[str, float], *, stall_s: float, seed: int, in_a_row: int | None = 5
 ) -> Iterator[Faults]:
-    """A proxy to target, http://HOST:PORT. Each request meets a fault with the share's probability,
-    up to three in a row: a burst. Requests for one end of one object meet at most `in_a_row`
-    together, whatever the bursts of several threads fall on: more is a store that is away."""
+    """A proxy to target, http://HOST:PORT. A request meets a fault with the share's probability, up
+    to three in a row: a burst. Requests for one end of one object meet at most `in_a_row` in a row,
+    however the bursts fall on several threads: more would be an unreachable store."""
     host, port = target.removeprefix("http://").split(":")
     faults = Faults(shares=shares, stall_s=stall_s)
-    choose, lock = random.Random(seed), threading.Lock()
+    rng, lock = random.Random(seed), threading.Lock()
     listener = socket.create_server(("127.0.0.1", 0), backlog=64)
     listener.settimeout(0.2)
     faults.url = f"http://127.0.0.1:{listener.getsockname()[1]}"
     done = threading.Event()
     burst: list[str] = []
-    met: Counter[bytes] = Counter()
+    consecutive: Counter[bytes] = Counter()
 
     def next_fault(head: bytes) -> tuple[str | None, int]:
-        """The fault of a request, and after how many bytes of the answer it comes."""
-        aim = aim_of(head)
+        """The fault of a request, and after how many bytes of the response it comes."""
+        goal = goal_of(head)
         with lock:
-            if met[aim] == in_a_row:
-                met[aim] = 0
+            if consecutive[goal] == in_a_row:
+                consecutive[goal] = 0
                 return None, 0
-            if not burst and choose.random() < sum(shares.values()):
-                kind = choose.choices(list(shares), list(shares.values()))[0]
-                burst.extend([kind] * choose.randint(1, 3))
-            found = burst.pop() if burst else None
-            met[aim] = 0 if found is None else met[aim] + 1
-            if found is not None:
-                faults.seen[found] += 1
-            return found, choose.randint(400, 60_000)
+            if not burst and rng.random() < sum(shares.values()):
+                kind = rng.choices(list(shares), list(shares.values()))[0]
+                burst.extend([kind] * rng.randint(1, 3))
+            fault = burst.pop() if burst else None
+            consecutive[goal] = 0 if fault is None else consecutive[goal] + 1
+            if fault is not None:
+                faults.seen[fault] += 1
+            return fault, rng.randint(400, 60_000)
 
     def serve(client: socket.socket) -> None:
         with client, socket.create_connection((host, int(port)), timeout=30) as upstream:
@@ -76,9 +76,9 @@ def faulty(
                 if kind == "busy":
                     client.sendall(BUSY)
                     return
-                # The tests' faulty traffic is GET alone: a head is a whole request.
+                # All requests behind faults are GET: the head is the whole request.
                 upstream.sendall(head)
-                if not answer(client, upstream, kind, after, faults, head.startswith(b"HEAD")):
+                if not forward(client, upstream, kind, after, faults, head.startswith(b"HEAD")):
                     return
 
     def accept() -> None:
@@ -103,19 +103,19 @@ def faulty(
 def quietly(serve: Callable[[socket.socket], None], client: socket.socket) -> None:
     try:
         serve(client)
-    except OSError:  # the other side hung up: what faults are about
+    except OSError:  # the other side hung up, as faults make it do
         client.close()
 
 
-def aim_of(head: bytes) -> bytes:
-    """What a request is for, whichever byte it begins at: its path and its range's last byte."""
+def goal_of(head: bytes) -> bytes:
+    """The path and the last byte of a request's range, whichever byte it begins at."""
     ranges = [line for line in head.lower().split(b"\r\n") if line.startswith(b"range:")]
     last = ranges[0].rpartition(b"-")[2] if ranges else b""
     return head.split(b" ", 2)[1] + b"-" + last
 
 
 def read_head(source: socket.socket, pending: bytes) -> tuple[bytes, bytes] | None:
-    """(head with its blank line, what came after it) of a message; None at the end."""
+    """(head with its blank line, the bytes after it) of a message; None at the end."""
     while b"\r\n\r\n" not in pending:
         chunk = source.recv(65536)
         if not chunk:
@@ -125,15 +125,15 @@ def read_head(source: socket.socket, pending: bytes) -> tuple[bytes, bytes] | No
     return head + b"\r\n\r\n", rest
 
 
-def answer(
+def forward(
     client: socket.socket, upstream: socket.socket, kind: str | None, after: int, faults: Faults,
     has_no_body: bool,
 ) -> bool:  # fmt: skip
-    """Hands one answer on, broken as `kind` says; False where the connection is over."""
-    found = read_head(upstream, b"")
-    if found is None:
+    """Forwards one response, broken by the fault `kind`; False if the connection is over."""
+    response = read_head(upstream, b"")
+    if response is None:
         return False
-    head, body = found
+    head, body = response
     length = next(
         int(line.split(b":")[1]) for line in head.lower().split(b"\r\n")
         if line.startswith(b"content-length:")

@@ -1,4 +1,4 @@
-"""Small real photographs as samples: crops of scikit-learn's two, in every usual form."""
+"""Small real photographs as samples: crops of scikit-learn's two, in all usual formats."""
 
 import io
 from collections.abc import Iterator

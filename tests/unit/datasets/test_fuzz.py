@@ -1,4 +1,4 @@
-"""Thirty thousand broken archives, images and labels: each ends in data or in one line."""
+"""Thirty thousand broken archives, images and labels: each gives data or one error."""
 
 import json
 import subprocess
@@ -11,14 +11,14 @@ ROOT = Path(__file__).resolve().parents[3]
 
 
 @pytest.mark.parametrize(
-    ("seeds", "count"),  # so many of each seed
+    ("seeds", "count"),  # per seed
     [
         pytest.param((3,), 4_000, id="some"),
         pytest.param((1, 2), 15_000, marks=pytest.mark.exhaustive, id="many"),
     ],
 )
 def test_broken_bytes_crash_and_hang_nothing(seeds: tuple[int, ...], count: int) -> None:
-    came: dict[str, int] = {}
+    outcomes: dict[str, int] = {}
     total = len(seeds) * count
     for seed in seeds:
         done = subprocess.run(
@@ -28,8 +28,8 @@ def test_broken_bytes_crash_and_hang_nothing(seeds: tuple[int, ...], count: int)
         )  # fmt: skip
         assert done.returncode == 0, done.stderr[-3000:]
         for key, times in json.loads(done.stdout).items():
-            came[key] = came.get(key, 0) + times
-    assert sum(came.values()) == total
+            outcomes[key] = outcomes.get(key, 0) + times
+    assert sum(outcomes.values()) == total
     for kind in ("tar", "crop", "image"):  # the changes are neither all harmless nor all fatal
-        assert came[f"{kind} whole"] > total / 300, came
-        assert came[f"{kind} refused"] > total / 60, came
+        assert outcomes[f"{kind} whole"] > total / 300, outcomes
+        assert outcomes[f"{kind} refused"] > total / 60, outcomes

@@ -1,4 +1,4 @@
-"""What grows with the data set and what does not: a billion samples, thirty epochs, any place."""
+"""What grows with the data set and what does not: a billion samples, thirty epochs, any step."""
 
 import io
 import json
@@ -12,30 +12,28 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from datasets.images.augment import Augment
-from datasets.loading.loader import TrainLoader
-from datasets.loading.positions import part_places, rank_positions
+from datasets.loading.positions import plan_step
 from datasets.loading.share import Share, loader_bytes
 from datasets.order import Order
 from datasets.packing.pack import pack
 from datasets.shards.manifest import Manifest
 from datasets.storage.store import Store
+from tests.unit.datasets.loaders import order_of, train_loader
 
 ROOT = Path(__file__).resolve().parents[3]
 
 
 def test_a_billion_samples_in_a_hundred_thousand_shards_over_4096_ranks() -> None:
-    """The order's own memory on a rank stays at some bytes a shard, wherever it starts."""
+    """The order takes a few bytes per shard on a rank, wherever it starts."""
     counts = np.full(100_000, 10_000)
     batch, lanes = 4096 * 32, 4096
     tracemalloc.start()
     order = Order(seed=0, samples_per_shard=counts, num_lanes=lanes, pieces=4, slices=16)
     share = Share(rank=4095, world_size=4096, global_batch_size=batch, micro_batch_size=32)
     for step in (0, 7000, 500_000):  # the last in epoch 65
-        places = part_places(share, step, order)
-        assert len(places) == 32
+        positions = plan_step(share, step, order).positions
+        assert len(positions) == 32
         assert share.num_lanes(lanes) == 1
-        positions = rank_positions(share, step).ravel()[places]
         epoch, place = divmod(int(positions[0]), order.num_samples)
         window = next(order.windows(epoch, place % lanes, place // lanes))
         assert len(window.samples) <= 4 * (10_000 // 16 + 1)
@@ -46,7 +44,7 @@ def test_a_billion_samples_in_a_hundred_thousand_shards_over_4096_ranks() -> Non
 
 @pytest.fixture(scope="module")
 def photo_split(tmp_path_factory: pytest.TempPathFactory) -> Manifest:
-    """300 images of 30 kB: enough for a leak to show."""
+    """300 images of 30 kB, enough to show a leak."""
     random = np.random.default_rng(0)
     samples = []
     for number in range(300):
@@ -82,9 +80,9 @@ def buffer(size, make=stream.buffer):
     return view
 
 def empty_buffer(*count, make=views.empty_buffer, **options):
-    rows = make(*count, **options)
-    follow(rows.images.untyped_storage(), rows.images.nbytes)
-    return rows
+    batch = make(*count, **options)
+    follow(batch.images.untyped_storage(), batch.images.nbytes)
+    return batch
 
 stream.buffer, views.empty_buffer = buffer, empty_buffer
 manifest = load_manifest(Store(), sys.argv[1])
@@ -104,12 +102,12 @@ print(json.dumps({"sizes": sizes, "peak": live["peak"]}))
 
 
 def sizes_below_what_plan_states(photo_split: Manifest, epochs: int) -> list[int]:
-    """Bytes of a loader's process after each epoch; the loader's own stay below the plan's."""
+    """RSS of a loader's process after each epoch. Its buffers stay below what `plan` states."""
     done = subprocess.run(
         [sys.executable, "-c", LEAK, photo_split.url, str(epochs)],
         cwd=ROOT, capture_output=True, text=True, timeout=200, check=True,
     )  # fmt: skip
-    found = json.loads(done.stdout)
+    measured = json.loads(done.stdout)
     stated = loader_bytes(
         Share(rank=0, world_size=1, global_batch_size=60, micro_batch_size=20),
         num_samples=300,
@@ -120,8 +118,8 @@ def sizes_below_what_plan_states(photo_split: Manifest, epochs: int) -> list[int
         slices=5,
         input_size=150,
     )
-    assert 0.3 * stated < found["peak"] <= stated
-    sizes: list[int] = found["sizes"]
+    assert 0.3 * stated < measured["peak"] <= stated
+    sizes: list[int] = measured["sizes"]
     assert len(sizes) == epochs
     return sizes
 
@@ -133,8 +131,8 @@ def test_memory_is_below_what_plan_states(photo_split: Manifest) -> None:
 @pytest.mark.exhaustive
 def test_memory_is_flat_over_epochs_and_below_what_plan_states(photo_split: Manifest) -> None:
     sizes = sizes_below_what_plan_states(photo_split, 30)
-    # The process itself: its heaps settle over some thousand images and then swing by a few rows.
-    # An epoch's files are 10 MB, so a sixth of them kept each epoch would show.
+    # The process's heaps settle over some thousand images and then vary by a few rows. An epoch's
+    # files are 10 MB, so a leak of a sixth of them per epoch would show.
     assert np.mean(sizes[20:]) - np.mean(sizes[10:20]) < 16e6, sizes
 
 
@@ -142,27 +140,25 @@ def test_memory_is_flat_over_epochs_and_below_what_plan_states(photo_split: Mani
 def test_to_resume_anywhere_reads_no_more_than_to_begin(
     photo_split: Manifest, share_of_epoch: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Bytes asked for until the first batch: a window a lane and what is read ahead, anywhere."""
-    asked: list[int] = []
+    """Bytes requested up to the first batch: a window per lane and the look-ahead, anywhere."""
+    requested: list[int] = []
     read_into = Store.read_into
 
     def counted(self: Store, url: str, view: memoryview, *rest: int) -> None:
-        asked.append(len(view))
+        requested.append(len(view))
         read_into(self, url, view, *rest)  # type: ignore[arg-type]
 
     monkeypatch.setattr(Store, "read_into", counted)
-    order = Order(
-        seed=0, samples_per_shard=photo_split.samples_per_shard, num_lanes=6, pieces=2, slices=10
-    )
-    found = []
+    order = order_of(photo_split, seed=0, pieces=2, slices=10)
+    totals = []
     for first in (0, int(25 * share_of_epoch)):
-        asked.clear()
-        with TrainLoader(
-            Store(), photo_split, order, rank=0, world_size=1, global_batch_size=12,
-            micro_batch_size=12, input_size=32, augment=Augment(), start_position=12 * first,
+        requested.clear()
+        with train_loader(
+            Store(), photo_split, order=order, first_step=first, global_batch_size=12,
+            micro_batch_size=12, input_size=32,
         ) as loader:  # fmt: skip
             next(islice(loader, 1))
-        found.append(sum(asked))
-    fresh, resumed = found
-    assert resumed <= 2.0 * fresh  # the two windows a lane may have to open for what is ahead
+        totals.append(sum(requested))
+    fresh, resumed = totals
+    assert resumed <= 2.0 * fresh  # a lane may have to open two windows for the look-ahead
     assert resumed < 0.5 * photo_split.size_bytes

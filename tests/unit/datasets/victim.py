@@ -1,5 +1,5 @@
-"""A training loader that is killed: writes a line for every finished step, from where the lines
-end. Run as a process of its own by test_loader_kills.py.
+"""A training loader to be killed: appends a line to a file for every finished step, and resumes
+after the last one. A process of test_loader_kills.py.
 """
 
 import hashlib
@@ -7,46 +7,38 @@ import os
 import signal
 from pathlib import Path
 
-from datasets.images.augment import Augment
-from datasets.loading.loader import TrainLoader
-from datasets.order import Order
 from datasets.shards.manifest import load_manifest
 from datasets.storage.store import Store
-
-BATCH, MICRO = 48, 8
+from tests.unit.datasets.loaders import order_of, train_loader
 
 
 def lines_of(text: str) -> list[str]:
-    """The finished steps: whole lines alone count."""
+    """The finished steps: only whole lines count."""
     return text.split("\n")[:-1]
 
 
-def began_file(file: Path) -> Path:
-    """What there is from where a victim begins to read its data."""
-    return file.with_suffix(".began")
+def started_file(file: Path) -> Path:
+    """Exists from when a victim starts to read its data."""
+    return file.with_suffix(".started")
 
 
 def work(
     file: Path, url: str, last: int, world_size: int, threads: int, pause_at: int | None
 ) -> None:
-    """pause_at: before this step it waits for its killer, who may be late."""
+    """pause_at: before this step it waits to be killed."""
     manifest = load_manifest(Store(), url)
-    order = Order(
-        seed=2, samples_per_shard=manifest.samples_per_shard, num_lanes=6, pieces=3, slices=4
-    )
     text = file.read_text() if file.exists() else ""
     step = len(lines_of(text))
-    # What a kill left of a line goes, as a step that was not finished.
+    # A part of a line is a step that was not finished.
     file.write_text("".join(f"{line}\n" for line in lines_of(text)))
     loaders = [
-        TrainLoader(
-            Store(), manifest, order, rank=rank, world_size=world_size, global_batch_size=BATCH,
-            micro_batch_size=MICRO, input_size=12, augment=Augment(), threads=threads,
-            start_position=step * BATCH,
+        train_loader(
+            Store(), manifest, order=order_of(manifest, seed=2), first_step=step, rank=rank,
+            world_size=world_size, input_size=12, threads=threads,
         )
         for rank in range(world_size)
     ]  # fmt: skip
-    began_file(file).touch()
+    started_file(file).touch()
     with file.open("a") as log:
         for number, of_ranks in zip(range(step, last), zip(*loaders, strict=True), strict=False):
             if number == pause_at:

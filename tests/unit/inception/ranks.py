@@ -1,4 +1,4 @@
-"""A small exact network that ranks train together, in processes of their own; what rank 0 wrote."""
+"""A small exact network that several ranks, each a process, train together."""
 
 import os
 from dataclasses import dataclass
@@ -19,12 +19,12 @@ from inception.step import train_step
 from tests.forks import run_ranks
 
 SEED = 5
-Shares = tuple[tuple[int, ...], ...]  # the micro-batches of each rank
+Shares = tuple[tuple[int, ...], ...]  # indices of each rank's micro-batches
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """A micro-batch as a loader gives it."""
+    """A MicroBatch of the loader."""
 
     index: int
     images: Tensor
@@ -34,14 +34,14 @@ class Batch:
 
 @dataclass(frozen=True, slots=True)
 class Training:
-    """is_damaged: the first sample of every second micro-batch has no weight. is_as_in_a_run:
-    weights are channels last and gradients views of their buckets."""
+    """is_damaged: the first sample of every second micro-batch has weight zero. has_run_layout:
+    weights are channels last and gradients are views of their buckets, as in a run."""
 
     steps: int
     size: int  # samples of a micro-batch
     lr: float
     is_damaged: bool
-    is_as_in_a_run: bool
+    has_run_layout: bool
 
 
 def batch(index: int, step: int, *, size: int = 4, is_damaged: bool = True) -> Batch:
@@ -55,9 +55,10 @@ def batch(index: int, step: int, *, size: int = 4, is_damaged: bool = True) -> B
 
 
 def exact_network() -> InceptionNet:
-    """float64, and a batch norm that does not magnify: what differs is an error, not rounding.
+    """In float64, with a batch-norm eps that does not amplify rounding, so that a difference is an
+    error.
 
-    With eps 1e-3 and four values a channel, a difference of 1e-16 grows a hundredfold a step.
+    With eps 1e-3 and four values per channel, a difference of 1e-16 grows a hundredfold per step.
     """
     network = build_network(
         build_architecture("inception_v3", num_classes=5, input_size=75, width=0.1, bn_eps=0.1)
@@ -66,28 +67,28 @@ def exact_network() -> InceptionNet:
     return network
 
 
-def work_rank(rank: int, training: Training, shares: Shares, folder: str) -> None:
-    """One rank's steps; rank 0 writes what came out."""
+def train_rank(rank: int, training: Training, shares: Shares, folder: str) -> None:
+    """Trains one rank; rank 0 writes the result."""
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
     torch.set_num_threads(1)
     world_size = len(shares)
     dist.init_process_group(
-        "gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=world_size
+        "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=world_size
     )
     network = exact_network()
-    if training.is_as_in_a_run:
+    if training.has_run_layout:
         network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = build_optimizer(network, name="rmsprop_tf", lr=training.lr, weight_decay=4e-5)
     average = WeightAverage(network)
     model = DistributedDataParallel(
         network,
         broadcast_buffers=False,
-        gradient_as_bucket_view=training.is_as_in_a_run,
+        gradient_as_bucket_view=training.has_run_layout,
     )
-    torch.manual_seed(rank)  # a process's own generator must not matter
+    torch.manual_seed(rank)  # a process's global generator must not matter
     losses = []
     for step in range(training.steps):
-        result = train_step(
+        step_result = train_step(
             model,
             optimizer,
             [
@@ -101,25 +102,25 @@ def work_rank(rank: int, training: Training, shares: Shares, folder: str) -> Non
             clip_norm=2.0,
         )
         average.update()
-        loss = result.loss.clone()
+        loss = step_result.loss.clone()
         dist.all_reduce(loss)
-        losses.append((float(loss), float(result.grad_norm)))
+        losses.append((float(loss), float(step_result.grad_norm)))
     average_bn_statistics(network)
     average.average_statistics()
     if rank == 0:
-        found = {
+        result = {
             "losses": losses,
             "model": network.state_dict(),
             "average": average.state_dict()["tensors"],
         }
-        torch.save(found, f"{folder}/out.pt")
+        torch.save(result, f"{folder}/out.pt")
     dist.barrier()
-    # At once: gloo's threads now and then abort an interpreter that takes its time to end
+    # Exits without cleanup: gloo's threads sometimes abort an interpreter that shuts down normally
     # ("terminate called without an active exception", pytorch #190489).
     os._exit(0)
 
 
 def train(training: Training, shares: Shares, folder: Path) -> dict[str, Any]:
-    run_ranks(work_rank, len(shares), training, shares, str(folder), limit_s=120)
-    found: dict[str, Any] = torch.load(folder / "out.pt", weights_only=True)
-    return found
+    run_ranks(train_rank, len(shares), training, shares, str(folder), limit_s=120)
+    result: dict[str, Any] = torch.load(folder / "out.pt", weights_only=True)
+    return result

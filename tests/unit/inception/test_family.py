@@ -1,4 +1,4 @@
-"""The family: published counts, names of released weights, every member trains."""
+"""Every network: published counts, names of released weights, training."""
 
 import pytest
 import torch
@@ -10,8 +10,8 @@ from inception.loss import inception_loss
 from inception.network import build_network
 from inception.optim import build_optimizer
 
-# Multiply-adds and parameters without side heads: inception_v4 is timm's,
-# inception_v2 v3's with the 7x7 stem.
+# Input size, G multiply-adds and parameters without auxiliary heads: inception_v4 is timm's,
+# inception_v2 is v3 with the 7x7 stem.
 COUNTS = {
     "googlenet": (224, 1.583, 7_005_832),
     "bn_inception": (224, 2.019, 11_194_984),
@@ -33,7 +33,7 @@ def test_published_counts(name: str) -> None:
     cost = count_cost(architecture)
     assert architecture.input_size == size
     assert round(cost.multiply_adds / 1e9, 3) == giga
-    assert cost.parameters - cost.side_head_parameters == parameters
+    assert cost.parameters - cost.aux_head_parameters == parameters
 
 
 @pytest.mark.parametrize("name", MODEL_NAMES)
@@ -43,7 +43,7 @@ def test_counts_are_the_built_networks(name: str) -> None:
     network = build_network(architecture)
     assert sum(p.numel() for p in network.parameters()) == cost.parameters
     counted = 0
-    sides = tuple(f"{side.name}." for side in architecture.side_heads)
+    aux_prefixes = tuple(f"{head.name}." for head in architecture.aux_heads)
 
     def count(module: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
         nonlocal counted
@@ -52,7 +52,7 @@ def test_counts_are_the_built_networks(name: str) -> None:
         counted += cells * module.weight.numel()
 
     for child, module in network.named_modules():
-        if isinstance(module, nn.Conv2d | nn.Linear) and not child.startswith(sides or ("-",)):
+        if isinstance(module, nn.Conv2d | nn.Linear) and not child.startswith(aux_prefixes):
             module.register_forward_hook(count)
     with torch.no_grad():
         network.eval()(torch.zeros(1, 3, 128, 128))
@@ -60,8 +60,10 @@ def test_counts_are_the_built_networks(name: str) -> None:
 
 
 def test_the_articles_blocks_with_its_biases_are_the_counted_21_89_million() -> None:
-    """Its convolutions have a bias before batch norm, which takes it away again: ours have none."""
-    network = build_network(build_architecture("inception_seed", num_classes=1000, side_head=False))
+    """The article's convolutions have a bias, which batch norm cancels: ours have none."""
+    network = build_network(
+        build_architecture("inception_seed", num_classes=1000, has_aux_heads=False)
+    )
     channels = sum(m.out_channels for m in network.modules() if isinstance(m, nn.Conv2d))
     parameters = sum(p.numel() for p in network.parameters())
     assert round((parameters + channels) / 1e6, 2) == 21.89
@@ -94,7 +96,7 @@ def test_the_side_heads_covering_layer_has_batch_norm_in_v3_alone(name: str) -> 
     ],
 )
 def test_every_member_overfits_one_batch(name: str) -> None:
-    """16 images of noise to > 99 %, side heads, dropout and all."""
+    """16 images of noise, with the auxiliary heads' losses."""
     torch.manual_seed(0)
     size = 64 if COUNTS[name][0] == 224 else 75
     architecture = build_architecture(name, num_classes=16, input_size=size, width=0.1, dropout=0.0)
@@ -104,10 +106,10 @@ def test_every_member_overfits_one_batch(name: str) -> None:
         network, name="adamw", lr=3e-3, weight_decay=0.0, momentum=0.9, decay=0.9, eps=1e-8
     )
     for _ in range(80):
-        logits, sides = network(images)
+        logits, aux_logits = network(images)
         if int((logits.argmax(1) == targets).sum()) == 16:
             break
-        loss = inception_loss(logits, sides, targets, label_smoothing=0.0)
+        loss = inception_loss(logits, aux_logits, targets, label_smoothing=0.0)
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()

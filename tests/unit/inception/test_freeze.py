@@ -1,4 +1,4 @@
-"""Freezing: up to a named stage nothing moves, behind it everything does."""
+"""Freezing: nothing changes up to a named stage, everything after it."""
 
 import pytest
 import torch
@@ -35,17 +35,17 @@ def test_frozen_stages_stay_bitwise_and_the_others_move() -> None:
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
     optimizer = build_optimizer(network, name="rmsprop_tf", lr=0.05, weight_decay=4e-5)
     average = WeightAverage(network)
-    for step in range(3):  # three micro-batches a step: statistics are put together from parts
+    for step in range(3):  # three micro-batches a step: statistics are summed from parts
         train_step(
             network, optimizer, [Batch(3 * step + i) for i in range(3)], num_micro_batches=3,
             world_size=1, seed=0, step=step,
         )  # fmt: skip
         average.update()
     average_bn_statistics(network)
-    stem = ("Conv2d", "Mixed_5")
+    frozen_prefixes = ("Conv2d", "Mixed_5")
     averaged = average.state_dict()["tensors"]
     for name, tensor in network.state_dict().items():
-        if name.startswith(stem):
+        if name.startswith(frozen_prefixes):
             assert torch.equal(tensor, before[name]), name
             if name in averaged:
                 assert torch.equal(averaged[name], before[name]), name
@@ -61,9 +61,9 @@ def test_frozen_batch_norms_stay_in_evaluation_through_mode_changes() -> None:
     assert not network.get_submodule("Conv2d_1a_3x3.bn").training
     assert network.get_submodule("Mixed_6b").training
     optimizer = build_optimizer(network, name="sgd", lr=0.1, weight_decay=0.0)
-    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
-    assert not held & {id(p) for p in network.get_submodule("Mixed_6a").parameters()}
-    assert {id(p) for p in network.get_submodule("Mixed_6b").parameters()} <= held
+    optimized = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    assert not optimized & {id(p) for p in network.get_submodule("Mixed_6a").parameters()}
+    assert {id(p) for p in network.get_submodule("Mixed_6b").parameters()} <= optimized
 
 
 def test_an_unknown_stage_is_one_line() -> None:

@@ -19,7 +19,7 @@ GOLDEN = Path(__file__).resolve().parents[2] / "golden"
 
 
 def fill(state: dict[str, torch.Tensor]) -> None:
-    """The golden file's fill: one running sine over all float tensors, in order."""
+    """Fills all float tensors, in order, with one sine, as the golden files were made."""
     i = 0
     for name, tensor in state.items():
         if tensor.dtype != torch.float32:
@@ -72,14 +72,14 @@ def test_googlenet_with_3x3_is_torchvisions_by_name_and_logit() -> None:
     )
     network = build_network(architecture).eval()
     state = network.state_dict()
-    assert set(state) == set(expected)  # torchvision's side heads stand at the end
+    assert set(state) == set(expected)  # torchvision's auxiliary heads come last
     with torch.no_grad():
         fill({name: state[name] for name in expected})
         images = np.sin(0.01 * np.arange(2 * 3 * 224 * 224)).reshape(2, 3, 224, 224)
         logits = network(torch.from_numpy(images).float())
     assert torch.allclose(logits, torch.tensor(golden["logits"]), atol=1e-4)
     cost = count_cost(architecture)
-    assert cost.parameters - cost.side_head_parameters == 6_624_904
+    assert cost.parameters - cost.aux_head_parameters == 6_624_904
     assert round(cost.multiply_adds / 1e9, 3) == 1.498
 
 
@@ -89,7 +89,7 @@ def test_googlenet_with_3x3_is_torchvisions_by_name_and_logit() -> None:
 def test_counted_multiply_adds(input_size: int, giga: float) -> None:
     cost = count_cost(build_architecture("inception_v3", num_classes=1000, input_size=input_size))
     assert round(cost.multiply_adds / 1e9, 3) == giga
-    assert cost.parameters - cost.side_head_parameters == 23_834_568
+    assert cost.parameters - cost.aux_head_parameters == 23_834_568
 
 
 @pytest.mark.parametrize(("width", "input_size"), [(1.0, 299), (0.25, 75), (0.5, 128)])
@@ -127,15 +127,14 @@ def test_full_network_has_the_published_parameters() -> None:
 
 
 def test_training_gives_both_heads_and_evaluation_one() -> None:
-    for side_head in (True, False):
-        network = build_network(
-            build_architecture(
-                "inception_v3", num_classes=7, input_size=75, width=0.25, side_head=side_head
-            )
+    for has_aux_heads in (True, False):
+        architecture = build_architecture(
+            "inception_v3", num_classes=7, input_size=75, width=0.25, has_aux_heads=has_aux_heads
         )
-        logits, sides = network(torch.zeros(2, 3, 75, 75))
+        network = build_network(architecture)
+        logits, aux_logits = network(torch.zeros(2, 3, 75, 75))
         assert logits.shape == (2, 7)
-        assert [side.shape for side in sides] == [(2, 7)] * side_head
+        assert [aux.shape for aux in aux_logits] == [(2, 7)] * has_aux_heads
         assert network.eval()(torch.zeros(2, 3, 75, 75)).shape == (2, 7)
 
 
@@ -144,8 +143,8 @@ def test_side_head_works_at_every_size(input_size: int) -> None:
     architecture = build_architecture(
         "inception_v3", num_classes=4, input_size=input_size, width=0.1
     )
-    _, (side,) = build_network(architecture)(torch.zeros(2, 3, input_size, input_size))
-    assert side.shape == (2, 4)
+    _, (aux,) = build_network(architecture)(torch.zeros(2, 3, input_size, input_size))
+    assert aux.shape == (2, 4)
 
 
 def test_seed_alone_decides_the_weights() -> None:
@@ -159,14 +158,14 @@ def test_seed_alone_decides_the_weights() -> None:
     other = build_network(architecture, seed=4).state_dict()
     assert all(torch.equal(first[name], again[name]) for name in first)
     assert not torch.equal(first["fc.weight"], other["fc.weight"])
-    # TensorFlow's 0.01, cut at two deviations (a tenth of what torchvision's slip gives).
+    # TensorFlow's standard deviation of 0.01, cut at two (a tenth of torchvision's).
     assert first["fc.weight"].abs().max() <= 0.02
     weight = first["Mixed_6a.branch3x3dbl_2.conv.weight"]
     assert float(weight.var() * weight[0].numel()) == pytest.approx(2.0, rel=0.1)
 
 
 @pytest.mark.parametrize(
-    ("options", "words"),
+    ("fields", "message"),
     [
         ({"name": "inception_v33"}, "Did you mean inception_v3?"),
         ({"input_size": 74}, "at least 75 px"),
@@ -174,9 +173,9 @@ def test_seed_alone_decides_the_weights() -> None:
         ({"width": 0.0}, "more than 0"),
     ],
 )
-def test_wrong_description_is_one_line(options: dict[str, object], words: str) -> None:
-    arguments: dict[str, object] = {"name": "inception_v3", "num_classes": 10} | options
+def test_wrong_description_is_one_line(fields: dict[str, object], message: str) -> None:
+    arguments: dict[str, object] = {"name": "inception_v3", "num_classes": 10} | fields
     with pytest.raises(ModelError) as caught:
         build_architecture(**arguments)  # type: ignore[arg-type]
-    assert words in str(caught.value)
+    assert message in str(caught.value)
     assert "\n" not in str(caught.value)

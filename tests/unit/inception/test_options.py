@@ -1,4 +1,4 @@
-"""Options: each does to the description what the paper says, and the network follows it."""
+"""Options: each changes the description as the paper says, and the network with it."""
 
 from fractions import Fraction
 from typing import Any
@@ -9,19 +9,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from inception.blocks import Block, Branch, Conv, Fork, Layer, Pool
+from inception.blocks import Block, Conv, Layer, ParallelConvs, Pool, Stage, block, branch, conv
 from inception.cost import Cost, count_cost
 from inception.errors import ModelError
 from inception.family import (
     MODEL_NAMES,
     Architecture,
-    body_output,
     build_architecture,
-    layer_output,
+    output_size,
     smallest_input,
 )
 from inception.network import build_network
 from inception.options import CHOICES, Options
+from inception.rewrites import with_5x5, with_asymmetric
 
 
 def described(name: str = "inception_v3", **options: Any) -> Architecture:
@@ -33,58 +33,51 @@ def cost(name: str = "inception_v3", **options: Any) -> Cost:
     return count_cost(described(name, **options))
 
 
-def layers(architecture: Architecture, stage: str, branch: str) -> tuple[Layer, ...]:
-    body = next(s.body for s in architecture.stages if s.name == stage)
+def layers(architecture: Architecture, stage_name: str, branch_name: str) -> tuple[Layer, ...]:
+    body = next(stage.body for stage in architecture.stages if stage.name == stage_name)
     assert isinstance(body, Block)
-    return next(b.layers for b in body.branches if b.name == branch)
+    return next(b.layers for b in body.branches if b.name == branch_name)
 
 
-def multiply_adds(*convs: Layer) -> int:
-    """Of a chain with equal channels throughout, a cell."""
-    return sum(c.kernel[0] * c.kernel[1] for c in convs if isinstance(c, Conv))
+def kernels(chain: tuple[Layer, ...]) -> list[tuple[int, int]]:
+    return [layer.kernel for layer in chain if isinstance(layer, Conv)]
 
 
-def rewritten(layer: Conv, **options: Any) -> tuple[Layer, ...]:
-    """What an option makes of one convolution in a block of the middle grid."""
-    from inception.blocks import Stage
-    from inception.rewrites import with_5x5, with_asymmetric
+def multiply_adds(chain: tuple[Layer, ...]) -> int:
+    """Per cell and pair of channels, if the channels are equal throughout."""
+    return sum(height * width for height, width in kernels(chain))
 
-    stages = tuple(
-        Stage(name, Block(name, (Branch("branch", body),)))
-        for name, body in {"first": (Conv(8, (3, 3), 2),), "second": (layer,)}.items()
-    )
-    if "blocks" in options:
-        stages = with_asymmetric(stages, options["blocks"], None)
-    else:
-        stages = with_5x5(stages, options["kind"])
-    body = stages[1].body
-    assert isinstance(body, Block)
-    return body.branches[0].layers
+
+def only_layers(stages: tuple[Stage, ...]) -> tuple[Layer, ...]:
+    """Of a single stage with a single branch."""
+    (stage,) = stages
+    assert isinstance(stage.body, Block)
+    return stage.body.branches[0].layers
 
 
 def test_a_5x5_as_two_3x3_costs_18_of_25() -> None:
-    five = Conv(8, (5, 5), 1, (2, 2))
-    two = rewritten(five, kind="two_3x3")
-    assert [c.kernel for c in two if isinstance(c, Conv)] == [(3, 3), (3, 3)]
-    assert Fraction(multiply_adds(*two), multiply_adds(five)) == Fraction(18, 25)
+    large = conv(8, 5, padding=2)
+    pair = only_layers(with_5x5((block("block", branch("branch", large)),), "two_3x3"))
+    assert kernels(pair) == [(3, 3), (3, 3)]
+    assert Fraction(multiply_adds(pair), multiply_adds((large,))) == Fraction(18, 25)
 
 
 @pytest.mark.parametrize("n", [3, 5, 7])
 def test_an_n_x_n_as_1_x_n_and_n_x_1_costs_2_of_n(n: int) -> None:
-    whole = Conv(8, (n, n), 1, (n // 2, n // 2))
-    pair = rewritten(whole, blocks="c")
-    assert [c.kernel for c in pair if isinstance(c, Conv)] == [(1, n), (n, 1)]
-    assert Fraction(multiply_adds(*pair), multiply_adds(whole)) == Fraction(2, n)  # 6/9 for 3
+    square = conv(8, n, padding=n // 2)
+    pair = only_layers(with_asymmetric((block("block", branch("branch", square)),), "c", None))
+    assert kernels(pair) == [(1, n), (n, 1)]
+    assert Fraction(multiply_adds(pair), multiply_adds((square,))) == Fraction(2, n)  # 6/9 for 3
 
 
 def test_the_ratios_show_in_a_whole_network() -> None:
-    """v3's 7x7 pairs as whole 7x7, and GoogLeNet's 5x5 as pairs of 3x3: counted by stage."""
-    pairs, whole = cost(), cost(asymmetric_blocks="")
-    b = next(i for i, stage in enumerate(pairs.stages) if stage.name == "Mixed_6e")
-    grid = pairs.stages[b].grid ** 2
-    line_weights = 6 * 7 * 192 * 192  # of branch7x7 and branch7x7dbl
-    difference = whole.stages[b].multiply_adds - pairs.stages[b].multiply_adds
-    assert difference == grid * (3 * 49 * 192 * 192 - line_weights)
+    """v3's asymmetric pairs as 7x7, counted in one stage; GoogLeNet's 5x5 as pairs of 3x3."""
+    pairs, squares = cost(), cost(asymmetric_blocks="")
+    i = next(i for i, stage in enumerate(pairs.stages) if stage.name == "Mixed_6e")
+    cells = pairs.stages[i].grid ** 2
+    pair_weights = 6 * 7 * 192 * 192  # of branch7x7 and branch7x7dbl
+    difference = squares.stages[i].multiply_adds - pairs.stages[i].multiply_adds
+    assert difference == cells * (3 * 49 * 192 * 192 - pair_weights)
     assert cost("googlenet", conv_5x5="two_3x3").multiply_adds > 0
 
 
@@ -103,11 +96,11 @@ def test_smallest_inputs_follow_the_stem() -> None:
 
 def test_the_ladders_last_rows_are_inception_v3() -> None:
     v3 = described()
-    climbed = described("inception_v2", factorized_7x7=True, side_head_norm=True)
-    assert (climbed.stages, climbed.side_heads) == (v3.stages, v3.side_heads)
-    fallen = described(factorized_7x7=False, side_head_norm=False)
+    from_v2 = described("inception_v2", factorized_7x7=True, side_head_norm=True)
+    assert (from_v2.stages, from_v2.aux_heads) == (v3.stages, v3.aux_heads)
+    from_v3 = described(factorized_7x7=False, side_head_norm=False)
     v2 = described("inception_v2")
-    assert (fallen.stages, fallen.side_heads) == (v2.stages, v2.side_heads)
+    assert (from_v3.stages, from_v3.aux_heads) == (v2.stages, v2.aux_heads)
 
 
 def test_what_a_network_has_already_changes_nothing() -> None:
@@ -121,21 +114,21 @@ def test_what_a_network_has_already_changes_nothing() -> None:
         "googlenet": Options(conv_5x5="5x5", pool="max"),
         "inception_v4": Options(pool_counts_padding=False, conv_5x5="two_3x3"),
     }.items():  # fmt: skip
-        bare = build_architecture(name, num_classes=10)
-        assert build_architecture(name, num_classes=10, options=options) == bare, name
+        published = build_architecture(name, num_classes=10)
+        assert build_architecture(name, num_classes=10, options=options) == published, name
 
 
 def test_where_pairs_stand() -> None:
     everywhere, nowhere = described(asymmetric_blocks="abc"), described(asymmetric_blocks="")
     a = layers(everywhere, "Mixed_5b", "branch5x5")
-    assert [c.kernel for c in a if isinstance(c, Conv)] == [(1, 1), (1, 5), (5, 1)]
+    assert kernels(a) == [(1, 1), (1, 5), (5, 1)]
     c = layers(everywhere, "Mixed_7b", "branch3x3dbl")
-    assert [x.kernel for x in c[:3] if isinstance(x, Conv)] == [(1, 1), (1, 3), (3, 1)]
-    assert isinstance(c[3], Fork)
+    assert kernels(c[:3]) == [(1, 1), (1, 3), (3, 1)]
+    assert isinstance(c[3], ParallelConvs)
     b = layers(nowhere, "Mixed_6b", "branch7x7dbl")
-    assert [x.kernel for x in b if isinstance(x, Conv)] == [(1, 1), (7, 7), (7, 7)]
+    assert kernels(b) == [(1, 1), (7, 7), (7, 7)]
     short = layers(described(asymmetric_n=3), "Mixed_7a", "branch7x7x3")
-    assert [x.kernel for x in short if isinstance(x, Conv)] == [(1, 1), (1, 3), (3, 1), (3, 3)]
+    assert kernels(short) == [(1, 1), (1, 3), (3, 1), (3, 3)]
 
 
 def test_linear_inside_a_factorization_keeps_signs() -> None:
@@ -145,15 +138,15 @@ def test_linear_inside_a_factorization_keeps_signs() -> None:
             options=Options(inner_activation="linear"),
         )
     )  # fmt: skip
-    found = {
+    linear = {
         name
         for name, module in network.named_modules()
         if getattr(module, "activation", "other") is None
     }
-    assert "Mixed_5b.branch3x3dbl_2" in found  # the first of two 3x3
-    assert "Mixed_6b.branch7x7_2" in found
-    assert {"Mixed_6b.branch7x7dbl_2", "Mixed_6b.branch7x7dbl_4"} <= found
-    assert not found & {"Mixed_5b.branch3x3dbl_3", "Mixed_6b.branch7x7_3", "Mixed_5b.branch5x5_2"}
+    assert "Mixed_5b.branch3x3dbl_2" in linear  # the first of two 3x3
+    assert "Mixed_6b.branch7x7_2" in linear
+    assert {"Mixed_6b.branch7x7dbl_2", "Mixed_6b.branch7x7dbl_4"} <= linear
+    assert not linear & {"Mixed_5b.branch3x3dbl_3", "Mixed_6b.branch7x7_3", "Mixed_5b.branch5x5_2"}
     inner = network.get_submodule("Mixed_5b.branch3x3dbl_2")
     with torch.no_grad():
         assert float(inner(torch.randn(2, inner.conv.in_channels, 7, 7)).min()) < 0  # type: ignore[union-attr, arg-type]
@@ -161,15 +154,15 @@ def test_linear_inside_a_factorization_keeps_signs() -> None:
 
 @pytest.mark.parametrize("kind", CHOICES["reduction"])
 def test_reductions_end_in_the_same_grid_and_channels(kind: str) -> None:
-    """Figure 9: pooling first is cheap and a bottleneck, convolving first is dear."""
+    """Figure 9: pooling first is cheap, but a bottleneck; convolving first is expensive."""
     plain, other = cost(), cost(reduction=kind)
     assert [(s.grid, s.channels) for s in other.stages] == [
         (s.grid, s.channels) for s in plain.stages
     ]
     assert other.parameters == plain.parameters
-    rank = {"pool_then_conv": -1, "parallel": 0, "conv_then_pool": 1}[kind]
+    sign = {"pool_then_conv": -1, "parallel": 0, "conv_then_pool": 1}[kind]
     difference = other.multiply_adds - plain.multiply_adds
-    assert (difference > 0) - (difference < 0) == rank
+    assert (difference > 0) - (difference < 0) == sign
 
 
 def test_pools_and_their_padding() -> None:
@@ -204,13 +197,13 @@ def test_initial_weights_by_rule() -> None:
         weight = network.get_parameter("Mixed_5c.branch3x3_2.conv.weight")
         return float(weight.detach().std())
 
-    # Cut at two deviations, a normal keeps 0.8796 of its deviation.
+    # Cut at two standard deviations, a normal distribution keeps 0.8796 of its deviation.
     assert deviation("fixed") == pytest.approx(0.1 * 0.8796, rel=0.01)
     assert deviation("variance_scaling") == pytest.approx((2 / (9 * 192)) ** 0.5, rel=0.01)
 
 
 @pytest.mark.parametrize(
-    ("name", "options", "words"),
+    ("name", "options", "message"),
     [
         ("inception_v3", {"stem": 150}, "Did you mean 151?"),
         ("inception_v3", {"reduction": "paralel"}, "Did you mean parallel?"),
@@ -223,10 +216,10 @@ def test_initial_weights_by_rule() -> None:
         ("inception_v4", {"stem": 79}, "no pool before its first block"),
     ],
 )
-def test_a_wrong_option_is_one_line(name: str, options: dict[str, Any], words: str) -> None:
+def test_a_wrong_option_is_one_line(name: str, options: dict[str, Any], message: str) -> None:
     with pytest.raises(ModelError) as caught:
         described(name, **options)
-    assert words in str(caught.value)
+    assert message in str(caught.value)
     assert str(caught.value).startswith("model.options.")
     assert "\n" not in str(caught.value)
 
@@ -243,14 +236,9 @@ def test_branches_of_a_block_leave_the_same_grid_at_every_size(
         grid = size
         for stage in stages:
             if isinstance(stage.body, Block):
-                ends = set()
-                for branch in stage.body.branches:
-                    end = grid
-                    for layer in branch.layers:
-                        end = layer_output(layer, end)
-                    ends.add(end)
-                assert len(ends) == 1, (size, stage.name)
-            grid = body_output(stage.body, grid)
+                grids = {output_size(Block((b,)), grid) for b in stage.body.branches}
+                assert len(grids) == 1, (size, stage.name)
+            grid = output_size(stage.body, grid)
 
 
 choices = {name: st.sampled_from([None, *values]) for name, values in CHOICES.items()}
@@ -275,7 +263,7 @@ maybe = st.sampled_from([None, True, False])
 def test_every_combination_builds_and_is_counted_or_is_refused(
     name: str, options: dict[str, Any]
 ) -> None:
-    """What the description counts is what the network has; forward and backward run."""
+    """The counts of the description are those of the network; forward and backward run."""
     try:
         architecture = build_architecture(
             name, num_classes=4, input_size=80, width=0.05, options=Options(**options)
@@ -284,6 +272,6 @@ def test_every_combination_builds_and_is_counted_or_is_refused(
         return
     network = build_network(architecture)
     assert sum(p.numel() for p in network.parameters()) == count_cost(architecture).parameters
-    logits, sides = network(torch.randn(2, 3, 80, 80))
-    (logits.sum() + sum(side.sum() for side in sides)).backward()
+    logits, aux_logits = network(torch.randn(2, 3, 80, 80))
+    (logits.sum() + sum(aux.sum() for aux in aux_logits)).backward()
     assert all(p.grad is not None for p in network.parameters())

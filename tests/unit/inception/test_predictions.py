@@ -1,4 +1,4 @@
-"""Predictions and what they come to, by hand and against plain sums."""
+"""Predictions and their metrics, against values computed by hand."""
 
 import pytest
 import torch
@@ -6,17 +6,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from inception.predictions import (
-    Predictions,
-    assess,
-    average_probabilities,
-    gather,
-    predict,
-)
+from inception.predictions import Predictions, assess, average_probabilities, gather, predict
 
 
 class Linear(nn.Module):
-    """Logits from the mean of each column, so that a mirrored image gives others."""
+    """Logits from the mean of each column, which differ for a mirrored image."""
 
     def __init__(self, seed: int) -> None:
         super().__init__()
@@ -30,19 +24,19 @@ class Linear(nn.Module):
 def test_softmax_is_averaged_over_networks_views_and_mirrors() -> None:
     networks = [Linear(1), Linear(2)]
     images = torch.randn(6, 3, 8, 8)  # two samples of three views
-    found = average_probabilities(networks, images, views=3, is_mirrored=True, chunk=4)
+    averaged = average_probabilities(networks, images, views=3, is_mirrored=True, chunk=4)
     for sample in range(2):
-        looks = [
-            network(side[None])[0].softmax(0)
+        p = [
+            network(image[None])[0].softmax(0)
             for network in networks
             for view in images[3 * sample : 3 * sample + 3]
-            for side in (view, view.flip(2))
+            for image in (view, view.flip(2))
         ]
-        assert torch.allclose(found[sample], torch.stack(looks).mean(0), atol=1e-6)
-    assert torch.allclose(found.sum(1), torch.ones(2), atol=1e-6)
+        assert torch.allclose(averaged[sample], torch.stack(p).mean(0), atol=1e-6)
+    assert torch.allclose(averaged.sum(1), torch.ones(2), atol=1e-6)
 
 
-def of(probabilities: list[list[float]], targets: list[int]) -> Predictions:
+def predictions(probabilities: list[list[float]], targets: list[int]) -> Predictions:
     n = len(targets)
     return predict(
         torch.tensor(probabilities),
@@ -54,37 +48,39 @@ def of(probabilities: list[list[float]], targets: list[int]) -> Predictions:
 
 
 def test_assessment_by_hand() -> None:
-    one = assess(of([[0.7, 0.2, 0.1], [0.4, 0.5, 0.1], [0.1, 0.3, 0.6]], [0, 0, 2]), 3)
-    assert one.count == 3
-    assert one.top1 == pytest.approx(2 / 3)
-    assert one.top5 == 1.0
+    p = [[0.7, 0.2, 0.1], [0.4, 0.5, 0.1], [0.1, 0.3, 0.6]]
+    metrics = assess(predictions(p, [0, 0, 2]), 3)
+    assert metrics.count == 3
+    assert metrics.top1 == pytest.approx(2 / 3)
+    assert metrics.top5 == 1.0
     nll = -torch.tensor([0.7, 0.4, 0.6], dtype=torch.float64).log().mean()
-    assert one.loss == pytest.approx(float(nll), abs=1e-6)
-    assert one.confusion.tolist() == [[1, 1, 0], [0, 0, 0], [0, 0, 1]]
+    assert metrics.loss == pytest.approx(float(nll), abs=1e-6)
+    assert metrics.confusion.tolist() == [[1, 1, 0], [0, 0, 0], [0, 0, 1]]
     # Three bins with one image each: |0.7 - 1|, |0.5 - 0|, |0.6 - 1|.
-    assert one.calibration_error == pytest.approx((0.3 + 0.5 + 0.4) / 3, abs=1e-6)
-    assert sum(count for count, _, _ in one.calibration) == 3
+    assert metrics.calibration_error == pytest.approx((0.3 + 0.5 + 0.4) / 3, abs=1e-6)
+    assert sum(count for count, _, _ in metrics.calibration) == 3
 
 
 def test_top5_counts_the_truth_among_the_five_likeliest() -> None:
-    falling = [[0.3, 0.2, 0.15, 0.12, 0.1, 0.08, 0.05]] * 3
-    assert assess(of(falling, [4, 5, 0]), 7).top5 == pytest.approx(2 / 3)
+    p = [[0.3, 0.2, 0.15, 0.12, 0.1, 0.08, 0.05]] * 3
+    assert assess(predictions(p, [4, 5, 0]), 7).top5 == pytest.approx(2 / 3)
 
 
 def test_perfect_confidence_is_calibrated_and_nothing_is_infinite() -> None:
-    assert assess(of([[1.0, 0.0], [0.0, 1.0]], [0, 1]), 2).calibration_error == 0.0
-    wrong = assess(of([[1.0, 0.0]], [1]), 2)
+    right = assess(predictions([[1.0, 0.0], [0.0, 1.0]], [0, 1]), 2)
+    assert right.calibration_error == 0.0
+    wrong = assess(predictions([[1.0, 0.0]], [1]), 2)
     assert wrong.calibration_error == 1.0
     assert wrong.loss < 200
 
 
 def test_padding_and_damage_are_left_out() -> None:
-    found = predict(
+    predicted = predict(
         torch.tensor([[0.9, 0.1]] * 3), torch.tensor([0, 1, 0]), torch.tensor([1.0, 0.0, 1.0]),
         torch.tensor([[0, 0], [-1, -1], [0, 1]]), ["a", "", "b"],
     )  # fmt: skip
-    assert found.keys == ("a", "b")
-    assert assess(found, 2).count == 2
+    assert predicted.keys == ("a", "b")
+    assert assess(predicted, 2).count == 2
 
 
 @settings(max_examples=30, deadline=None)
@@ -93,11 +89,10 @@ def test_the_result_does_not_depend_on_who_made_it(order: list[int], parts: int)
     generator = torch.Generator().manual_seed(3)
     p = torch.rand(12, 6, generator=generator).softmax(1)
     targets = torch.randint(0, 6, (12,), generator=generator)
-    whole = of(p.tolist(), targets.tolist())
-    cut = [whole.take(torch.tensor(order[i::parts])) for i in range(parts)]
-    again = gather(cut)
-    assert again.keys == whole.keys
-    first, second = assess(whole, 6), assess(again, 6)
+    whole = predictions(p.tolist(), targets.tolist())
+    gathered = gather([whole.take(torch.tensor(order[i::parts])) for i in range(parts)])
+    assert gathered.keys == whole.keys
+    first, second = assess(whole, 6), assess(gathered, 6)
     assert (first.top1, first.loss, first.calibration_error) == (
         second.top1, second.loss, second.calibration_error,
     )  # fmt: skip

@@ -1,4 +1,4 @@
-"""Optimizer, loss, schedule, average and scores against their formulas."""
+"""Optimizers, loss, schedules, weight average and scores against their formulas."""
 
 import io
 import math
@@ -54,7 +54,7 @@ def test_rmsprop_is_tensorflows_over_400_steps() -> None:
 
 
 def test_rmsprop_is_not_torchs() -> None:
-    """Why it is written anew: after one step at |g| = 1e-3 torch's update differs by 38 %."""
+    """After one step at |g| = 1e-3, torch's update differs by 38 %."""
     ours, theirs = (nn.Parameter(torch.zeros(1, dtype=torch.float64)) for _ in range(2))
     for param in (ours, theirs):
         param.grad = torch.full_like(param, 1e-3)
@@ -105,22 +105,22 @@ def test_only_weights_of_convolutions_and_classifiers_decay() -> None:
 
 def test_loss_is_smoothed_cross_entropy_on_both_heads() -> None:
     torch.manual_seed(0)
-    logits, side = torch.randn(5, 4), torch.randn(5, 4)
+    logits, aux = torch.randn(5, 4), torch.randn(5, 4)
     targets = torch.tensor([0, 1, 2, 3, 0])
 
-    def by_hand(values: Tensor) -> Tensor:
-        truth = 0.9 * F.one_hot(targets, 4) + 0.1 / 4  # (5, 4)
-        return -(truth * values.log_softmax(1)).sum(1)  # (5,)
+    def smoothed(values: Tensor) -> Tensor:
+        distribution = 0.9 * F.one_hot(targets, 4) + 0.1 / 4  # (5, 4)
+        return -(distribution * values.log_softmax(1)).sum(1)  # (5,)
 
-    expected = by_hand(logits) + 0.4 * by_hand(side)
-    assert inception_loss(logits, (side,), targets) == pytest.approx(
+    expected = smoothed(logits) + 0.4 * smoothed(aux)
+    assert inception_loss(logits, (aux,), targets) == pytest.approx(
         float(expected.mean()), abs=1e-6
     )
     weights = torch.tensor([1.0, 0.0, 1.0, 1.0, 1.0])
-    weighted = inception_loss(logits, (side,), targets, weights=weights)
+    weighted = inception_loss(logits, (aux,), targets, weights=weights)
     assert weighted == pytest.approx(float((expected * weights).sum() / 5), abs=1e-6)
-    alone = inception_loss(logits, (), targets, label_smoothing=0.0)
-    assert alone == pytest.approx(float(F.cross_entropy(logits, targets)), abs=1e-6)
+    plain = inception_loss(logits, (), targets, label_smoothing=0.0)
+    assert plain == pytest.approx(float(F.cross_entropy(logits, targets)), abs=1e-6)
 
 
 def test_staircase_is_the_papers() -> None:
@@ -169,8 +169,8 @@ def test_average_follows_tensorflows_ramp() -> None:
         average.update()
         decay = min(0.5, (1 + t) / (10 + t))
         expected = decay * expected + (1 - decay) * (t + 1)
-    kept = average.state_dict()["tensors"]["weight"]
-    assert float(kept) == pytest.approx(expected, rel=1e-5)
+    averaged = average.state_dict()["tensors"]["weight"]
+    assert float(averaged) == pytest.approx(expected, rel=1e-5)
     with average.applied(layer):
         assert float(layer.weight.detach()) == pytest.approx(expected, rel=1e-5)
     assert float(layer.weight.detach()) == 12.0
@@ -186,12 +186,12 @@ def test_average_takes_in_batch_norm_statistics() -> None:
     assert "running_mean" in tensors
     assert "num_batches_tracked" not in tensors
     assert model.running_mean is not None
-    # The ramp begins at 1/10: nine tenths of the first step's statistics.
+    # The ramp starts at 1/10, so that the average has nine tenths of the first statistics.
     assert torch.allclose(tensors["running_mean"], 0.9 * model.running_mean)
 
 
 class Batch:
-    """A batch as a loader gives it."""
+    """A MicroBatch of the loader."""
 
     def __init__(self, images: Tensor, targets: Tensor, weights: Tensor) -> None:
         self.index, self.images, self.targets, self.weights = 0, images, targets, weights
@@ -222,7 +222,7 @@ def test_evaluate_puts_the_mode_back() -> None:
 
 @pytest.mark.parametrize("name", ["sgd", "adamw"])
 def test_torchs_own_optimizers_are_fused_and_take_the_same_steps(name: str) -> None:
-    """Nesterov's moment in sgd; decay on the weight alone."""
+    """sgd has Nesterov momentum; only weights decay."""
     torch.manual_seed(0)
     ours, theirs = (torch.nn.Linear(6, 4) for _ in range(2))
     theirs.load_state_dict(ours.state_dict())
@@ -239,9 +239,9 @@ def test_torchs_own_optimizers_are_fused_and_take_the_same_steps(name: str) -> N
     )
     for _ in range(30):
         x = torch.randn(5, 6)
-        for model, one in ((ours, optimizer), (theirs, plain)):
-            one.zero_grad()
+        for model, opt in ((ours, optimizer), (theirs, plain)):
+            opt.zero_grad()
             model(x).square().sum().backward()
-            one.step()
+            opt.step()
     assert torch.allclose(ours.weight, theirs.weight, atol=1e-6)
     assert torch.allclose(ours.bias, theirs.bias, atol=1e-6)

@@ -1,4 +1,4 @@
-"""The rate at the borders of a schedule."""
+"""The learning rate at the edges of a schedule."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""A step's result with unusual shares: ranks without a micro-batch, one rank with all of them."""
+"""A step with unusual shares: ranks without micro-batches, one rank with all of them."""
 
 from pathlib import Path
 
@@ -21,15 +21,15 @@ from tests.unit.inception.ranks import (
     train,
 )
 
-TRAINING = Training(steps=6, size=4, lr=0.02, is_damaged=True, is_as_in_a_run=False)
+TRAINING = Training(steps=6, size=4, lr=0.02, is_damaged=True, has_run_layout=False)
 
 
 @pytest.mark.parametrize(
     ("alone", "shared"),
     [
-        pytest.param(((0, 1),), ((0,), (1,), ()), id="a rank without one"),
-        pytest.param(((0,),), ((), (0,)), id="rank 0 without one"),
-        pytest.param(((0, 1),), ((0, 1), ()), id="as many as ranks, all on one"),
+        pytest.param(((0, 1),), ((0,), (1,), ()), id="a rank without micro-batches"),
+        pytest.param(((0,),), ((), (0,)), id="rank 0 without micro-batches"),
+        pytest.param(((0, 1),), ((0, 1), ()), id="as many as ranks, all on rank 0"),
         pytest.param(((0, 1, 2),), ((2, 0), (1,)), id="uneven, in another order"),
     ],
 )
@@ -38,18 +38,19 @@ def test_result_does_not_depend_on_the_shares(
 ) -> None:
     (tmp_path / "alone").mkdir()
     (tmp_path / "shared").mkdir()
-    one, other = (
+    expected, result = (
         train(TRAINING, shares, tmp_path / name)
         for name, shares in (("alone", alone), ("shared", shared))
     )
-    # The loss is summed in float32; the weights are exact to float64.
-    assert torch.allclose(torch.tensor(other["losses"]), torch.tensor(one["losses"]), rtol=1e-5)
-    assert one["losses"][0][1] > 2.0, "the gradient should be clipped, or clipping is not tested"
-    for name, tensor in one["model"].items():
+    # Losses are summed in float32, weights are in float64.
+    losses, expected_losses = torch.tensor(result["losses"]), torch.tensor(expected["losses"])
+    assert torch.allclose(losses, expected_losses, rtol=1e-5)
+    assert expected["losses"][0][1] > 2.0, "the first gradient should be clipped, to test clipping"
+    for name, tensor in expected["model"].items():
         if name.endswith("num_batches_tracked"):
-            assert int(other["model"][name]) == int(tensor) == TRAINING.steps, name
+            assert int(result["model"][name]) == int(tensor) == TRAINING.steps, name
         else:
-            assert torch.allclose(other["model"][name], tensor, rtol=1e-7, atol=1e-8), name
+            assert torch.allclose(result["model"][name], tensor, rtol=1e-7, atol=1e-8), name
 
 
 def one_step(micro_batches: list[Batch], clip_norm: float | None) -> tuple[InceptionNet, float]:
@@ -73,10 +74,10 @@ def gradient_norm(network: InceptionNet) -> float:
 
 
 def test_norm_is_the_one_before_clipping() -> None:
-    free, norm = one_step([batch(1, 0)], None)
-    assert gradient_norm(free) == pytest.approx(norm, rel=1e-9)
-    clipped, same = one_step([batch(1, 0)], norm / 4)
-    assert same == norm
+    unclipped, norm = one_step([batch(1, 0)], None)
+    assert gradient_norm(unclipped) == pytest.approx(norm, rel=1e-9)
+    clipped, norm_before_clipping = one_step([batch(1, 0)], norm / 4)
+    assert norm_before_clipping == norm
     assert gradient_norm(clipped) == pytest.approx(norm / 4, rel=1e-5)
 
 
@@ -104,8 +105,8 @@ def test_a_damaged_sample_gives_no_gradient_through_its_target() -> None:
 
 def test_normalize_maps_bytes_to_one_around_zero_and_keeps_the_layout() -> None:
     images = torch.tensor([0, 51, 255], dtype=torch.uint8).repeat(2, 1)[:, :, None, None]
-    wide = images.expand(2, 3, 4, 4).contiguous(memory_format=torch.channels_last)
-    scaled = normalize(wide)
+    images = images.expand(2, 3, 4, 4).contiguous(memory_format=torch.channels_last)
+    scaled = normalize(images)
     assert scaled.is_contiguous(memory_format=torch.channels_last)
     assert scaled[0, :, 0, 0].tolist() == pytest.approx([-1.0, -0.6, 1.0])
     assert normalize(scaled) is scaled

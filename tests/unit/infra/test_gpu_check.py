@@ -1,4 +1,4 @@
-"""The GPU check's dry run: each part answers on a CPU, so that the check moves with the code."""
+"""The GPU check's dry run: each part runs on a CPU, so that the check follows the code."""
 
 import json
 import subprocess
@@ -18,7 +18,7 @@ CHECK = ROOT / "infra" / "gpu-check" / "check.py"
     ["environment", "numerics", "torchvisions", "ours", "kernels", "syncs", "copies", "data"],
 )
 def test_each_part_answers_in_json(part: str) -> None:
-    if part == "environment":  # one as it is run on a machine with a GPU
+    if part == "environment":  # a process of its own, as run.sh starts it
         done = subprocess.run(
             [sys.executable, str(CHECK), part, "--tiny"],
             cwd=ROOT,
@@ -29,12 +29,12 @@ def test_each_part_answers_in_json(part: str) -> None:
     else:
         done = forks.script(CHECK, part, "--tiny")
     assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout.splitlines()[-1])
-    assert found["seconds"] >= 0
-    answer = found[part]
+    report = json.loads(done.stdout.splitlines()[-1])
+    assert report["seconds"] >= 0
+    result = report[part]
     if part == "copies":
-        assert answer == {"batches": 4, "wrong": 0}
+        assert result == {"batches": 4, "wrong": 0}
     if part == "ours":
-        assert answer["2x2"]["images_per_second"] > 0
+        assert result["2x2"]["images_per_second"] > 0
     if part == "numerics":
-        assert len(answer["losses_of_one_batch"]["fp32"]) == 3
+        assert len(result["losses_of_one_batch"]["fp32"]) == 3

@@ -1,4 +1,4 @@
-"""Images of every kind to RGB, damage to one line, crops as pure functions."""
+"""Images of every mode become RGB, damage is one line, crops depend on the sample alone."""
 
 import io
 
@@ -40,11 +40,11 @@ GREY = Image.fromarray(np.arange(48, dtype=np.uint8).reshape(6, 8) * 5)
 )
 def test_every_mode_becomes_rgb(image: Image.Image, format_: str) -> None:
     options: dict[str, object] = {"lossless": True} if format_ == "WEBP" else {"quality": 100}
-    found = decode_image(encoded(image, format_, **options), "x")
-    assert found.shape == (6, 8, 3)
-    assert found.dtype == np.uint8
-    truth = np.asarray(GREY).astype(int)[..., None]
-    assert np.abs(found.astype(int) - truth).max() <= (6 if format_ == "JPEG" else 2)
+    decoded = decode_image(encoded(image, format_, **options), "x")
+    assert decoded.shape == (6, 8, 3)
+    assert decoded.dtype == np.uint8
+    expected = np.asarray(GREY).astype(int)[..., None]
+    assert np.abs(decoded.astype(int) - expected).max() <= (6 if format_ == "JPEG" else 2)
 
 
 def test_exif_turns_the_image() -> None:
@@ -61,9 +61,9 @@ def test_damage_is_one_line(content: bytes) -> None:
 
 
 def test_cut_jpeg_is_damage() -> None:
-    whole = encoded(Image.effect_noise((300, 300), 80).convert("RGB"), "JPEG")
+    content = encoded(Image.effect_noise((300, 300), 80).convert("RGB"), "JPEG")
     with pytest.raises(DataError, match="no whole image"):
-        decode_image(whole[: len(whole) // 2], "x")
+        decode_image(content[: len(content) // 2], "x")
 
 
 def test_decompression_bomb_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -106,7 +106,7 @@ def test_numbers_depend_on_the_sample_alone_and_new_ones_move_none() -> None:
         assert draw(1, 2, 3, 4, more)[: len(plain)] == plain
 
 
-def test_mirrors_are_drawn_as_often_as_asked() -> None:
+def test_mirrors_are_drawn_with_the_given_probability() -> None:
     for flip in (0.0, 0.25, 1.0):
         augment = Augment(flip=flip)
         share = np.mean([is_mirrored(draw(0, 0, 0, i, augment), augment) for i in range(800)])

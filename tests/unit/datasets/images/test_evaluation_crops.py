@@ -1,4 +1,4 @@
-"""The crops of an evaluation: GoogLeNet's protocol, by hand and on real pixels."""
+"""The crops of an evaluation: GoogLeNet's protocol, computed by hand and on real pixels."""
 
 import io
 from pathlib import Path
@@ -21,10 +21,9 @@ def boxes(height: int, width: int, crops: int, size: int = 299) -> list[Box]:
 
 
 def test_twelve_are_one_squares_corners_centre_and_whole() -> None:
-    """Shorter side 342 = 256 / 224 x 299, so that the image's own pixels are the scale's."""
-    found = boxes(342, 500, 12)
+    """Shorter side 342 = 256 / 224 x 299: the image needs no scaling."""
     left = (500 - 342) // 2
-    assert found == [
+    assert boxes(342, 500, 12) == [
         (0, left, 299, 299),
         (0, left + 43, 299, 299),
         (43, left, 299, 299),
@@ -35,20 +34,15 @@ def test_twelve_are_one_squares_corners_centre_and_whole() -> None:
 
 
 def test_144_are_four_scales_by_three_squares() -> None:
-    found = boxes(470, 700, 144)
-    assert len(found) == 72  # mirrored on the device
-    sides = sorted({side for _, _, side, _ in found})
+    wide = boxes(470, 700, 144)
+    assert len(wide) == 72  # mirrored on the device
     # 299 of 342, 385, 428 and 470 pixels of a shorter side, and the square.
-    assert sides == [
-        299,
-        round(470 * 299 / 428),
-        round(470 * 299 / 385),
-        round(470 * 299 / 342),
-        470,
-    ]
-    assert sorted({left for _, left, side, _ in found if side == 470}) == [0, 115, 230]
+    assert sorted({side for _, _, side, _ in wide}) == [
+        299, round(470 * 299 / 428), round(470 * 299 / 385), round(470 * 299 / 342), 470,
+    ]  # fmt: skip
+    assert sorted({left for _, left, side, _ in wide if side == 470}) == [0, 115, 230]
     tall = boxes(700, 470, 144)
-    assert sorted((left, top, h, w) for top, left, h, w in found) == sorted(tall)
+    assert sorted((left, top, h, w) for top, left, h, w in wide) == sorted(tall)
 
 
 def test_scales_of_a_224_network_are_the_papers() -> None:
@@ -59,9 +53,9 @@ def test_scales_of_a_224_network_are_the_papers() -> None:
 
 @given(st.integers(1, 600), st.integers(1, 600), st.sampled_from([1, 12, 144]))
 def test_every_crop_lies_in_the_image(height: int, width: int, crops: int) -> None:
-    found = boxes(height, width, crops)
-    assert len(found) == max(1, crops // 2)
-    for top, left, rows, columns in found:
+    crop_boxes = boxes(height, width, crops)
+    assert len(crop_boxes) == max(1, crops // 2)
+    for top, left, rows, columns in crop_boxes:
         assert rows == columns >= 1
         assert 0 <= top <= top + rows <= height
         assert 0 <= left <= left + columns <= width
@@ -73,23 +67,12 @@ def test_the_loader_gives_each_sample_its_views(tmp_path: Path, crops: int, view
     for number in range(5):
         content = io.BytesIO()
         Image.fromarray(np.full((40, 64, 3), 40 * number, dtype=np.uint8)).save(content, "PNG")
-        samples.append(
-            {
-                "__key__": f"image-{number}",
-                "png": content.getvalue(),
-                "cls": str(number % 2).encode(),
-            }
-        )
+        label = str(number % 2).encode()
+        samples.append({"__key__": f"image-{number}", "png": content.getvalue(), "cls": label})
     store = Store()
     manifest = pack(samples, store, tmp_path.as_uri(), classes=("a", "b"), samples_per_shard=3)
     with EvalLoader(
-        store,
-        manifest,
-        rank=0,
-        world_size=1,
-        batch_size=3,
-        input_size=16,
-        crops=crops,
+        store, manifest, rank=0, world_size=1, batch_size=3, input_size=16, crops=crops
     ) as loader:
         batches = list(loader)
     assert [len(batch.targets) for batch in batches] == [3, 3]

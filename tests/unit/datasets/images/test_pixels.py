@@ -1,5 +1,5 @@
-"""Pixels: a region's are the whole image's, the resize is PIL's, the device's mirrors and colours
-are what TensorFlow's formulas say, RandAugment is what it is called."""
+"""Pixels: a region's are the whole image's, the resize is PIL's, colours are TensorFlow's, mirrors
+and RandAugment's operations do what they are called."""
 
 import colorsys
 import io
@@ -18,7 +18,7 @@ from datasets.images.augment import Augment, colour_of, crop_box, draw, resize_i
 from datasets.images.decode import decode_crop
 from datasets.images.randaugment import NAMES, rand_augment
 from datasets.loading.batch import empty_buffer
-from datasets.loading.device import ORDERS, on_device, recoloured
+from datasets.loading.device import ORDERS, distort_colours, on_device
 
 
 @pytest.fixture(scope="module")
@@ -40,24 +40,24 @@ def jpeg(image: Image.Image, **options: Any) -> bytes:
 def test_a_region_is_bit_for_bit_the_whole_images(
     photographs: list[Image.Image], subsampling: Any, progressive: bool
 ) -> None:
-    choose = random.Random(str((subsampling, progressive)))
+    rng = random.Random(str((subsampling, progressive)))
     for number in range(120):
-        width, height = choose.randint(1, 300), choose.randint(1, 300)
+        width, height = rng.randint(1, 300), rng.randint(1, 300)
         image = photographs[number % 2].crop((50, 50, 50 + width, 50 + height))
-        options: dict[str, Any] = {"quality": choose.randint(30, 97), "progressive": progressive}
+        options: dict[str, Any] = {"quality": rng.randint(30, 97), "progressive": progressive}
         if subsampling == "grey":
             image = image.convert("L")
         else:
             options["subsampling"] = subsampling
-        if choose.random() < 0.3:
-            options["restart_marker_blocks"] = choose.randint(1, 5)
+        if rng.random() < 0.3:
+            options["restart_marker_blocks"] = rng.randint(1, 5)
         content = jpeg(image, **options)
-        top, left = choose.randrange(height), choose.randrange(width)
-        box = top, left, choose.randint(1, height - top), choose.randint(1, width - left)
-        found = region.decode_region(content, lambda h, w, box=box: box, 10**8)  # type: ignore[misc]
-        assert found is not None
+        top, left = rng.randrange(height), rng.randrange(width)
+        box = top, left, rng.randint(1, height - top), rng.randint(1, width - left)
+        part = region.decode_region(content, lambda h, w, box=box: box, 10**8)  # type: ignore[misc]
+        assert part is not None
         whole = simplejpeg.decode_jpeg(content, "RGB", False, False)
-        assert np.array_equal(found, whole[top : top + box[2], left : left + box[3]])
+        assert np.array_equal(part, whole[top : top + box[2], left : left + box[3]])
 
 
 def test_without_the_library_pixels_are_the_same(
@@ -66,8 +66,8 @@ def test_without_the_library_pixels_are_the_same(
     content = jpeg(photographs[0], quality=93)
     box = 31, 57, 200, 333
     views = []
-    for is_there in (True, False):
-        if not is_there:
+    for has_library in (True, False):
+        if not has_library:
             monkeypatch.setattr(region, "has_regions", lambda: False)
         target = torch.empty(1, 120, 120, 3, dtype=torch.uint8).permute(0, 3, 1, 2)
         image, place = decode_crop(content, lambda h, w: box, "x")
@@ -77,7 +77,7 @@ def test_without_the_library_pixels_are_the_same(
 
 
 def test_a_region_is_as_strict_as_the_whole(photographs: list[Image.Image]) -> None:
-    """Damage down to the crop's last row, and a missing end wherever it is, are refused."""
+    """Damage down to the crop's last row and a missing end are refused, wherever the crop is."""
     content = jpeg(photographs[1], quality=90)
     box = 300, 10, 100, 100
     for change in (content[: len(content) - 2], content[: len(content) // 2]):
@@ -87,7 +87,8 @@ def test_a_region_is_as_strict_as_the_whole(photographs: list[Image.Image]) -> N
     damaged[len(content) // 3 : len(content) // 3 + 40] = b"\xff\xc4" * 20
     with pytest.raises(ImageError, match="no whole image"):
         decode_crop(bytes(damaged), lambda h, w: box, "x")
-    image, place = decode_crop(content + bytes(100), lambda h, w: box, "x")  # padded, as some are
+    padded = content + bytes(100)  # some files are
+    image, place = decode_crop(padded, lambda h, w: box, "x")
     assert place[2:] == (100, 100)
     assert image.shape[2] == 3
 
@@ -114,21 +115,20 @@ def test_views_are_pils_within_50_db(photographs: list[Image.Image]) -> None:
     assert min(ratios) > 45
 
 
-def rows_of(image: Image.Image, count: int, augment: Augment) -> Any:
-    rows = empty_buffer(count, 32, has_colours=bool(augment.colour))
+def batch_of(image: Image.Image, count: int, augment: Augment) -> Any:
+    buffer = empty_buffer(count, 32, has_colours=bool(augment.colour))
     for row in range(count):
         small = np.asarray(image.resize((32, 32)))
-        rows.images[row] = torch.from_numpy(np.array(small)).permute(2, 0, 1)
-        rows.weights[row] = 1
-        numbers = draw(0, 0, 0, row, augment)
-        rows.mirrored[row] = row % 2 == 0
-        if rows.colours is not None:
-            rows.colours[row] = colour_of(numbers, augment)
-    return rows.micro_batches([0], count)[0]
+        buffer.images[row] = torch.from_numpy(np.array(small)).permute(2, 0, 1)
+        buffer.weights[row] = 1
+        buffer.mirrored[row] = row % 2 == 0
+        if buffer.colours is not None:
+            buffer.colours[row] = colour_of(draw(0, 0, 0, row, augment), augment)
+    return buffer.micro_batches([0], count)[0]
 
 
-def test_the_device_mirrors_the_samples_that_say_so(photographs: list[Image.Image]) -> None:
-    batch = rows_of(photographs[0], 6, Augment())
+def test_the_device_mirrors_the_chosen_samples(photographs: list[Image.Image]) -> None:
+    batch = batch_of(photographs[0], 6, Augment())
     moved = on_device(batch, torch.device("cpu"))
     assert moved.images.dtype == torch.uint8
     assert moved.images.is_contiguous(memory_format=torch.channels_last)
@@ -159,48 +159,48 @@ def reference_colours(image: torch.Tensor, colour: list[float]) -> torch.Tensor:
 
 
 def test_colours_are_tensorflows(photographs: list[Image.Image]) -> None:
-    """Within the ranges in which both are defined: no value has left 0..1 before a hue or a
-    saturation (colorsys and TensorFlow part ways there)."""
+    """With values that stay in 0..1 before a hue or saturation: beyond it, colorsys and TensorFlow
+    differ."""
     augment = Augment(colour=0.3)
     image = Image.fromarray((np.asarray(photographs[1]) // 2 + 64).astype(np.uint8))
-    batch = rows_of(image, 16, augment)
+    batch = batch_of(image, 16, augment)
     assert batch.colours is not None
-    found = recoloured(batch.images, batch.colours)
-    assert found.dtype == torch.float32
+    distorted = distort_colours(batch.images, batch.colours)
+    assert distorted.dtype == torch.float32
     assert len(set(batch.colours[:, 4].tolist())) == 4  # every order among them
     for row in range(16):
         expected = reference_colours(batch.images[row], batch.colours[row].tolist())
-        assert float((found[row] - expected).abs().max()) < 2e-5
+        assert float((distorted[row] - expected).abs().max()) < 2e-5
 
 
 def test_no_colour_is_no_change_and_full_strength_stays_in_range(
     photographs: list[Image.Image],
 ) -> None:
-    batch = rows_of(photographs[0], 8, Augment(colour=1.0))
+    batch = batch_of(photographs[0], 8, Augment(colour=1.0))
     assert batch.colours is not None
     neutral = torch.tensor([[0.0, 1.0, 0.0, 1.0, 3.0]]).repeat(8, 1)
     plain = batch.images.float() / 127.5 - 1
-    assert float((recoloured(batch.images, neutral) - plain).abs().max()) < 1e-5
-    strong = recoloured(batch.images, batch.colours)
+    assert float((distort_colours(batch.images, neutral) - plain).abs().max()) < 1e-5
+    strong = distort_colours(batch.images, batch.colours)
     assert float(strong.min()) >= -1
     assert float(strong.max()) <= 1
     assert float((strong - plain).abs().mean()) > 0.02
 
 
 def test_damaged_rows_stay_black_and_weightless() -> None:
-    rows = empty_buffer(2, 8, has_colours=True)
-    rows.images[0] = 200
-    rows.weights[0] = 1
-    rows.blank(1)
-    moved = on_device(rows.micro_batches([0], 2)[0], torch.device("cpu"))
+    buffer = empty_buffer(2, 8, has_colours=True)
+    buffer.images[0] = 200
+    buffer.weights[0] = 1
+    buffer.blank(1)
+    moved = on_device(buffer.micro_batches([0], 2)[0], torch.device("cpu"))
     assert moved.weights.tolist() == [1, 0]
     assert bool((moved.images[1] == -1).all())
 
 
-def after(image: torch.Tensor, name: str, side: float, magnitude: float) -> torch.Tensor:
+def after(image: torch.Tensor, name: str, direction: float, magnitude: float) -> torch.Tensor:
     which = (NAMES.index(name) + 0.5) / len(NAMES)
     copy = image.clone(memory_format=torch.preserve_format)
-    rand_augment(copy, [0.0] * 46 + [which, side], operations=1, magnitude=magnitude)
+    rand_augment(copy, [0.0] * 46 + [which, direction], operations=1, magnitude=magnitude)
     return copy
 
 
@@ -211,8 +211,8 @@ def test_rand_augments_operations(photographs: list[Image.Image], name: str) -> 
     strong = after(image, name, 0.2, 9.0)
     assert torch.equal(strong, after(image, name, 0.2, 9.0))
     assert strong.shape == image.shape
-    knows_no_magnitude = name in ("identity", "autocontrast", "equalize")
-    assert torch.equal(after(image, name, 0.2, 0.0), image) or knows_no_magnitude
+    ignores_magnitude = name in ("identity", "autocontrast", "equalize")
+    assert torch.equal(after(image, name, 0.2, 0.0), image) or ignores_magnitude
     if name != "identity":
         assert not torch.equal(strong, image) or name == "autocontrast"
     if name in ("rotate", "shear_x", "shear_y", "translate_x", "translate_y", "brightness"):
@@ -222,7 +222,7 @@ def test_rand_augments_operations(photographs: list[Image.Image], name: str) -> 
         assert int((moved.int() - image[:, :, 10:].int()).abs().max()) <= 1
 
 
-def test_rand_augment_draws_every_operation_alike() -> None:
+def test_rand_augment_draws_every_operation_equally_often() -> None:
     augment = Augment(operations=2)
     counts = [0] * len(NAMES)
     for sample in range(2000):

@@ -1,4 +1,4 @@
-"""Loader processes: the same batches as without, damage and deaths told, nothing left behind."""
+"""Loader processes: the same batches as without, damage and deaths reported, none left behind."""
 
 import contextlib
 import multiprocessing
@@ -6,7 +6,9 @@ import os
 import signal
 import time
 from concurrent.futures import ThreadPoolExecutor
-from itertools import islice
+from dataclasses import replace
+from functools import partial
+from itertools import chain, islice
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -19,42 +21,25 @@ from datasets.errors import DataError, LoaderError, StoreError
 from datasets.images.augment import Augment
 from datasets.loading.batch import MicroBatch
 from datasets.loading.loader import TrainLoader
-from datasets.order import Order
 from datasets.packing.pack import pack
 from datasets.packing.sources import digits
 from datasets.shards.manifest import Manifest
 from datasets.storage.store import Store
 from tests import forks
+from tests.unit.datasets.loaders import train_loader
 from tests.waiting import wait_for
 
 Packed = tuple[Store, Manifest]
-AUGMENT = Augment(area=(0.4, 1.0), colour=1.0, operations=2)
+loader = partial(train_loader, augment=Augment(area=(0.4, 1.0), colour=1.0, operations=2))
 
 
-def loader(
-    store: Store, manifest: Manifest, *, workers: int, rank: int = 0, world_size: int = 1,
-    first: int = 0, lanes: int = 6, is_skipping: bool = False,
-) -> TrainLoader:  # fmt: skip
-    order = Order(
-        seed=3, samples_per_shard=manifest.samples_per_shard, num_lanes=lanes, pieces=3, slices=4
-    )
-    return TrainLoader(
-        store, manifest, order, rank=rank, world_size=world_size, global_batch_size=48,
-        micro_batch_size=8, input_size=16, augment=AUGMENT, workers=workers,
-        is_skipping=is_skipping, start_position=48 * first,
-    )  # fmt: skip
+def first_steps(loader: TrainLoader, count: int) -> list[list[MicroBatch]]:
+    with loader:
+        return list(islice(loader, count))
 
 
-def taken(made: TrainLoader, count: int) -> list[list[MicroBatch]]:
-    with made:
-        return list(islice(made, count))
-
-
-def assert_same(one: list[list[MicroBatch]], other: list[list[MicroBatch]]) -> None:
-    for a, b in zip(
-        [batch for step in one for batch in step], [batch for step in other for batch in step],
-        strict=True,
-    ):  # fmt: skip
+def assert_same(expected: list[list[MicroBatch]], steps: list[list[MicroBatch]]) -> None:
+    for a, b in zip(chain(*expected), chain(*steps), strict=True):
         assert a.index == b.index
         assert a.keys == b.keys
         assert len(a.keys) == len(a.targets)
@@ -63,7 +48,7 @@ def assert_same(one: list[list[MicroBatch]], other: list[list[MicroBatch]]) -> N
 
 
 def many(*values: Any) -> Any:
-    """A case of the full tier alone: each of its processes takes seconds to import torch."""
+    """Only in the full tier: each process takes seconds to import torch."""
     return pytest.param(*values, marks=pytest.mark.exhaustive)
 
 
@@ -80,17 +65,19 @@ def many(*values: Any) -> Any:
 def test_any_number_of_processes_gives_the_same_batches(
     packed: Packed, workers: int, rank: int, world_size: int, first: int
 ) -> None:
-    """Also over an epoch's end (29.9 steps are one), where parts do not divide the lanes, and with
-    everything that is drawn for a sample."""
-    alone, beside = (
-        taken(loader(*packed, workers=n, rank=rank, world_size=world_size, first=first), 5)
+    """Also over an epoch's end (after 29.9 steps), if parts do not divide the lanes, and with
+    every random augmentation."""
+    without, with_processes = (
+        first_steps(
+            loader(*packed, workers=n, rank=rank, world_size=world_size, first_step=first), 5
+        )
         for n in (0, workers)
     )
-    assert_same(alone, beside)
+    assert_same(without, with_processes)
 
 
 def test_more_ranks_than_micro_batches_have_empty_steps(packed: Packed) -> None:
-    assert taken(loader(*packed, workers=2, rank=7, world_size=8), 3) == [[], [], []]
+    assert first_steps(loader(*packed, workers=2, rank=7, world_size=8), 3) == [[], [], []]
 
 
 @pytest.mark.parametrize("workers", [1, many(3)])
@@ -99,63 +86,61 @@ def test_damage_is_counted_or_raised_as_without_processes(tmp_path: Path, worker
     samples = list(rows)
     samples[5] = {**samples[5], "png": b"no image"}
     samples[250] = {**samples[250], "cls": b"cat"}
-    made = pack(samples, Store(), tmp_path.as_uri(), classes=classes, samples_per_shard=100)
-    (tmp_path / made.shards[7].name).unlink()
-    found = []
+    manifest = pack(samples, Store(), tmp_path.as_uri(), classes=classes, samples_per_shard=100)
+    (tmp_path / manifest.shards[7].name).unlink()
+    results = []
     for number in (0, workers):
-        with loader(Store(), made, workers=number, is_skipping=True) as one:
-            steps = list(islice(one, 29))
-        found.append((steps, one.damages.counts, sorted(one.damages.first)))
-    assert_same(found[0][0], found[1][0])
-    assert found[0][1:] == found[1][1:]
-    assert found[0][1]["shard"] > 80
+        skipping = loader(Store(), manifest, workers=number, is_skipping=True)
+        steps = first_steps(skipping, 29)
+        results.append((steps, skipping.damages.counts, sorted(skipping.damages.first)))
+    assert_same(results[0][0], results[1][0])
+    assert results[0][1:] == results[1][1:]
+    assert results[0][1]["shard"] > 80
     with pytest.raises(DataError, match=r"\.tar: got no such file"):
-        taken(loader(Store(), made, workers=min(workers, 2)), 29)
+        first_steps(loader(Store(), manifest, workers=min(workers, 2)), 29)
 
 
-def test_a_refusing_store_is_told_in_one_line(s3: Store, packed: Packed) -> None:
-    assert_told_in_one_line(s3, "s3://nobucket/x", "got no bucket nobucket", packed)
+def test_a_refusing_store_is_reported_in_one_line(s3: Store, packed: Packed) -> None:
+    assert_reported_in_one_line(s3, "s3://nobucket/x", "got no bucket nobucket", packed)
 
 
-@pytest.mark.exhaustive  # it is asked again and again, with pauses
-def test_a_store_that_is_away_is_told_in_one_line(packed: Packed) -> None:
-    assert_told_in_one_line(Store(), "http://127.0.0.1:9/x", "got no answer", packed)
+@pytest.mark.exhaustive  # retries with pauses
+def test_an_unreachable_store_is_reported_in_one_line(packed: Packed) -> None:
+    assert_reported_in_one_line(Store(), "http://127.0.0.1:9/x", "got no answer", packed)
 
 
-def assert_told_in_one_line(store: Store, url: str, words: str, packed: Packed) -> None:
-    _, manifest = packed
-    away = Manifest(url=url, classes=manifest.classes, shards=manifest.shards)
-    with pytest.raises(StoreError, match=words) as caught:
-        taken(loader(store, away, workers=2), 1)
+def assert_reported_in_one_line(store: Store, url: str, message: str, packed: Packed) -> None:
+    manifest = replace(packed[1], url=url)
+    with pytest.raises(StoreError, match=message) as caught:
+        first_steps(loader(store, manifest, workers=2), 1)
     assert "\n" not in str(caught.value)
 
 
 def children() -> list[psutil.Process]:
     """The loader processes of this one."""
-    found = []
+    processes = []
     for process in psutil.Process().children():
-        with contextlib.suppress(psutil.Error):  # it ends as it is looked at
+        with contextlib.suppress(psutil.Error):  # it may just end
             if "spawn_main" in " ".join(process.cmdline()):
-                found.append(process)
-    return found
+                processes.append(process)
+    return processes
 
 
 def test_a_killed_process_is_noticed_and_none_is_left(packed: Packed) -> None:
-    """In a thread, as Ray Train runs a rank: on a main thread torch's signal handler speaks, in
-    whatever line runs just then."""
+    """In a thread, as Ray Train runs a rank: in a main thread torch's signal handler would raise,
+    anywhere."""
     handler = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     try:
         with ThreadPoolExecutor(1) as thread:
-            thread.submit(kill_one_and_go_on, packed).result(60)
+            thread.submit(kill_one_and_continue, packed).result(60)
     finally:
         signal.signal(signal.SIGCHLD, handler)
 
 
-def kill_one_and_go_on(packed: Packed) -> None:
+def kill_one_and_continue(packed: Packed) -> None:
     before = len(children())
-    made = loader(*packed, workers=2)
-    with made:
-        steps = iter(made)
+    with loader(*packed, workers=2) as killed:
+        steps = iter(killed)
         next(steps)
         victims = children()[before:]
         assert len(victims) == 2
@@ -169,8 +154,8 @@ def rank_process(url: str, pids: "Connection[list[int], list[int]]") -> None:
     from datasets.shards.manifest import load_manifest
 
     store = Store()
-    with loader(store, load_manifest(store, url), workers=2) as made:
-        steps = iter(made)
+    with loader(store, load_manifest(store, url), workers=2) as endless:
+        steps = iter(endless)
         next(steps)
         pids.send([process.pid for process in children()])
         while True:
@@ -179,10 +164,10 @@ def rank_process(url: str, pids: "Connection[list[int], list[int]]") -> None:
 
 
 def test_processes_end_with_their_killed_rank(packed: Packed) -> None:
-    mine, its = multiprocessing.Pipe(duplex=False)
-    rank = forks.start(rank_process, packed[1].url, its)
-    assert mine.poll(60)
-    workers = mine.recv()
+    receiver, sender = multiprocessing.Pipe(duplex=False)
+    rank = forks.start(rank_process, packed[1].url, sender)
+    assert receiver.poll(60)
+    workers = receiver.recv()
     assert len(workers) == 2
     assert rank.pid is not None
     os.kill(rank.pid, signal.SIGKILL)

@@ -1,12 +1,12 @@
-"""Who works what: parts of a rank's steps are a partition, read few lanes, and change nothing."""
+"""How a step is shared out: parts of ranks are a partition and have few lanes open."""
 
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from datasets.loading.positions import part_places, rank_positions
+from datasets.loading.positions import plan_step
 from datasets.loading.share import Share, loader_bytes
-from datasets.order import Order
+from datasets.order import Order, micro_batch_positions
 
 
 def order_of(counts: list[int], lanes: int) -> Order:
@@ -24,7 +24,7 @@ def test_ranks_and_their_parts_are_a_partition_of_every_step(
     parts: int, step: int,
 ) -> None:  # fmt: skip
     """For any shards, ranks, loader processes and step to resume at: every sample of the step
-    once, and in the lanes of a rank no more readers than it says."""
+    once, in its own row, and no more open lanes than the share states."""
     order = order_of(counts, lanes)
     batch = micro_batch * micro_batches
     seen: list[int] = []
@@ -33,22 +33,29 @@ def test_ranks_and_their_parts_are_a_partition_of_every_step(
             rank=rank, world_size=world_size, global_batch_size=batch,
             micro_batch_size=micro_batch,
         )  # fmt: skip
-        positions = rank_positions(whole, step).ravel()
+        by_row = [
+            position
+            for j in whole.indices
+            for position in micro_batch_positions(
+                step, j, global_batch=batch, micro_batch=micro_batch
+            ).tolist()
+        ]
         opened = set()
-        mine: list[int] = []
+        rows: list[int] = []
         for share in whole.split(parts):
-            places = part_places(share, step, order).tolist()
-            mine += places
+            plan = plan_step(share, step, order)
+            assert plan.positions.tolist() == [by_row[row] for row in plan.rows]
+            rows += plan.rows.tolist()
             epochs_and_lanes = [
-                (int(p) // order.num_samples, int(p) % order.num_samples % lanes)
-                for p in positions[places]
+                (p // order.num_samples, p % order.num_samples % lanes)
+                for p in plan.positions.tolist()
             ]
             assert epochs_and_lanes == sorted(epochs_and_lanes)
-            opened |= {(share.part, *one) for one in epochs_and_lanes}
-        assert sorted(mine) == list(range(len(positions)))
-        seen += positions.tolist()
+            opened |= {(share.part, *epoch_and_lane) for epoch_and_lane in epochs_and_lanes}
+        assert sorted(rows) == list(range(len(by_row)))
+        seen += by_row
         for epoch in {epoch for _, epoch, _ in opened}:
-            of_epoch = [one for one in opened if one[1] == epoch]
+            of_epoch = [lane for lane in opened if lane[1] == epoch]
             assert len(of_epoch) <= share.num_lanes(lanes)
     assert sorted(seen) == list(range(step * batch, (step + 1) * batch))
 
@@ -60,8 +67,8 @@ def test_processes_that_divide_the_lanes_open_each_lane_once() -> None:
         share = Share(rank=rank, world_size=4, global_batch_size=96, micro_batch_size=8)
         for part in share.split(4):
             lanes = set()
-            for step in range(16):  # one epoch, so that no lane is opened anew
-                positions = rank_positions(part, step).ravel()[part_places(part, step, order)]
+            for step in range(16):  # one epoch, so that no lane is opened twice
+                positions = plan_step(part, step, order).positions
                 lanes |= {int(p) % order.num_lanes for p in positions}
             opened += lanes
     assert sorted(opened) == list(range(32))
@@ -74,5 +81,5 @@ def test_memory_follows_the_shuffle_and_not_the_data_set() -> None:
     ahead = 5 * 16 * 3 * 299**2 + 4 * 16 * 100_000
     assert small == 2 * 4 * (2 * 100 * 100_000) + ahead
     for more, lanes, pieces, factor in ((10**9, 16, 2, 1), (10**6, 16, 4, 2), (10**6, 32, 2, 2)):
-        found = loader_bytes(share, num_samples=more, lanes=lanes, pieces=pieces, **sizes)  # type: ignore[arg-type]
-        assert found - ahead == factor * (small - ahead)
+        size = loader_bytes(share, num_samples=more, lanes=lanes, pieces=pieces, **sizes)  # type: ignore[arg-type]
+        assert size - ahead == factor * (small - ahead)

@@ -1,5 +1,5 @@
-"""A folder or a CSV of images into shards: the same bytes each time, also after a kill; damage
-found and named; the contents at a glance."""
+"""A folder or a CSV of images to shards: the same bytes each time, also after a kill; damage is
+named; the contents are summarised."""
 
 import csv
 import json
@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +29,7 @@ RAYCEPTION = str(Path(sys.executable).parent / "rayception")
 
 @pytest.fixture(scope="module")
 def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """120 real crops in three class folders, of mixed formats and awkward names."""
+    """120 real crops in three class folders, with mixed formats and awkward names."""
     from sklearn.datasets import load_sample_images
 
     folder = tmp_path_factory.mktemp("images")
@@ -83,7 +84,7 @@ def test_csv_of_paths_and_labels(photographs: Path, tmp_path: Path) -> None:
     assert [(i.path, i.label) for i in listed] == [(i.path, i.label) for i in images]
 
 
-def test_killed_pack_goes_on_where_it_was(photographs: Path, tmp_path: Path) -> None:
+def test_killed_pack_is_continued(photographs: Path, tmp_path: Path) -> None:
     destination = tmp_path / "split"
     command = [
         RAYCEPTION, "pack", str(photographs), destination.as_uri(), "--shard-mib", "1",
@@ -97,14 +98,14 @@ def test_killed_pack_goes_on_where_it_was(photographs: Path, tmp_path: Path) -> 
     process.send_signal(signal.SIGKILL)
     process.wait(30)
     before = {path.name: path.stat().st_mtime_ns for path in destination.glob("*.tar")}
-    kept = [path.name.removesuffix(".json") for path in destination.glob(".parts/*.json")]
-    assert not (destination / "index.json").exists() or not kept
+    finished = [path.name.removesuffix(".json") for path in destination.glob(".parts/*.json")]
+    assert not (destination / "index.json").exists() or not finished
     done = rayception(*command[1:])
     assert done.returncode == 0, done.stderr
-    for name in kept:  # what was whole was not written again
+    for name in finished:  # not written again
         assert (destination / name).stat().st_mtime_ns == before[name]
     whole = packed(photographs, (tmp_path / "whole").as_uri(), shard_bytes=2**20)
-    # The command's seed is 0, ours 1: the same command on a fresh folder is the reference.
+    # The command's seed is 0 and `packed` has 1, so the reference is the same command elsewhere.
     fresh = [*command[:3], (tmp_path / "fresh").as_uri(), *command[4:]]
     again = rayception(*fresh[1:])
     assert json.loads(done.stdout)["fingerprint"] == json.loads(again.stdout)["fingerprint"]
@@ -112,13 +113,13 @@ def test_killed_pack_goes_on_where_it_was(photographs: Path, tmp_path: Path) -> 
 
 
 def test_changed_source_is_packed_again(photographs: Path, tmp_path: Path) -> None:
-    """A part file of other files is not taken for ours."""
+    """A part file of another source is ignored."""
     images, classes = list_images(photographs)
     plans = plan_shards(images, shard_bytes=400_000, seed=1)
     store, url = Store(), tmp_path.as_uri()
     first = pack_shards(plans[:1], store, url, classes=classes)
     part = {
-        "digest": "of something else", "size_bytes": first.size_bytes, "sha256": "x",
+        "digest": "of another source", "size_bytes": first.size_bytes, "sha256": "x",
         "etag": None, "offsets": [0, 1],
     }  # fmt: skip
     store.write(f"{url}/.parts/shard-000000.tar.json", json.dumps(part).encode())
@@ -171,22 +172,22 @@ def test_inspect_shows_counts_sizes_and_a_sheet(photographs: Path, tmp_path: Pat
 
 
 def test_packed_split_trains_like_any_other(photographs: Path, tmp_path: Path) -> None:
-    made = packed(photographs, tmp_path.as_uri())
-    assert load_manifest(Store(), tmp_path.as_uri()).fingerprint == made.fingerprint
+    manifest = packed(photographs, tmp_path.as_uri())
+    assert load_manifest(Store(), tmp_path.as_uri()).fingerprint == manifest.fingerprint
 
 
 @pytest.mark.parametrize("form", ["{}/my split", "file://{}/my split"])
-def test_a_split_may_lie_at_any_path(tmp_path: Path, form: str) -> None:
+def test_a_split_may_be_at_any_path(tmp_path: Path, form: str) -> None:
     url = form.format(tmp_path)
     samples = [{"__key__": f"s{i}", "png": b"image", "cls": b"0"} for i in range(5)]
-    made = pack(samples, Store(), url, classes=["a"], samples_per_shard=2)
-    assert load_manifest(Store(), url).fingerprint == made.fingerprint
+    manifest = pack(samples, Store(), url, classes=["a"], samples_per_shard=2)
+    assert load_manifest(Store(), url).fingerprint == manifest.fingerprint
     assert not list(tmp_path.rglob(".parts/*"))
 
 
 @pytest.mark.parametrize("keys", [["a.1", "a.2"], ["a", "b.c"], ["", "a"]])
 def test_keys_that_readers_would_cut_are_refused(tmp_path: Path, keys: list[str]) -> None:
-    """By webdataset's rule a.1 and a.2 are one sample, a: none is lost in silence."""
+    """By webdataset's rule a.1 and a.2 are one sample, a; neither may be lost silently."""
     samples = [{"__key__": key, "png": b"image", "cls": b"0"} for key in keys]
     wrong = next(key for key in keys if key != "a")
     with pytest.raises(DataError, match=re.escape(f"got the key {wrong!r}; ")):
@@ -195,7 +196,7 @@ def test_keys_that_readers_would_cut_are_refused(tmp_path: Path, keys: list[str]
 
 
 @pytest.mark.parametrize(
-    ("make", "words"),
+    ("make", "message"),
     [
         (lambda p: p / "nothing", "nothing there"),
         (lambda p: p, "got no images"),
@@ -205,10 +206,12 @@ def test_keys_that_readers_would_cut_are_refused(tmp_path: Path, keys: list[str]
         (lambda p: _written(p / "x.zip", ""), "got a file"),
     ],
 )
-def test_wrong_source_is_one_line(tmp_path: Path, make: object, words: str) -> None:
+def test_wrong_source_is_one_line(
+    tmp_path: Path, make: Callable[[Path], Path], message: str
+) -> None:
     with pytest.raises(DataError) as caught:
-        list_images(make(tmp_path))  # type: ignore[operator]
-    assert words in str(caught.value)
+        list_images(make(tmp_path))
+    assert message in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
@@ -218,7 +221,7 @@ def _written(path: Path, text: str) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "words"),
+    ("arguments", "message"),
     [
         (["verify", "data/train"], "s3://BUCKET/PATH"),
         (["verify", "file:///nothing/here"], "got no shards"),
@@ -227,10 +230,10 @@ def _written(path: Path, text: str) -> Path:
     ],
 )
 def test_mistakes_on_the_command_line(
-    arguments: list[str], words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    arguments: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("RAYCEPTION_HOME", str(tmp_path))
     done = rayception(*arguments)
     assert done.returncode == 2
-    assert words in done.stderr
+    assert message in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1

@@ -21,7 +21,7 @@ def class_of(sample: dict[str, bytes], label: str = "cls", classes: tuple[str, .
 
 def test_numbers_and_names() -> None:
     assert class_of({"cls": b" 7\n"}) == 7
-    assert class_of({"txt": b"0"}) == 0  # beside a .cls split, a .txt is its label
+    assert class_of({"txt": b"0"}) == 0  # in a .cls split, a sample without one may have a .txt
     assert class_of({"txt": b"dog"}, "txt", ("cat", "dog")) == 1
     assert class_of({"json": b'{"label": 3}'}, "json:label") == 3
     assert (
@@ -44,7 +44,7 @@ def test_wrong_json_is_one_line(wrong: bytes) -> None:
         class_of({"json": wrong}, "json:label")
 
 
-def test_missing_files_are_said() -> None:
+def test_missing_files_are_reported() -> None:
     with pytest.raises(LabelError, match=r"got \.jpg; a sample has a label, \.cls"):
         class_of({"__key__": b"k", "jpg": b""})
     with pytest.raises(ImageError, match="a sample has an image"):

@@ -1,4 +1,4 @@
-"""Our tar reader against GNU tar, Python's tarfile and webdataset; damage never passes."""
+"""The tar reader against GNU tar, Python's tarfile and webdataset; damage never passes."""
 
 import contextlib
 import io
@@ -7,15 +7,13 @@ import subprocess
 import tarfile
 from pathlib import Path
 
-import numpy as np
 import pytest
 import webdataset as wds
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from datasets.errors import DataError
-from datasets.loading.stream import fetch_window, split_samples
-from datasets.order import Window
+from datasets.loading.stream import fetch_run, split_samples
 from datasets.packing.pack import describe_shard
 from datasets.shards.manifest import Manifest
 from datasets.shards.tar import members
@@ -86,22 +84,23 @@ def test_offsets_cut_a_shard_into_whole_samples() -> None:
 
 
 def test_cut_shard_is_noticed_wherever_it_is_cut(tmp_path: Path) -> None:
-    """A stream cut at a tar boundary, between image and label, or inside a member: what readers
-    of streams pass over (half a shard, a sample without label) is damage here, since the index
-    knows how many bytes and samples must come."""
+    """Truncated at a tar boundary, between image and label, or inside a member. Readers of streams
+    accept half a shard or a sample without label; here both are damage, because the index states
+    the number of bytes and samples."""
     content = python_tar(tarfile.PAX_FORMAT)
     shard = describe_shard("x.tar", content, None)
     manifest = Manifest(url=tmp_path.as_uri(), classes=("a",), shards=(shard,))
-    window = Window(0, ((0, 0, shard.num_samples),), np.empty((0, 2), dtype=np.int64))
     end = int(shard.offsets[-1]) * 512
+
+    def damaged() -> list[bool]:
+        run = fetch_run(Store(), manifest, (0, 0, shard.num_samples))
+        return ["__damage__" in run.sample(number) for number in range(shard.num_samples)]
+
     for cut in [*range(0, end, 256), end - 1]:
         (tmp_path / "x.tar").write_bytes(content[:cut])
-        found = fetch_window(Store(), manifest, window)
-        assert len(found) == shard.num_samples
-        assert all("__damage__" in sample for sample in found.values()), cut
+        assert all(damaged()), cut
     (tmp_path / "x.tar").write_bytes(content[:end])
-    whole = fetch_window(Store(), manifest, window)
-    assert not any("__damage__" in sample for sample in whole.values())
+    assert not any(damaged())
 
 
 @settings(max_examples=300, deadline=None)

@@ -1,4 +1,4 @@
-"""The disk cache: fewer requests, the same bytes; a limit; damage, kills and full disks."""
+"""The disk cache: fewer requests, the same bytes, its limit; damage, kills and failing disks."""
 
 import multiprocessing
 import os
@@ -27,7 +27,7 @@ def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class Source:
-    """What lies behind the cache; counts what is asked for."""
+    """The remote objects; records what is fetched."""
 
     def __init__(self) -> None:
         self.fetched: list[tuple[str, int]] = []
@@ -50,16 +50,16 @@ def stored(folder: Path) -> int:
 
 def test_any_range_comes_whole_and_each_part_is_fetched_once(tmp_path: Path) -> None:
     cache, source = DiskCache(tmp_path, 10**6), Source()
-    choose = random.Random(0)
+    rng = random.Random(0)
     for _ in range(400):
-        name = choose.choice(list(OBJECTS))
-        start = choose.randrange(len(OBJECTS[name]))
-        length = choose.randint(1, len(OBJECTS[name]) - start)
+        name = rng.choice(list(OBJECTS))
+        start = rng.randrange(len(OBJECTS[name]))
+        length = rng.randint(1, len(OBJECTS[name]) - start)
         assert source.read(cache, name, start, length) == OBJECTS[name][start : start + length]
     assert len(source.fetched) == len(set(source.fetched)) <= 6 * 5
 
 
-def test_the_limit_holds_and_what_was_used_last_stays(tmp_path: Path) -> None:
+def test_the_limit_holds_and_the_most_recently_used_stays(tmp_path: Path) -> None:
     cache, source = DiskCache(tmp_path, 8 * PART), Source()
     for name in [*OBJECTS, *OBJECTS]:
         source.read(cache, "o0", 0, 900)  # used again and again
@@ -69,7 +69,7 @@ def test_the_limit_holds_and_what_was_used_last_stays(tmp_path: Path) -> None:
     assert len(source.fetched) > 30
 
 
-def test_rotten_cut_and_foreign_files_are_fetched_again(tmp_path: Path) -> None:
+def test_corrupt_cut_and_foreign_files_are_fetched_again(tmp_path: Path) -> None:
     cache, source = DiskCache(tmp_path, 10**6), Source()
     source.read(cache, "o1", 0, 3000)
     paths = sorted(tmp_path.glob("??/*"))
@@ -97,28 +97,28 @@ def test_a_lost_total_is_counted_again(tmp_path: Path) -> None:
 
 def hammer(folder: Path, seed: int) -> None:
     cache_module.PART_BYTES, cache_module.PAGE_BYTES = PART, 256
-    cache, source, choose = DiskCache(folder, 9 * PART), Source(), random.Random(seed)
+    cache, source, rng = DiskCache(folder, 9 * PART), Source(), random.Random(seed)
     while True:
-        name = choose.choice(list(OBJECTS))
-        start = choose.randrange(len(OBJECTS[name]))
-        length = choose.randint(1, len(OBJECTS[name]) - start)
+        name = rng.choice(list(OBJECTS))
+        start = rng.randrange(len(OBJECTS[name]))
+        length = rng.randint(1, len(OBJECTS[name]) - start)
         if source.read(cache, name, start, length) != OBJECTS[name][start : start + length]:
             (folder / "wrong").touch()
 
 
 @pytest.mark.parametrize("times", [5, pytest.param(20, marks=pytest.mark.exhaustive)])
 def test_processes_share_it_and_kills_leave_it_whole(tmp_path: Path, times: int) -> None:
-    """Three processes at once, killed at random moments so many times: never a wrong byte, and at
-    the end no more than the limit."""
+    """Three processes, killed at random moments: never a wrong byte, and at the end no more than
+    the limit."""
     context = multiprocessing.get_context("fork")
-    choose = random.Random(1)
+    rng = random.Random(1)
     for round_ in range(times):
         workers = [
             context.Process(target=hammer, args=(tmp_path, 3 * round_ + i)) for i in (0, 1, 2)
         ]
         for worker in workers:
             worker.start()
-        time.sleep(choose.uniform(0.02, 0.15))
+        time.sleep(rng.uniform(0.02, 0.15))
         for worker in workers:
             assert worker.pid is not None
             os.kill(worker.pid, signal.SIGKILL)
@@ -127,9 +127,9 @@ def test_processes_share_it_and_kills_leave_it_whole(tmp_path: Path, times: int)
     cache, source = DiskCache(tmp_path, 9 * PART), Source()
     for name in [*OBJECTS, *OBJECTS]:
         assert source.read(cache, name, 0, len(OBJECTS[name])) == OBJECTS[name]
-    whole = [path for path in tmp_path.glob("??/*") if not path.name.startswith(".")]
-    assert sum(path.stat().st_size for path in whole) <= 9 * PART
-    # What the killed had begun lies there for an hour, then goes with the next clearing.
+    parts = [path for path in tmp_path.glob("??/*") if not path.name.startswith(".")]
+    assert sum(path.stat().st_size for path in parts) <= 9 * PART
+    # Temporary files of killed writers are removed after an hour, by the next eviction.
     for path in tmp_path.glob("??/.*"):
         os.utime(path, (1, 1))
     for name in OBJECTS:
@@ -141,11 +141,11 @@ def test_threads_share_it(tmp_path: Path) -> None:
     cache, source = DiskCache(tmp_path, 6 * PART), Source()
     with ThreadPoolExecutor(8) as pool:
         names = list(OBJECTS) * 40
-        found = list(pool.map(lambda name: source.read(cache, name, 100, 3000), names))
-    assert found == [OBJECTS[name][100:3100] for name in names]
+        contents = list(pool.map(lambda name: source.read(cache, name, 100, 3000), names))
+    assert contents == [OBJECTS[name][100:3100] for name in names]
 
 
-def test_a_disk_that_refuses_costs_speed_alone(tmp_path: Path) -> None:
+def test_a_failing_disk_costs_only_speed(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
     cache, source = DiskCache(tmp_path / "file" / "below", 10**6), Source()
     for _ in range(2):
@@ -175,7 +175,7 @@ def test_a_store_reads_its_objects_through_it(
         store.read_into(entry.url, view, 700, entry.etag, entry.size_bytes)
         assert bytes(view) == OBJECTS["o2"][700:2200]
     assert requests == [0, 1000, 2000]
-    # Another object under the same name is another identity.
+    # Another object under the same name has another identity.
     s3.write("s3://data/cached", OBJECTS["o3"])
     entry = s3.stat("s3://data/cached")
     view = memoryview(bytearray(1500))

@@ -1,10 +1,10 @@
-"""The store against a real S3 server and on disk, and what it says when something is wrong."""
+"""The store against a real S3 server and on disk, and its error messages."""
 
 import pickle
 import socket
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from urllib.parse import quote
 
@@ -16,13 +16,17 @@ from datasets.storage.store import Store, StoreConfig
 CONTENT = bytes(range(256)) * 20_000  # 5.1 MB
 
 
+def store_at(endpoint_url: str) -> Store:
+    return Store(StoreConfig(endpoint_url=endpoint_url, region="us-east-1", addressing="path"))
+
+
 @pytest.fixture(params=["s3", "disk"])
 def place(request: pytest.FixtureRequest) -> tuple[Store, str]:
     """(store, prefix) of a real S3 bucket, then of a folder."""
     if request.param == "s3":
         return request.getfixturevalue("s3"), f"s3://data/{request.node.name}"
-    found: tuple[Store, str] = request.getfixturevalue("disk")
-    return found
+    disk: tuple[Store, str] = request.getfixturevalue("disk")
+    return disk
 
 
 def test_write_read_range_list_delete(place: tuple[Store, str]) -> None:
@@ -35,10 +39,10 @@ def test_write_read_range_list_delete(place: tuple[Store, str]) -> None:
     assert bytes(store.read_range(f"{prefix}/a/one.bin", 5, 0)) == b""
     assert store.exists(f"{prefix}/a/one.bin")
     assert not store.exists(f"{prefix}/a/one")
-    found = store.list(f"{prefix}/a/")
-    assert [entry.size_bytes for entry in found] == [len(CONTENT), 1]
+    entries = store.list(f"{prefix}/a/")
+    assert [entry.size_bytes for entry in entries] == [len(CONTENT), 1]
     assert len(store.list(f"{prefix}/")) == 3
-    assert store.read(found[1].url) == b"2"
+    assert store.read(entries[1].url) == b"2"
     store.write(f"{prefix}/b.bin", b"33")  # replaced whole
     assert store.read(f"{prefix}/b.bin") == b"33"
     store.delete(f"{prefix}/b.bin")
@@ -48,8 +52,8 @@ def test_write_read_range_list_delete(place: tuple[Store, str]) -> None:
 
 @pytest.mark.parametrize("form", ["{}", "file://{}"])
 @pytest.mark.parametrize("folder", ["plain", "two words", "grün", "100%41"])
-def test_files_are_listed_as_they_are_asked_for(tmp_path: Path, form: str, folder: str) -> None:
-    """A caller finds again what it wrote, whether it quotes its URLs or not."""
+def test_listed_urls_begin_as_the_prefix_is_written(tmp_path: Path, form: str, folder: str) -> None:
+    """A caller finds what it wrote, whether it quotes its URLs or not."""
     if "%" in folder and "file" in form:
         folder = quote(folder)
     store, prefix = Store(), form.format(tmp_path / folder)
@@ -66,7 +70,7 @@ def test_files_are_listed_as_they_are_asked_for(tmp_path: Path, form: str, folde
     assert store.list(f"{prefix}/c") == store.list(f"{prefix}/none/") == []
 
 
-def test_missing_and_short_objects_are_said(place: tuple[Store, str]) -> None:
+def test_missing_and_short_objects_are_reported(place: tuple[Store, str]) -> None:
     store, prefix = place
     store.write(f"{prefix}/short.bin", b"0123456789")
     with pytest.raises(DataError, match="got no such"):
@@ -99,24 +103,21 @@ def test_wrong_credentials_missing_bucket_no_server(
     with pytest.raises(StoreError, match="got no bucket nobucket"):
         s3.exists("s3://nobucket/x")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "hunter2hunter2")
-    stranger = Store(StoreConfig(endpoint_url=s3_url, region="us-east-1", addressing="path"))
     with pytest.raises(StoreError, match="AWS_SECRET_ACCESS_KEY") as caught:
-        stranger.read("s3://data/x")
+        store_at(s3_url).read("s3://data/x")
     assert "hunter2" not in str(caught.value)
-    away = Store(StoreConfig(endpoint_url="http://127.0.0.1:9", region="us-east-1"))
     with pytest.raises(StoreError, match=r"storage\.endpoint_url"):
-        away.read("s3://data/x")
+        store_at("http://127.0.0.1:9").read("s3://data/x")
 
 
-def test_no_credentials_are_said(s3_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_credentials_are_reported(s3_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     monkeypatch.setenv("AWS_CONFIG_FILE", "/nowhere")
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", "/nowhere")
-    store = Store(StoreConfig(endpoint_url=s3_url, region="us-east-1"))
     with pytest.raises(StoreError, match=r"storage\.anonymous=true"):
-        store.read("s3://data/x")
+        store_at(s3_url).read("s3://data/x")
 
 
 def test_store_travels_without_connection_or_secret(s3: Store) -> None:
@@ -129,8 +130,8 @@ def test_store_travels_without_connection_or_secret(s3: Store) -> None:
 
 @contextmanager
 def cutting_proxy(target: str, limits: list[int]) -> Iterator[str]:
-    """A TCP proxy before the real server that cuts the i-th connection after limits[i] bytes of
-    response, and lets later ones through."""
+    """A TCP proxy in front of the real server. It cuts the i-th connection after limits[i] bytes of
+    the response; later ones pass."""
     host, port = target.removeprefix("http://").split(":")
     listener = socket.create_server(("127.0.0.1", 0))
     listener.settimeout(0.2)
@@ -139,7 +140,7 @@ def cutting_proxy(target: str, limits: list[int]) -> Iterator[str]:
 
     def pump(source: socket.socket, sink: socket.socket, limit: int | None) -> None:
         sent = 0
-        try:
+        with suppress(OSError):
             while chunk := source.recv(65536):
                 if limit is not None:
                     chunk = chunk[: limit - sent]
@@ -147,13 +148,9 @@ def cutting_proxy(target: str, limits: list[int]) -> Iterator[str]:
                 sent += len(chunk)
                 if limit is not None and sent >= limit:
                     break
-        except OSError:
-            pass
-        for one in (source, sink):
-            try:
-                one.shutdown(socket.SHUT_RDWR)
-            except OSError:
-                continue
+        for end in (source, sink):
+            with suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
 
     def serve() -> None:
         while not done.is_set():
@@ -179,18 +176,25 @@ def cutting_proxy(target: str, limits: list[int]) -> Iterator[str]:
 def test_broken_body_is_continued_from_the_byte_reached(s3: Store, s3_url: str) -> None:
     s3.write("s3://data/cut/shard.tar", CONTENT)
     with cutting_proxy(s3_url, [1_500_000, 2_000_000]) as proxy:
-        store = Store(StoreConfig(endpoint_url=proxy, region="us-east-1", addressing="path"))
-        assert store.read("s3://data/cut/shard.tar") == CONTENT
+        assert store_at(proxy).read("s3://data/cut/shard.tar") == CONTENT
     with cutting_proxy(s3_url, [900_000]) as proxy:
-        store = Store(StoreConfig(endpoint_url=proxy, region="us-east-1", addressing="path"))
-        found = store.read_range("s3://data/cut/shard.tar", 77, 4_000_000)
-        assert found == CONTENT[77:4_000_077]
+        part = store_at(proxy).read_range("s3://data/cut/shard.tar", 77, 4_000_000)
+        assert part == CONTENT[77:4_000_077]
 
 
 @pytest.mark.usefixtures("short_pauses")
 def test_body_that_never_comes_whole_is_an_error(s3: Store, s3_url: str) -> None:
     s3.write("s3://data/cut/always.tar", CONTENT)
-    with cutting_proxy(s3_url, [300] * 400) as proxy:
-        store = Store(StoreConfig(endpoint_url=proxy, region="us-east-1", addressing="path"))
-        with pytest.raises(StoreError, match="a body must arrive whole"):
-            store.read("s3://data/cut/always.tar")
+    with (
+        cutting_proxy(s3_url, [300] * 400) as proxy,
+        pytest.raises(StoreError, match="a body must arrive whole"),
+    ):
+        store_at(proxy).read("s3://data/cut/always.tar")
+
+
+@pytest.mark.usefixtures("short_pauses")
+def test_secrets_in_a_url_are_not_repeated() -> None:
+    with pytest.raises(StoreError) as caught:
+        Store().read("http://user:hunter2@127.0.0.1:9/x.tar?signature=hunter3")
+    assert "http://127.0.0.1:9/x.tar" in str(caught.value)
+    assert "hunter" not in str(caught.value)

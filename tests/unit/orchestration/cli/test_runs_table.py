@@ -4,9 +4,9 @@ import time
 from dataclasses import replace
 
 import pytest
-from rich.console import Console
 
-from orchestration.cli.runs import MIDDLE, ROOMY, ago, table_of
+from orchestration.cli.runs import FULL_ID_WIDTH, SHORT_ID_WIDTH, ago, runs_table
+from orchestration.cli.tables import make_console
 from orchestration.tracking.table import RunRow
 
 RUN_ID = "dacff405b74d41f3b982c48df6c10db8"
@@ -27,15 +27,15 @@ ROW = RunRow(
 )
 
 
-def drawn(row: RunRow, width: int) -> str:
-    console = Console(width=width, force_terminal=True, color_system=None)
+def render(row: RunRow, width: int) -> str:
+    console = make_console(width=width, force_terminal=True, color_system=None)
     with console.capture() as captured:
-        console.print(table_of([row], width=width))
+        console.print(runs_table([row], width=width))
     return captured.get()
 
 
 @pytest.mark.parametrize(
-    ("seconds", "said"),
+    ("seconds", "expected"),
     [
         (-3, "0s ago"),
         (119, "119s ago"),
@@ -45,29 +45,34 @@ def drawn(row: RunRow, width: int) -> str:
         (10 * 86400, "10d ago"),
     ],
 )
-def test_how_long_ago(seconds: float, said: str) -> None:
-    assert ago(seconds) == said
+def test_how_long_ago(seconds: float, expected: str) -> None:
+    assert ago(seconds) == expected
 
 
 @pytest.mark.parametrize(
     ("width", "shown", "hidden"),
-    [(80, "97.20 %", "dacff"), (MIDDLE, "dacff405", RUN_ID), (ROOMY, RUN_ID, "…")],
+    [
+        (80, "97.20 %", "dacff"),
+        (SHORT_ID_WIDTH, "dacff405", RUN_ID),
+        (FULL_ID_WIDTH, RUN_ID, "…"),
+    ],
 )
 def test_a_narrow_terminal_cuts_no_number(width: int, shown: str, hidden: str) -> None:
-    text = drawn(ROW, width)
+    text = render(ROW, width)
     assert "FINISHED" in text
     assert "55:33:20" in text
     assert "100 (125,000)" in text
     assert "12,345" in text
     assert shown in text
     assert hidden not in text
+    assert "[with]" in text
     assert all(len(line.rstrip()) <= width for line in text.splitlines())
 
 
 @pytest.mark.parametrize(
-    ("silent_s", "said"), [(20.0, "RUNNING"), (7300.0, "silent 2h"), (None, "RUNNING")]
+    ("silent_s", "status"), [(20.0, "RUNNING"), (7300.0, "silent 2h"), (None, "RUNNING")]
 )
 def test_a_run_whose_driver_was_killed_is_told_from_one_that_runs(
-    silent_s: float | None, said: str
+    silent_s: float | None, status: str
 ) -> None:
-    assert said in drawn(replace(ROW, status="RUNNING", silent_s=silent_s), 80)
+    assert status in render(replace(ROW, status="RUNNING", silent_s=silent_s), 80)

@@ -1,11 +1,13 @@
-"""Which accelerator a job gets on a cluster, and what is said where it gets none or must wait."""
+"""The accelerator that a job gets on a cluster, and what is reported if it gets none or waits."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from orchestration.cluster.capacity import Node, Nodes, choose_accelerator, wait_for_capacity
+from orchestration.cluster import capacity
+from orchestration.cluster.capacity import Capacity, Node, Nodes, wait_for_capacity
 from orchestration.errors import ServiceError
 from orchestration.job.job import Job
 from orchestration.job.load import load_job
@@ -27,17 +29,19 @@ def on(job: Job, **cluster: object) -> Job:
     return replace(job, cluster=replace(job.cluster, **cluster))  # type: ignore[arg-type]
 
 
+def choose(job: Job, live: list[Node]) -> Capacity:
+    return capacity.choose_accelerator(job, Nodes(live=live, addable=[]))
+
+
 def test_cluster_that_fits() -> None:
-    capacity = choose_accelerator(IMAGENET, Nodes(live=[node()] * 4, addable=[]))
-    assert (capacity.now, capacity.ever) == (32, 32)
+    found = choose(IMAGENET, [node()] * 4)
+    assert (found.now, found.total) == (32, 32)
     quickstart = load_job(ROOT / "jobs" / "quickstart.yaml")
-    assert (
-        choose_accelerator(quickstart, Nodes(live=[node("", cpus=2, gpus=0)], addable=[])).now == 2
-    )
+    assert choose(quickstart, [node("", cpus=2, gpus=0)]).now == 2
 
 
 @pytest.mark.parametrize(
-    ("nodes", "words"),
+    ("nodes", "reason"),
     [
         ([], "room for 0 on 0 nodes"),
         ([node()] * 3, "room for 24 on 3 nodes"),
@@ -46,20 +50,20 @@ def test_cluster_that_fits() -> None:
         ([PLAIN] * 4, "no GPU type"),
     ],
 )
-def test_cluster_that_can_never_fit_is_said(nodes: list[Node], words: str) -> None:
+def test_a_cluster_that_can_never_fit_is_an_error(nodes: list[Node], reason: str) -> None:
     with pytest.raises(ServiceError) as caught:
-        choose_accelerator(IMAGENET, Nodes(live=nodes, addable=[]))
+        choose(IMAGENET, nodes)
     message = str(caught.value)
     assert message.startswith("cluster.accelerators: got H100:8 on 4 nodes")
-    assert words in message
+    assert reason in message
 
 
 def test_alternatives_are_tried_in_order() -> None:
     job = on(IMAGENET, accelerators=["H200:8", "H100:8", "A100:8"])
     both = [node("A100")] * 4 + [node()] * 4
-    assert choose_accelerator(job, Nodes(live=both, addable=[])).accelerator.type == "H100"
-    busy = [node("A100")] * 4 + [node(free=0.5)] * 4  # what is free is taken, and not waited for
-    assert choose_accelerator(job, Nodes(live=busy, addable=[])).accelerator.type == "A100"
+    assert choose(job, both).accelerator.type == "H100"
+    busy = [node("A100")] * 4 + [node(free=0.5)] * 4  # the free type is preferred to waiting
+    assert choose(job, busy).accelerator.type == "A100"
     chosen, _ = wait_for_capacity(job, lambda: Nodes(live=both, addable=[]), log=print, limit_s=0)
     assert chosen.cluster.accelerators == "H100:8"
 
@@ -67,16 +71,16 @@ def test_alternatives_are_tried_in_order() -> None:
 def test_spot_needs_the_label() -> None:
     job = on(IMAGENET, use_spot=True)
     with pytest.raises(ServiceError, match="4 spot nodes"):
-        choose_accelerator(job, Nodes(live=[node()] * 4, addable=[]))
-    assert choose_accelerator(job, Nodes(live=[SPOT] * 4, addable=[])).now == 32
+        choose(job, [node()] * 4)
+    assert choose(job, [SPOT] * 4).now == 32
 
 
 def test_elastic_takes_what_there_is_between_its_bounds() -> None:
     job = on(IMAGENET, num_nodes={"min": 2, "max": 4})
-    assert choose_accelerator(job, Nodes(live=[node()] * 3, addable=[])).now == 24
-    assert choose_accelerator(job, Nodes(live=[node()] * 9, addable=[])).now == 32
+    assert choose(job, [node()] * 3).now == 24
+    assert choose(job, [node()] * 9).now == 32
     with pytest.raises(ServiceError, match="got H100:8 on 2 nodes"):
-        choose_accelerator(job, Nodes(live=[node()], addable=[]))
+        choose(job, [node()])
 
 
 def test_an_autoscaler_that_can_make_room_is_asked_and_not_waited_for() -> None:
@@ -91,20 +95,22 @@ def test_an_autoscaler_that_can_make_room_is_asked_and_not_waited_for() -> None:
 
 
 def test_room_that_others_have_is_waited_for_with_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("orchestration.cluster.capacity.QUIET_S", 0.0)
-    views = [Nodes(live=[node(free=f)] * 4, addable=[]) for f in (0.0, 0.5, 1.0)]
+    monkeypatch.setattr(capacity, "FIRST_PAUSE_S", 0.001)
+
+    def freed() -> Callable[[], Nodes]:
+        views = [Nodes(live=[node(free=share)] * 4, addable=[]) for share in (0.0, 0.5, 1.0)]
+        return lambda: views.pop(0)
+
+    # The resources of a dead group, free again a moment later, are not worth a line.
+    wait_for_capacity(IMAGENET, freed(), log=pytest.fail, limit_s=60)
+    monkeypatch.setattr(capacity, "QUIET_S", 0.0)
     lines: list[str] = []
-    _, capacity = wait_for_capacity(
-        IMAGENET, lambda: views.pop(0), log=lines.append, limit_s=60, pause_s=0.0
-    )
-    assert capacity.now == 32
+    _, found = wait_for_capacity(IMAGENET, freed(), log=lines.append, limit_s=60)
+    assert found.now == 32
     assert lines == [
         "waiting for room: 32 ranks of H100 wanted, room for 0 now and for 32 when other work is "
         "done"
     ]
-    monkeypatch.undo()  # a dead group's room, free again a moment later: nobody needs to know
-    views = [Nodes(live=[node(free=f)] * 4, addable=[]) for f in (0.0, 0.5, 1.0)]
-    wait_for_capacity(IMAGENET, lambda: views.pop(0), log=pytest.fail, limit_s=60, pause_s=0.01)
     full = Nodes(live=[node(free=0.25)] * 4, addable=[])
     with pytest.raises(ServiceError, match="32 ranks of H100 wanted, room for 8"):
-        wait_for_capacity(IMAGENET, lambda: full, log=print, limit_s=0, pause_s=0.001)
+        wait_for_capacity(IMAGENET, lambda: full, log=print, limit_s=0)

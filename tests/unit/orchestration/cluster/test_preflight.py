@@ -1,4 +1,4 @@
-"""What is looked at before anything starts."""
+"""Checks before a start, and the storage path that Ray gets."""
 
 import pytest
 

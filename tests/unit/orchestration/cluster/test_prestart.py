@@ -1,4 +1,4 @@
-"""What a rank's process gets and imports before it is a rank."""
+"""The environment and the imports of prestarted worker processes."""
 
 import os
 import subprocess
@@ -12,19 +12,21 @@ from tests.forks import ROOT
 
 
 def test_ranks_get_what_ray_train_gives_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    """To the letter: else Ray would not give them the processes that were started early."""
+    """The same strings: otherwise Ray would not give them the prestarted processes."""
     from ray.train.v2._internal.constants import get_env_vars_to_propagate
 
-    from orchestration.cluster.prestart import RAY_TRAIN, set_environment
+    from orchestration.cluster.prestart import RAY_TRAIN_VARIABLES, set_environment
 
     for name in [name for name in os.environ if name.startswith("RAY_TRAIN")]:
         monkeypatch.delenv(name)
-    given = set_environment(load_job("jobs/quickstart.yaml"))
-    theirs = get_env_vars_to_propagate()
-    assert theirs == {name: value for name, value in given.items() if name.startswith("RAY_TRAIN")}
-    assert set(RAY_TRAIN) < set(theirs)
-    assert (given[KIND_VARIABLE], given[CPUS_VARIABLE]) == ("cpu", "1")
-    for name in theirs:
+    ours = set_environment(load_job("jobs/quickstart.yaml"))
+    propagated = get_env_vars_to_propagate()
+    assert propagated == {
+        name: value for name, value in ours.items() if name.startswith("RAY_TRAIN")
+    }
+    assert set(RAY_TRAIN_VARIABLES) < set(propagated)
+    assert (ours[KIND_VARIABLE], ours[CPUS_VARIABLE]) == ("cpu", "1")
+    for name in propagated:
         monkeypatch.delenv(name)
 
 
@@ -33,8 +35,8 @@ def test_the_hook_imports_beside_and_torch_has_its_share_of_cores(
     kind: str, has_dynamo: bool
 ) -> None:
     code = (
-        "import sys; from orchestration.cluster import worker_imports as r\n"
-        "r.begin(); assert 'ray.train' in sys.modules; r.wait()\n"
+        "import sys; from orchestration.cluster import worker_imports\n"
+        "worker_imports.start(); assert 'ray.train' in sys.modules; worker_imports.wait()\n"
         "import torch; assert torch.get_num_threads() == 1, torch.get_num_threads()\n"
         "assert 'orchestration.worker.train_loop' in sys.modules\n"
         "assert 'mlflow' not in sys.modules\n"

@@ -1,4 +1,4 @@
-"""What travels to a cluster: the checkout without what git ignores, and the job; no secret."""
+"""The files that are uploaded: the checkout without what git ignores, and the job."""
 
 from pathlib import Path
 
@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[4]
 QUICKSTART = ROOT / "jobs" / "quickstart.yaml"
 
 
-def test_what_travels_is_what_git_does_not_ignore() -> None:
+def test_what_git_does_not_ignore_is_uploaded() -> None:
     job = load_job(QUICKSTART, ["optim.lr=0.123"])
     with stage_working_dir({JOB_FILE: job}) as folder:
         names = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
@@ -24,7 +24,7 @@ def test_what_travels_is_what_git_does_not_ignore() -> None:
     assert not folder.exists()
 
 
-def test_too_large_a_checkout_is_told_with_its_largest_file(
+def test_the_error_of_a_too_large_checkout_names_its_largest_file(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(working_dir, "MAX_UPLOAD_BYTES", 1000)
@@ -35,7 +35,7 @@ def test_too_large_a_checkout_is_told_with_its_largest_file(
         pass
 
 
-def test_elsewhere_than_in_git_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_outside_git_is_an_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(working_dir, "ROOT", tmp_path)
     with (
         pytest.raises(JobError, match="got no git checkout"),

@@ -1,4 +1,4 @@
-"""When a worker group is followed by another, and what is said when it is not."""
+"""Which failures of a worker group are retried, and how the others are reported."""
 
 from collections.abc import Callable
 
@@ -12,20 +12,20 @@ from ray.train.v2._internal.exceptions import (
 
 from datasets.errors import DataError, StoreError
 from orchestration.driver import retry_policy
-from orchestration.driver.retry_policy import told, train_with_retries
+from orchestration.driver.retry_policy import to_error, train_with_retries
 from orchestration.errors import Rollback, ServiceError, TrainingError
 
 
-class Rounds:
-    """Worker groups that end as listed: with an error, or well before the last step (None)."""
+class WorkerGroups:
+    """Worker groups that end as listed: with an error, or stopped before the last step (None)."""
 
     def __init__(self, *ends: TrainingFailedError | None) -> None:
-        self.ends, self.began = list(ends), 0
+        self.ends, self.started = list(ends), 0
         self.lines: list[str] = []
 
     def fit(self, number: int) -> None:
-        assert number == self.began
-        self.began += 1
+        assert number == self.started
+        self.started += 1
         end = self.ends.pop(0) if self.ends else None
         if end is not None:
             raise end
@@ -33,7 +33,7 @@ class Rounds:
     def train(
         self, *, check_storage: Callable[[], None] = lambda: None, max_failures: int = 0
     ) -> None:
-        """To the end of the list, and one group more."""
+        """To the end of the list; one more group completes the run."""
         train_with_retries(
             self.fit,
             is_done=lambda: not self.ends,
@@ -44,7 +44,7 @@ class Rounds:
 
 
 def from_worker(error: Exception) -> WorkerGroupError:
-    outer = RuntimeError("ray's wrapping")
+    outer = RuntimeError("Ray's wrapper")
     outer.__cause__ = error
     return WorkerGroupError("ranks failed", {1: RuntimeError("Connection reset by peer"), 0: outer})
 
@@ -56,45 +56,45 @@ def death(*, announced: bool = False) -> WorkerGroupError:
     return WorkerGroupError("ranks failed", {0: RuntimeError("Connection closed"), 1: wrapped})
 
 
-STORE_AWAY = StoreError("s3://runs: got no answer; the store is away. Start it.")
+UNREACHABLE = StoreError("s3://runs: got no answer; the store is unreachable. Start it.")
 
 
 @pytest.mark.parametrize(
     "error",
     [
-        from_worker(STORE_AWAY),
+        from_worker(UNREACHABLE),
         ControllerError(OSError("When uploading part: connection refused")),
     ],
 )
 def test_storage_is_waited_for(monkeypatch: pytest.MonkeyPatch, error: TrainingFailedError) -> None:
     monkeypatch.setattr(retry_policy, "STORAGE_PAUSE_S", 0.0)
-    answers: list[Exception | None] = [STORE_AWAY, STORE_AWAY, None]
+    answers: list[Exception | None] = [UNREACHABLE, UNREACHABLE, None]
 
     def check() -> None:
         answer = answers.pop(0)
         if answer is not None:
             raise answer
 
-    rounds = Rounds(error, None)
-    rounds.train(check_storage=check)
-    assert (rounds.began, answers) == (2, [])
-    assert "lost its storage" in rounds.lines[0]
-    assert "going on" in rounds.lines[1]
+    groups = WorkerGroups(error, None)
+    groups.train(check_storage=check)
+    assert (groups.started, answers) == (2, [])
+    assert "lost its storage" in groups.lines[0]
+    assert "going on" in groups.lines[1]
 
 
-def test_storage_that_stays_away_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_storage_that_stays_unreachable_ends_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(retry_policy, "STORAGE_PAUSE_S", 0.0)
     monkeypatch.setattr(retry_policy, "STORAGE_LIMIT_S", 0.05)
 
     def check() -> None:
-        raise STORE_AWAY
+        raise UNREACHABLE
 
     with pytest.raises(ServiceError, match="rayception resume"):
-        Rounds(from_worker(STORE_AWAY)).train(check_storage=check)
+        WorkerGroups(from_worker(UNREACHABLE)).train(check_storage=check)
 
 
 @pytest.mark.parametrize(
-    ("error", "words"),
+    ("error", "text"),
     [
         (from_worker(TrainingError("train/loss: got nan in step 3")), "train/loss: got nan"),
         (from_worker(DataError("s3://x: got damage")), "s3://x: got damage"),
@@ -104,42 +104,42 @@ def test_storage_that_stays_away_is_told(monkeypatch: pytest.MonkeyPatch) -> Non
         (death(), "rank 1: got a worker or node that died"),
     ],
 )
-def test_everything_else_ends_at_once(error: TrainingFailedError, words: str) -> None:
-    rounds = Rounds(error)
+def test_everything_else_ends_at_once(error: TrainingFailedError, text: str) -> None:
+    groups = WorkerGroups(error)
     with pytest.raises(TrainingError) as caught:
-        rounds.train()
-    assert rounds.began == 1
-    assert str(caught.value).startswith(words)
+        groups.train()
+    assert groups.started == 1
+    assert str(caught.value).startswith(text)
     assert "\n" not in str(caught.value)
-    assert str(told(error)) == str(caught.value)
+    assert str(to_error(error)) == str(caught.value)
 
 
-def test_deaths_are_counted_and_words_are_final() -> None:
-    rounds = Rounds(death(), death(), None)
-    rounds.train(max_failures=2)
-    assert rounds.began == 3
-    assert rounds.lines[1] == "rank 1: got a worker or node that died; restart 2 of 2"
+def test_deaths_are_counted_and_fatal_errors_end_the_run() -> None:
+    groups = WorkerGroups(death(), death(), None)
+    groups.train(max_failures=2)
+    assert groups.started == 3
+    assert groups.lines[1] == "rank 1: got a worker or node that died; restart 2 of 2"
     with pytest.raises(TrainingError, match="died"):
-        Rounds(death(), death(), death()).train(max_failures=2)
-    fatal = Rounds(death(), from_worker(DataError("damage")), None)
+        WorkerGroups(death(), death(), death()).train(max_failures=2)
+    fatal = WorkerGroups(death(), from_worker(DataError("damage")), None)
     with pytest.raises(TrainingError, match="damage"):
         fatal.train(max_failures=9)
-    assert fatal.began == 2
+    assert fatal.started == 2
 
 
 @pytest.mark.parametrize(
-    ("error", "words"),
+    ("error", "text"),
     [
-        (None, None),  # the ranks left as they were asked to
+        (None, None),  # the ranks stopped as they were asked to
         (death(announced=True), "as announced"),
         (ControllerError(WorkerGroupStartupTimeoutError(num_workers=2)), "looking again"),
         (from_worker(Rollback("train/loss: got nan in step 7")), "without that step"),
     ],
 )
-def test_what_was_to_be_expected_does_not_count(
-    error: TrainingFailedError | None, words: str | None
+def test_expected_ends_do_not_count_as_failures(
+    error: TrainingFailedError | None, text: str | None
 ) -> None:
-    rounds = Rounds(*[error] * 30, None)
-    rounds.train(max_failures=0)
-    assert rounds.began == 31
-    assert all(words in line for line in rounds.lines) if words else not rounds.lines
+    groups = WorkerGroups(*[error] * 30, None)
+    groups.train(max_failures=0)
+    assert groups.started == 31
+    assert all(text in line for line in groups.lines) if text else not groups.lines

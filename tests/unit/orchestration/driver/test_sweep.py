@@ -1,4 +1,4 @@
-"""Which runs a sweep has, and what they came to."""
+"""The trials of a sweep and the table of their results."""
 
 from pathlib import Path
 
@@ -23,15 +23,15 @@ def test_every_combination_with_every_seed() -> None:
 
 
 def test_the_same_runs_are_the_same_sweep() -> None:
-    def of(*overrides: str) -> str:
+    def digest_of(*overrides: str) -> str:
         return digest(expand([QUICKSTART], list(overrides), [], 2))
 
-    assert of() == of()
-    assert of() != of("optim.lr=0.3")
+    assert digest_of() == digest_of()
+    assert digest_of() != digest_of("optim.lr=0.3")
 
 
 @pytest.mark.parametrize(
-    ("paths", "grid", "words"),
+    ("paths", "grid", "text"),
     [
         ([QUICKSTART, QUICKSTART], [], "twice"),
         ([QUICKSTART], ["optim.lr"], "FIELD=VALUE,VALUE"),
@@ -39,10 +39,10 @@ def test_the_same_runs_are_the_same_sweep() -> None:
         ([QUICKSTART], ["cluster.accelerators=CPU:1,CPU:2"], "another cluster"),
     ],
 )
-def test_mistakes_are_one_line(paths: list[Path], grid: list[str], words: str) -> None:
+def test_mistakes_are_one_line(paths: list[Path], grid: list[str], text: str) -> None:
     with pytest.raises(JobError) as caught:
         expand(paths, [], grid, 1)
-    assert words in str(caught.value)
+    assert text in str(caught.value)
     assert "\n" not in str(caught.value)
 
 

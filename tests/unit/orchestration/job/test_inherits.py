@@ -9,7 +9,7 @@ from inception.cost import count_cost
 from inception.family import build_architecture
 from orchestration.errors import JobError
 from orchestration.job.load import flatten, load_job, to_dict
-from orchestration.job.plan import build_job_architecture, learning_rate_at, make_plan
+from orchestration.job.plan import learning_rate_at, make_plan
 
 ROOT = Path(__file__).resolve().parents[4]
 JOBS = ROOT / "jobs"
@@ -51,7 +51,7 @@ def test_paths_are_relative_to_the_file_that_names_them(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("files", "words"),
+    ("files", "expected"),
     [
         ({"job": "inherits: none.yaml\nname: a"}, "which is no file"),
         ({"job": "inherits: job.yaml\nname: a"}, "inherits itself"),
@@ -65,10 +65,10 @@ def test_paths_are_relative_to_the_file_that_names_them(tmp_path: Path) -> None:
         ({"job": "inherits: b.yaml\nname: a", "b": BASE + "optm: {lr: 1}"}, "Did you mean optim?"),
     ],
 )
-def test_a_broken_chain_is_one_line(tmp_path: Path, files: dict[str, str], words: str) -> None:
+def test_a_broken_chain_is_one_line(tmp_path: Path, files: dict[str, str], expected: str) -> None:
     with pytest.raises(JobError) as caught:
         load_job(write(tmp_path, **files))
-    assert words in str(caught.value)
+    assert expected in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
@@ -88,16 +88,16 @@ def test_each_row_of_the_ladder_changes_one_thing() -> None:
         {"model.options.factorized_7x7"},
         {"model.options.side_head_norm"},
     ]
-    top = build_job_architecture(load_job(LADDER[-1]))
+    top = load_job(LADDER[-1]).model.architecture()
     v3 = build_architecture("inception_v3", num_classes=10, input_size=75, width=0.25)
-    assert (top.stages, top.side_heads) == (v3.stages, v3.side_heads)
+    assert (top.stages, top.aux_heads) == (v3.stages, v3.aux_heads)
 
 
 @pytest.mark.parametrize(("size", "giga"), [(299, 5.713), (151, 5.713), (79, 5.362)])
 def test_low_resolution_jobs(size: int, giga: float) -> None:
     job = load_job(JOBS / "low-resolution" / f"{size}.yaml")
     assert job.model.input_size == size
-    assert round(count_cost(build_job_architecture(job)).multiply_adds / 1e9, 3) == giga
+    assert round(count_cost(job.model.architecture()).multiply_adds / 1e9, 3) == giga
 
 
 @pytest.mark.parametrize("name", ["paper", "tpu", "gluon", "modern"])

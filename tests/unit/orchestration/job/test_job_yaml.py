@@ -1,4 +1,4 @@
-"""A job YAML in, a frozen Job out; every mistake is one line by the error law."""
+"""A job YAML becomes a frozen Job; every mistake is one line in the form of the error law."""
 
 import dataclasses
 import pickle
@@ -44,7 +44,7 @@ def test_smallest_job_has_honest_defaults(tmp_path: Path) -> None:
     assert job.cluster.address == "local"
     assert job.model.name == "inception_v3"
     assert job.model.input_size == 299
-    assert job.data.micro_batch_size == 32  # the paper's, a replica
+    assert job.data.micro_batch_size == 32  # the paper's, per replica
     assert (job.optim.lr, job.optim.eps) == (0.045, 1.0)
 
 
@@ -157,7 +157,7 @@ def test_mistake_gets_one_line_with_the_remedy(override: str, expected: str) -> 
         ("- a\n- b\n", "a mapping"),
         ("name: [", "line"),
         ("name: mine\n\tdata: {}", "line 2"),
-        ("name: mine", "a job must say it"),
+        ("name: mine", "a job must set it"),
         (SMALLEST.replace("num_classes: 10", "width: 1.0"), "model.num_classes"),
         (SMALLEST + "optim: 3\n", "optim: got 3"),
         (SMALLEST + "lr: 3\n", "lr: got a key"),
@@ -178,11 +178,13 @@ def test_credentials_in_a_url_are_refused_and_not_repeated(field: str) -> None:
     assert "hunter2" not in message
 
 
-def test_uses_names_what_the_job_calls_local() -> None:
+def test_local_services_are_those_that_the_job_calls_local() -> None:
     job = load_job(QUICKSTART)
-    assert job.uses() == {"s3", "mlflow", "ray"}
-    own = load_job(QUICKSTART, ["tracking.uri=http://mlflow:5000", "storage.endpoint_url=null"])
-    assert own.uses() == {"ray"}
+    assert job.local_services() == {"s3", "mlflow", "ray"}
+    partly_local = load_job(
+        QUICKSTART, ["tracking.uri=http://mlflow:5000", "storage.endpoint_url=null"]
+    )
+    assert partly_local.local_services() == {"ray"}
 
 
 def test_every_field_is_documented_by_its_type() -> None:

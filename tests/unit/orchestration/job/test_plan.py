@@ -1,4 +1,4 @@
-"""Every derived number of a job, and that every YAML in jobs/ plans."""
+"""Every derived number of a job, and that every YAML in jobs/ has a plan."""
 
 import json
 import subprocess
@@ -27,9 +27,9 @@ def rayception(*arguments: str) -> "subprocess.CompletedProcess[str]":
 
 @pytest.mark.parametrize("path", JOBS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_every_job_plans(path: Path) -> None:
-    done = forks.rayception("plan", str(path), "--json")
-    assert done.returncode == 0, done.stderr
-    plan = json.loads(done.stdout)
+    result = forks.rayception("plan", str(path), "--json")
+    assert result.returncode == 0, result.stderr
+    plan = json.loads(result.stdout)
     assert plan["total_steps"] > 0
     assert plan["parameters"] > 0
 
@@ -120,15 +120,15 @@ def test_learning_rate_warms_up_then_falls() -> None:
 
 
 def test_plan_is_for_people_too() -> None:
-    done = rayception("plan", "jobs/imagenet-v3.yaml")
-    assert done.returncode == 0
-    for words in ("32 (4 x 8 H100 GPUs)", "27,161,264", "5.713 G", "learning rate"):
-        assert words in done.stdout
-    assert "\x1b[" not in done.stdout  # no colour outside a terminal
+    result = rayception("plan", "jobs/imagenet-v3.yaml")
+    assert result.returncode == 0
+    for text in ("32 (4 x 8 H100 GPUs)", "27,161,264", "5.713 G", "learning rate"):
+        assert text in result.stdout
+    assert "\x1b[" not in result.stdout  # no colour outside a terminal
 
 
 @pytest.mark.parametrize(
-    ("arguments", "code", "words"),
+    ("arguments", "code", "expected"),
     [
         (["plan", "jobs/nothing.yaml"], 2, "got no such file"),
         (["validate", "jobs/quickstart.yaml", "optim.lrr=1"], 2, "Did you mean lr?"),
@@ -137,24 +137,24 @@ def test_plan_is_for_people_too() -> None:
     ],
 )
 def test_mistakes_on_the_command_line(
-    arguments: list[str], code: int, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    arguments: list[str], code: int, expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("RAYCEPTION_HOME", str(tmp_path))
-    done = forks.rayception(*arguments)
-    assert done.returncode == code
-    assert words in done.stderr
-    assert len(done.stderr.strip().splitlines()) == 1
-    assert "Traceback" not in done.stderr
+    result = forks.rayception(*arguments)
+    assert result.returncode == code
+    assert expected in result.stderr
+    assert len(result.stderr.strip().splitlines()) == 1
+    assert "Traceback" not in result.stderr
 
 
 def test_models_are_listed_and_shown_stage_by_stage() -> None:
     listed = rayception("models")
     assert listed.returncode == 0, listed.stderr
-    for words in ("inception_v4", "42,679,816", "7,005,832", "5.713"):
-        assert words in listed.stdout
+    for text in ("inception_v4", "42,679,816", "7,005,832", "5.713"):
+        assert text in listed.stdout
     shown = forks.rayception("models", "inception_v3")
-    for words in ("Mixed_6e", "17 x 17 x 768", "8 x 8 x 2048", "23,834,568"):
-        assert words in shown.stdout
+    for text in ("Mixed_6e", "17 x 17 x 768", "8 x 8 x 2048", "23,834,568"):
+        assert text in shown.stdout
     as_json = json.loads(forks.rayception("models", "googlenet", "--json").stdout)
     assert as_json["googlenet"]["stages"][-1]["grid"] == 7
     wrong = forks.rayception("models", "inception_v33")

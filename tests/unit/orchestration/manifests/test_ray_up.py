@@ -1,8 +1,7 @@
-"""Clusters of `ray up`: Ray's schema and Ray's own preparation take them."""
+"""Clusters of `ray up`: Ray's schema and Ray's own validation accept them."""
 
 import copy
 import json
-import re
 from pathlib import Path
 from typing import Any
 
@@ -13,81 +12,61 @@ from ray.autoscaler._private.util import prepare_config, validate_config
 
 from orchestration.errors import JobError
 from orchestration.job.job import Job
-from orchestration.job.load import load_job
 from orchestration.manifests.ray_up import MACHINES, PROVIDERS, cluster_yaml
+from tests.unit.orchestration.manifests.jobs import AMD, JOBS, LAW, make_job
 
-LAW = re.compile(r"^\S.*?: got .+; .+\. .+[.?]$")
 SCHEMA = json.loads((Path(ray.autoscaler.__file__).parent / "ray-schema.json").read_text())
-SMALLEST = """
-name: mine
-cluster: {address: auto}
-data: {train: "s3://data/mine/train", val: "s3://data/mine/val", global_batch_size: 1024}
-model: {num_classes: 10}
-schedule: {epochs: 2}
-tracking: {uri: "http://mlflow:5000"}
-"""
-JOBS = {
-    "cpu": ["cluster.accelerators=CPU:2"],
-    "h100": ["cluster.accelerators=H100:8", "cluster.num_nodes=4", "cluster.cpus_per_worker=14"],
-    "elastic": ["cluster.accelerators=H100:8", "cluster.num_nodes={min: 1, max: 4}"],
-    "spot": ["cluster.accelerators=A100-80G:8", "cluster.use_spot=true"],
-    "alternatives": ["cluster.accelerators=[H100:8,A100:8]", "cluster.num_nodes=2"],
+ALL_JOBS = JOBS | {
     "t4": ["cluster.accelerators=T4:1", "cluster.cpus_per_worker=6"],
     "l4": ["cluster.accelerators=L4:1", "cluster.cpus_per_worker=10"],
     "v100": ["cluster.accelerators=V100:8", "cluster.cpus_per_worker=8"],
-    "secrets": ["cluster.secrets=[AWS_SECRET_ACCESS_KEY]"],
 }
-AMD = ["cluster.accelerators=MI300X:8"]
 
 
-def job_of(tmp_path: Path, overrides: list[str]) -> Job:
-    path = tmp_path / "job.yaml"
-    path.write_text(SMALLEST)
-    return load_job(path, overrides)
-
-
-def made(job: Job, provider: str = "aws", **options: Any) -> dict[str, Any]:
-    given = {"image": "r/i:1", "project": "p-1", "machine_image": "ami-1"} | options
-    return cluster_yaml(job, provider=provider, **given)
+def rendered(job: Job, provider: str = "aws", **options: Any) -> dict[str, Any]:
+    arguments = {"image": "r/i:1", "project": "p-1", "machine_image": "ami-1"} | options
+    return cluster_yaml(job, provider=provider, **arguments)
 
 
 def workers(cluster: dict[str, Any]) -> dict[str, Any]:
     types = cluster["available_node_types"]
-    return {name: one for name, one in types.items() if name != cluster["head_node_type"]}
+    return {name: types[name] for name in types if name != cluster["head_node_type"]}
 
 
 @pytest.mark.parametrize("provider", PROVIDERS)
-@pytest.mark.parametrize("which", JOBS)
+@pytest.mark.parametrize("which", ALL_JOBS)
 def test_ray_takes_it(tmp_path: Path, which: str, provider: str) -> None:
-    cluster = made(job_of(tmp_path, JOBS[which]), provider)
+    cluster = rendered(make_job(tmp_path, ALL_JOBS[which]), provider)
     assert [error.message for error in Draft7Validator(SCHEMA).iter_errors(cluster)] == []
     prepared = prepare_config(copy.deepcopy(cluster))
     validate_config(prepared)
-    # Nothing of Ray's defaults is left that would install another Ray into the image.
+    # None of Ray's defaults is left that would install another Ray into the image.
     assert "pip install" not in json.dumps(prepared)
 
 
 def test_the_schema_refuses_a_bogus_field(tmp_path: Path) -> None:
-    cluster = made(job_of(tmp_path, JOBS["cpu"])) | {"bogus": 1}
+    cluster = rendered(make_job(tmp_path, ALL_JOBS["cpu"])) | {"bogus": 1}
     assert any("bogus" in error.message for error in Draft7Validator(SCHEMA).iter_errors(cluster))
 
 
 @pytest.mark.parametrize("provider", PROVIDERS)
-@pytest.mark.parametrize("which", JOBS)
+@pytest.mark.parametrize("which", ALL_JOBS)
 def test_workers_say_their_type_and_the_head_holds_no_work(
     tmp_path: Path, which: str, provider: str
 ) -> None:
-    job = job_of(tmp_path, JOBS[which])
-    cluster = made(job, provider)
+    job = make_job(tmp_path, ALL_JOBS[which])
+    cluster = rendered(job, provider)
     head = cluster["available_node_types"]["head"]
     assert head["resources"] == {"CPU": 0}
     assert (head["min_workers"], head["max_workers"]) == (0, 0)
     assert len(workers(cluster)) == len(job.cluster.choices)
-    for one in job.cluster.choices:
-        group = workers(cluster)[f"{one.type}-{one.count}".lower()]
-        assert group["resources"]["CPU"] == one.count * job.cluster.cpus_per_worker
-        assert group["resources"].get("GPU", 0) == (one.count if one.is_gpu else 0)
-        assert group["resources"].get(one.marker, 0) == (one.count if one.is_gpu else 0)
+    for accelerator in job.cluster.choices:
+        group = workers(cluster)[f"{accelerator.type}-{accelerator.count}".lower()]
+        assert group["resources"]["CPU"] == accelerator.count * job.cluster.cpus_per_worker
+        assert group["resources"].get("GPU", 0) == (accelerator.count if accelerator.is_gpu else 0)
+        assert group["resources"].get(accelerator.ray_resource, 0) == (
+            accelerator.count if accelerator.is_gpu else 0
+        )
         assert group["max_workers"] == job.cluster.max_nodes
         assert group["min_workers"] == (0 if which == "alternatives" else job.cluster.min_nodes)
 
@@ -95,27 +74,27 @@ def test_workers_say_their_type_and_the_head_holds_no_work(
 @pytest.mark.parametrize(
     ("overrides", "aws", "gcp"),
     [
-        (JOBS["cpu"], "m6i.large", "n2-standard-2"),
-        (JOBS["h100"], "p5.48xlarge", "a3-highgpu-8g"),
-        (JOBS["spot"], "p4de.24xlarge", "a2-ultragpu-8g"),
+        (ALL_JOBS["cpu"], "m6i.large", "n2-standard-2"),
+        (ALL_JOBS["h100"], "p5.48xlarge", "a3-highgpu-8g"),
+        (ALL_JOBS["spot"], "p4de.24xlarge", "a2-ultragpu-8g"),
         (["cluster.accelerators=A100:8"], "p4d.24xlarge", "a2-highgpu-8g"),
-        (JOBS["l4"], "g6.4xlarge", "g2-standard-12"),
-        (JOBS["v100"], "p3.16xlarge", "n1-standard-64"),
-        (JOBS["t4"], "g4dn.2xlarge", "n1-standard-8"),
+        (ALL_JOBS["l4"], "g6.4xlarge", "g2-standard-12"),
+        (ALL_JOBS["v100"], "p3.16xlarge", "n1-standard-64"),
+        (ALL_JOBS["t4"], "g4dn.2xlarge", "n1-standard-8"),
     ],
 )
 def test_the_machine_has_the_gpus_and_the_cpus(
     tmp_path: Path, overrides: list[str], aws: str, gcp: str
 ) -> None:
-    job = job_of(tmp_path, overrides)
-    (on_aws,) = workers(made(job, "aws")).values()
-    (on_gcp,) = workers(made(job, "gcp")).values()
+    job = make_job(tmp_path, overrides)
+    (on_aws,) = workers(rendered(job, "aws")).values()
+    (on_gcp,) = workers(rendered(job, "gcp")).values()
     assert on_aws["node_config"]["InstanceType"] == aws
     assert on_gcp["node_config"]["machineType"] == gcp
 
 
 def test_gpus_of_an_n1_are_attached(tmp_path: Path) -> None:
-    (worker,) = workers(made(job_of(tmp_path, JOBS["t4"]), "gcp")).values()
+    (worker,) = workers(rendered(make_job(tmp_path, ALL_JOBS["t4"]), "gcp")).values()
     assert worker["node_config"]["guestAccelerators"] == [
         {"acceleratorType": "nvidia-tesla-t4", "acceleratorCount": 1}
     ]
@@ -123,9 +102,9 @@ def test_gpus_of_an_n1_are_attached(tmp_path: Path) -> None:
 
 
 def test_spot_is_for_workers_alone(tmp_path: Path) -> None:
-    job = job_of(tmp_path, JOBS["spot"])
+    job = make_job(tmp_path, ALL_JOBS["spot"])
     for provider, key in (("aws", "InstanceMarketOptions"), ("gcp", "scheduling")):
-        cluster = made(job, provider)
+        cluster = rendered(job, provider)
         (worker,) = workers(cluster).values()
         assert "spot" in str(worker["node_config"][key]).lower()
         assert worker["labels"]["ray.io/market-type"] == "spot"
@@ -133,19 +112,19 @@ def test_spot_is_for_workers_alone(tmp_path: Path) -> None:
 
 
 def test_secrets_and_shared_memory_are_run_options(tmp_path: Path) -> None:
-    options = made(job_of(tmp_path, JOBS["secrets"]))["docker"]["run_options"]
+    options = rendered(make_job(tmp_path, ALL_JOBS["secrets"]))["docker"]["run_options"]
     assert "--env AWS_SECRET_ACCESS_KEY" in options
     assert any(option.startswith("--shm-size=") for option in options)
 
 
 def test_the_dashboard_is_reached_through_a_tunnel_alone(tmp_path: Path) -> None:
-    start = made(job_of(tmp_path, JOBS["cpu"]))["head_start_ray_commands"][-1]
+    start = rendered(make_job(tmp_path, ALL_JOBS["cpu"]))["head_start_ray_commands"][-1]
     assert "--dashboard-host=127.0.0.1" in start
     assert "RAY_health_check_failure_threshold=3 " in start
 
 
 def test_another_machine_can_be_named(tmp_path: Path) -> None:
-    cluster = made(job_of(tmp_path, AMD), instance_type="mine.8x", zone="eu-west-1b")
+    cluster = rendered(make_job(tmp_path, AMD), instance_type="mine.8x", zone="eu-west-1b")
     (worker,) = workers(cluster).values()
     assert worker["node_config"]["InstanceType"] == "mine.8x"
     assert cluster["provider"]["region"] == "eu-west-1"
@@ -153,26 +132,27 @@ def test_another_machine_can_be_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("overrides", "provider", "options", "said"),
+    ("overrides", "provider", "options", "expected"),
     [
         (AMD, "aws", {}, "--instance-type"),
         (["cluster.accelerators=H100:3"], "gcp", {}, "--instance-type"),
-        (JOBS["h100"], "aws", {"machine_image": None}, "--machine-image"),
-        (JOBS["cpu"], "gcp", {"project": None}, "--project"),
-        (JOBS["cpu"], "azure", {}, "--cloud"),
+        (ALL_JOBS["h100"], "aws", {"machine_image": None}, "--machine-image"),
+        (ALL_JOBS["cpu"], "gcp", {"project": None}, "--project"),
+        (ALL_JOBS["cpu"], "azure", {}, "--cloud"),
     ],
 )
 def test_what_cannot_be_written_is_one_line(
-    tmp_path: Path, overrides: list[str], provider: str, options: dict[str, Any], said: str
+    tmp_path: Path, overrides: list[str], provider: str, options: dict[str, Any], expected: str
 ) -> None:
-    with pytest.raises(JobError, match=said) as caught:
-        made(job_of(tmp_path, overrides), provider, **options)
+    with pytest.raises(JobError, match=expected) as caught:
+        rendered(make_job(tmp_path, overrides), provider, **options)
     assert LAW.match(str(caught.value)), str(caught.value)
 
 
 @pytest.mark.parametrize("provider", PROVIDERS)
 def test_machines_are_listed_by_their_cpus(provider: str) -> None:
     """The first that fits is the smallest."""
-    for one in MACHINES[provider]:
-        same = [m.cpus for m in MACHINES[provider] if (m.types, m.gpus) == (one.types, one.gpus)]
-        assert same == sorted(same)
+    for machine in MACHINES[provider]:
+        key = machine.types, machine.gpus
+        cpus = [m.cpus for m in MACHINES[provider] if (m.types, m.gpus) == key]
+        assert cpus == sorted(cpus)

@@ -1,4 +1,4 @@
-"""A checkpoint counts when it is whole; the newest whole one is found, whatever lies beside it."""
+"""Only whole checkpoints are loaded; the newest whole one is found, whatever lies beside it."""
 
 import io
 import threading
@@ -20,6 +20,7 @@ from orchestration.run.checkpoint import (
     prune_checkpoints,
     save_checkpoint,
 )
+from orchestration.run.metrics import top1_of
 from orchestration.worker.checkpoint_writer import CheckpointWriter
 
 
@@ -51,11 +52,11 @@ def test_round_trip(saved: tuple[Store, str]) -> None:
     store, run_url = saved
     newest = newest_checkpoint(store, run_url)
     assert newest is not None
-    url, found = newest
+    url, loaded = newest
     assert url == f"{run_url}/{checkpoint_name(100)}"
-    assert found.step == 100
-    assert torch.equal(found.model["fc.weight"], torch.full((2, 3), 100.0))
-    assert found.data == {"seed": 3, "fingerprint": "abc"}
+    assert loaded.step == 100
+    assert torch.equal(loaded.model["fc.weight"], torch.full((2, 3), 100.0))
+    assert loaded.data == {"seed": 3, "fingerprint": "abc"}
 
 
 def test_no_checkpoint_is_none(tmp_path: Path) -> None:
@@ -89,7 +90,7 @@ def test_damaged_one_is_passed_over(saved: tuple[Store, str], tmp_path: Path, da
 
 
 def test_code_in_a_checkpoint_is_never_run(saved: tuple[Store, str]) -> None:
-    """weights_only: a pickle that would run something is refused, though its checksum holds."""
+    """weights_only: a pickle that would run code is refused, though its checksum is right."""
     import hashlib
     import json
 
@@ -107,12 +108,12 @@ def test_code_in_a_checkpoint_is_never_run(saved: tuple[Store, str]) -> None:
     digest = hashlib.sha256(buffer.getvalue()).hexdigest()
     index["files"]["state.pt"] = {"size_bytes": len(buffer.getvalue()), "sha256": digest}
     store.write(f"{url}/checkpoint.json", json.dumps(index).encode())
-    with pytest.raises(TrainingError, match="something else than tensors"):
+    with pytest.raises(TrainingError, match="something other than tensors"):
         load_checkpoint(store, url)
 
 
 def test_the_newest_and_the_best_stay(tmp_path: Path) -> None:
-    """By the average's top-1 where there is one; a torn one neither counts nor stays."""
+    """By the average's top-1, if there is an average; a damaged checkpoint is deleted."""
     store, run_url = Store(), tmp_path.as_uri()
     scores = {1: 50.0, 2: 90.0, 3: 70.0, 4: 80.0, 5: None, 6: 60.0}
     for step, top1 in scores.items():
@@ -123,11 +124,12 @@ def test_the_newest_and_the_best_stay(tmp_path: Path) -> None:
     assert checkpoint_names(store, run_url) == [checkpoint_name(step) for step in (2, 5, 6)]
     prune_checkpoints(store, run_url, keep=3)
     assert len(checkpoint_names(store, run_url)) == 3
-    assert load_checkpoint(store, f"{run_url}/{checkpoint_name(2)}").top1 == 90.0
+    best = load_checkpoint(store, f"{run_url}/{checkpoint_name(2)}")
+    assert top1_of(best.metrics) == 90.0
 
 
-def test_a_torn_newer_one_does_not_cost_the_last_whole_one(tmp_path: Path) -> None:
-    """A killed attempt left half of step 100; the next one goes on from 50 and writes 75."""
+def test_a_damaged_newer_one_does_not_cost_the_last_whole_one(tmp_path: Path) -> None:
+    """A killed attempt left half of step 100; the next resumes from 50 and writes 75."""
     store, run_url = Store(), tmp_path.as_uri()
     for step in (50, 75, 100):
         save_checkpoint(store, run_url, state(step))
@@ -138,7 +140,7 @@ def test_a_torn_newer_one_does_not_cost_the_last_whole_one(tmp_path: Path) -> No
 
 
 class SlowStore(Store):
-    """Takes its time, or refuses."""
+    """Writes once it may, or fails."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -147,13 +149,13 @@ class SlowStore(Store):
     def write(self, url: str, content: bytes) -> None:
         assert self.may_write.wait(20)
         if self.is_broken:
-            raise StoreError(f"{url}: got nothing; the store is away. Wait.")
+            raise StoreError(f"{url}: got nothing; the store is down. Wait.")
         super().write(url, content)
 
 
 def test_training_goes_on_while_a_checkpoint_is_written(tmp_path: Path) -> None:
     store, run_url = SlowStore(), tmp_path.as_uri()
-    writer = CheckpointWriter(store, run_url, keep=2, settle=lambda: None)
+    writer = CheckpointWriter(store, run_url, keep=2, flush_metrics=lambda: None)
     live = state(1)
     writer.submit(live)
     live.model["fc.weight"].fill_(-1.0)  # the next step
@@ -171,11 +173,11 @@ def test_training_goes_on_while_a_checkpoint_is_written(tmp_path: Path) -> None:
     assert checkpoint_names(store, run_url) == [checkpoint_name(1)]
 
 
-def test_a_checkpoint_counts_only_when_what_was_said_before_it_is_safe(tmp_path: Path) -> None:
+def test_a_checkpoint_is_written_only_after_the_metrics_before_it(tmp_path: Path) -> None:
     def refuse() -> None:
-        raise StoreError("outbox: got nothing; the store is away. Wait.")
+        raise StoreError("outbox: got nothing; the store is down. Wait.")
 
-    writer = CheckpointWriter(Store(), tmp_path.as_uri(), keep=2, settle=refuse)
+    writer = CheckpointWriter(Store(), tmp_path.as_uri(), keep=2, flush_metrics=refuse)
     writer.submit(state(1))
     with pytest.raises(StoreError):
         writer.wait()

@@ -1,4 +1,4 @@
-"""A run's line is read again as it was written."""
+"""A progress line is parsed as it was written."""
 
 import io
 import math
@@ -8,10 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from orchestration.cli.panel import Panel
-from orchestration.run.progress import Progress, clock, format_progress, parse_progress
+from orchestration.cli.panel import ProgressPanel
+from orchestration.run.progress import Progress, format_duration, format_progress, parse_progress
 
-moments = st.builds(
+reports = st.builds(
     Progress,
     step=st.integers(0, 10**7),
     total_steps=st.integers(1, 10**7),
@@ -27,25 +27,25 @@ moments = st.builds(
 )
 
 
-@given(moments)
-def test_what_is_written_is_read(moment: Progress) -> None:
-    line = format_progress(moment)
-    read = parse_progress(line)
-    assert read is not None
-    assert format_progress(read) == line
+@given(reports)
+def test_what_is_written_is_read(progress: Progress) -> None:
+    line = format_progress(progress)
+    parsed = parse_progress(line)
+    assert parsed is not None
+    assert format_progress(parsed) == line
     for key in ("step", "total_steps", "attempt", "ranks"):
-        assert read[key] == moment[key]
-    assert math.isclose(read["loss"], moment["loss"], abs_tol=6e-4)
-    assert (read["top1"] is None) == (moment["top1"] is None)
+        assert parsed[key] == progress[key]
+    assert math.isclose(parsed["loss"], progress["loss"], abs_tol=6e-4)
+    assert (parsed["top1"] is None) == (progress["top1"] is None)
 
 
-def test_other_lines_are_not_moments() -> None:
+def test_other_lines_are_not_progress() -> None:
     for line in ("", "- run x in MLflow experiment y", "step 3 of 4", "step 1/2: epoch"):
         assert parse_progress(line) is None
 
 
 def test_times_are_read_by_people() -> None:
-    assert [clock(s) for s in (0, 59.6, 61, 3723)] == ["0:00", "1:00", "1:01", "1:02:03"]
+    assert [format_duration(s) for s in (0, 59.6, 61, 3723)] == ["0:00", "1:00", "1:01", "1:02:03"]
 
 
 LINE = "step 12/360: epoch 0.27, loss 2.345, 312 images/s, data wait 3 %, 2 ranks, 0:41 left"
@@ -56,7 +56,7 @@ def test_one_panel_is_redrawn_and_other_lines_stay() -> None:
     for is_terminal in (True, False):
         screen = io.StringIO()
         console = Console(file=screen, force_terminal=is_terminal, width=100, highlight=False)
-        with Panel(console, "quickstart-1a2b") as panel:
+        with ProgressPanel(console, "quickstart-1a2b") as panel:
             panel.show("- run quickstart in MLflow [/odd]")
             panel.show(LINE)
             panel.show(LINE.replace("12/360", "13/360"))

@@ -1,4 +1,4 @@
-"""What attempts come to."""
+"""Goodput, interruptions and hours of a run's attempts."""
 
 import pytest
 from hypothesis import given
@@ -6,13 +6,13 @@ from hypothesis import strategies as st
 
 from orchestration.run.timeline import (
     Attempt,
-    costs,
     from_json,
     goodput,
-    kept_steps,
+    interruptions,
     lifetime_tags,
     rank_hours,
     to_json,
+    useful_steps,
 )
 
 
@@ -21,51 +21,51 @@ def attempt(began: float, ended: float, steps: tuple[int, int], **more: object) 
     return Attempt(began=began, ended=ended, from_step=steps[0], to_step=steps[1], **values)  # type: ignore[arg-type]
 
 
-def test_a_calm_run() -> None:
-    one = [attempt(100, 200, (0, 50), trained_s=80.0)]
-    assert goodput(one) == pytest.approx(0.8)
-    assert rank_hours(one) == pytest.approx(200 / 3600)
-    assert costs(one) == []
-    assert lifetime_tags(one)["rayception.attempts"] == "1"
+def test_an_undisturbed_run() -> None:
+    attempts = [attempt(100, 200, (0, 50), trained_s=80.0)]
+    assert goodput(attempts) == pytest.approx(0.8)
+    assert rank_hours(attempts) == pytest.approx(200 / 3600)
+    assert interruptions(attempts) == []
+    assert lifetime_tags(attempts)["rayception.attempts"] == "1"
 
 
-def test_what_is_done_again_and_waited_for_is_no_use() -> None:
-    """The first attempt's last 10 of 50 steps are lost, then 20 s go by."""
-    life = [
+def test_repeated_steps_and_waiting_are_not_goodput() -> None:
+    """The last 10 of the first attempt's 50 steps are lost, and 20 s pass."""
+    attempts = [
         attempt(0, 100, (0, 50), ended_by="rank 1: got a worker or node that died"),
         attempt(120, 200, (40, 80), ranks=1),
     ]
-    assert kept_steps(life) == [40, 40]
-    assert goodput(life) == pytest.approx((80 + 80) / 200)
-    assert costs(life) == [("rank 1: got a worker or node that died", 20.0, 10)]
-    assert rank_hours(life) == pytest.approx((200 + 80) / 3600)
-    assert "20 s, 10 steps again" in lifetime_tags(life)["rayception.faults"]
-    assert lifetime_tags(life)["rayception.world_sizes"] == "2 1"
+    assert useful_steps(attempts) == [40, 40]
+    assert goodput(attempts) == pytest.approx((80 + 80) / 200)
+    assert interruptions(attempts) == [("rank 1: got a worker or node that died", 20.0, 10)]
+    assert rank_hours(attempts) == pytest.approx((200 + 80) / 3600)
+    assert "20 s, 10 steps again" in lifetime_tags(attempts)["rayception.faults"]
+    assert lifetime_tags(attempts)["rayception.world_sizes"] == "2 1"
 
 
 def test_nothing_yet() -> None:
     assert goodput([]) == 0.0
-    assert kept_steps([]) == []
+    assert useful_steps([]) == []
     assert lifetime_tags([])["rayception.attempts"] == "0"
 
 
-lives = st.lists(
+histories = st.lists(
     st.tuples(st.floats(0, 100), st.floats(0, 100), st.integers(0, 99), st.integers(0, 99)),
     min_size=1,
     max_size=6,
 )
 
 
-@given(lives)
-def test_any_life_keeps_its_bounds(rows: list[tuple[float, float, int, int]]) -> None:
-    at, life = 0.0, []
-    for gap, length, begin, steps in rows:
-        life.append(attempt(at + gap, at + gap + length, (begin, begin + steps)))
-        at += gap + length
-    assert 0.0 <= goodput(life) <= 1.0
-    assert from_json(to_json(life)) == life
-    assert len(costs(life)) == len(life) - 1
+@given(histories)
+def test_any_history_keeps_its_bounds(rows: list[tuple[float, float, int, int]]) -> None:
+    now, attempts = 0.0, []
+    for gap, length, start, steps in rows:
+        attempts.append(attempt(now + gap, now + gap + length, (start, start + steps)))
+        now += gap + length
+    assert 0.0 <= goodput(attempts) <= 1.0
+    assert from_json(to_json(attempts)) == attempts
+    assert len(interruptions(attempts)) == len(attempts) - 1
     assert all(
-        0 <= kept <= one.to_step - one.from_step
-        for kept, one in zip(kept_steps(life), life, strict=True)
+        0 <= useful <= each.to_step - each.from_step
+        for useful, each in zip(useful_steps(attempts), attempts, strict=True)
     )

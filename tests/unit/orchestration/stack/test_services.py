@@ -1,4 +1,4 @@
-"""Ports of the embedded services, and why one of them ended."""
+"""Ports of the embedded services, and the reason why one of them ended."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from orchestration.stack import services
 
 def test_no_service_gets_a_port_that_another_keeps(monkeypatch: pytest.MonkeyPatch) -> None:
     [port] = services.free_ports(1)
-    monkeypatch.setattr(services, "_handed_out", set())
+    monkeypatch.setattr(services, "_reserved", set())
     monkeypatch.setattr(services, "PORT_RANGE", (port, port + 3))
     services.reserve([port, port + 1])
     monkeypatch.setattr(services, "is_port_free", lambda port: True)
@@ -17,7 +17,7 @@ def test_no_service_gets_a_port_that_another_keeps(monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.parametrize(
-    ("log", "words"),
+    ("log", "reason"),
     [
         ("", "it printed nothing"),
         ("one\n  two \n\n", "two"),
@@ -27,6 +27,6 @@ def test_no_service_gets_a_port_that_another_keeps(monkeypatch: pytest.MonkeyPat
         ),
     ],
 )
-def test_the_last_words_say_why(tmp_path: Path, log: str, words: str) -> None:
+def test_the_log_gives_the_reason(tmp_path: Path, log: str, reason: str) -> None:
     (tmp_path / "log").write_text(log)
-    assert services.last_words(tmp_path / "log") == words
+    assert services.failure_reason(tmp_path / "log") == reason

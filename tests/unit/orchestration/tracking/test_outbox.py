@@ -1,4 +1,4 @@
-"""What MLflow has not taken yet, while somebody else sends it."""
+"""The outbox: order, content, and another process that sends from it meanwhile."""
 
 from pathlib import Path
 
@@ -13,36 +13,36 @@ def box(tmp_path: Path) -> Outbox:
     return Outbox(Store(), (tmp_path / "run").as_uri())
 
 
-def test_what_was_kept_comes_back_in_order(box: Outbox) -> None:
+def test_the_outbox_returns_its_content_in_order(box: Outbox) -> None:
     for step in (1, 2, 3):
-        box.keep_points("rank-0", [("train/loss", 1.0 / step, 1_700_000_000_000, step)])
-    box.keep_points("driver", [("run/goodput", 0.5, 1_700_000_000_000, 9)])
+        box.add_points("rank-0", [("train/loss", 1.0 / step, 1_700_000_000_000, step)])
+    box.add_points("driver", [("run/goodput", 0.5, 1_700_000_000_000, 9)])
     assert box.writers() == ["driver", "rank-0"]
     assert [p[3] for points in box.points("rank-0").values() for p in points] == [1, 2, 3]
-    box.keep_file("pictures/a.png", b"png")
+    box.add_file("pictures/a.png", b"png")
     assert [(path, content) for path, _, content in box.files()] == [("pictures/a.png", b"png")]
     assert box.end() is None
-    box.keep_end("FAILED", {"k": "v"})
+    box.set_end("FAILED", {"k": "v"})
     assert box.end() == ("FAILED", {"k": "v"})
-    box.forget_end()
+    box.clear_end()
     assert box.end() is None
 
 
-def test_what_somebody_else_has_sent_meanwhile_is_left_out(
+def test_what_another_process_sends_meanwhile_is_left_out(
     box: Outbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """`sync` drops an object between the look at the folder and the read of the object."""
-    first = box.keep_points("rank-0", [("train/loss", 1.0, 1, 1)])
-    box.keep_points("rank-0", [("train/loss", 2.0, 2, 2)])
-    box.keep_file("a.png", b"a")
-    box.keep_file("b.png", b"b")
-    listed = Outbox._urls
+    """`sync` deletes an object between the listing of the folder and the read of the object."""
+    first = box.add_points("rank-0", [("train/loss", 1.0, 1, 1)])
+    box.add_points("rank-0", [("train/loss", 2.0, 2, 2)])
+    box.add_file("a.png", b"a")
+    box.add_file("b.png", b"b")
+    list_urls = Outbox._urls
 
-    def then_drop(self: Outbox, folder: str) -> list[str]:
-        urls = listed(self, folder)
+    def list_then_drop(self: Outbox, folder: str) -> list[str]:
+        urls = list_urls(self, folder)
         self.drop([first] if folder.startswith("points") else urls[:1])
         return urls
 
-    monkeypatch.setattr(Outbox, "_urls", then_drop)
+    monkeypatch.setattr(Outbox, "_urls", list_then_drop)
     assert list(box.points("rank-0").values()) == [[("train/loss", 2.0, 2, 2)]]
     assert [path for path, _, _ in box.files()] == ["b.png"]

@@ -1,4 +1,4 @@
-"""What a node says that it is busy with."""
+"""System metrics of a node, with and without GPUs."""
 
 import threading
 import time
@@ -8,28 +8,28 @@ from typing import Any
 import pynvml
 import pytest
 
-from orchestration.worker import system_metrics as system_metrics
+from orchestration.worker import system_metrics
 
 GIB = 2**30
 
 
-def test_a_node_without_a_gpu_says_the_rest(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The real numbers of this machine, twice, a moment apart."""
+def test_a_node_without_a_gpu_reports_the_rest(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two real samples of this machine."""
     monkeypatch.setattr(system_metrics, "EVERY_S", 0.2)
-    told: list[dict[str, float]] = []
-    enough = threading.Event()
+    samples: list[dict[str, float]] = []
+    has_two = threading.Event()
 
     def report(values: dict[str, float]) -> None:
-        told.append(values)
-        if len(told) == 2:
-            enough.set()
+        samples.append(values)
+        if len(samples) == 2:
+            has_two.set()
 
     before = set(threading.enumerate())
     done = system_metrics.start_sampling(report)
     [thread] = set(threading.enumerate()) - before
-    assert enough.wait(20)
+    assert has_two.wait(20)
     done.set()
-    for values in told[:2]:
+    for values in samples[:2]:
         assert 0 <= values["cpu_utilization_percentage"] <= 100
         assert 0 < values["system_memory_usage_percentage"] <= 100
         assert values["network_receive_mb_per_second"] >= 0
@@ -39,42 +39,42 @@ def test_a_node_without_a_gpu_says_the_rest(monkeypatch: pytest.MonkeyPatch) -> 
 
 @pytest.fixture
 def three_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The driver's answers on a node whose first GPU is lost and whose third is cut in slices,
-    which know no utilization. (The library is the real one; there is no GPU to ask.)"""
+    """The driver's replies on a node whose first GPU is lost and whose third is a MIG slice, which
+    has no utilization. (The library is the real one; no GPU is needed.)"""
 
-    def no_slice(answer: Any) -> Any:
-        def ask(gpu: int) -> Any:
+    def not_for_slices(value: Any) -> Any:
+        def reply(gpu: int) -> Any:
             if gpu == 2:
                 raise pynvml.NVMLError(pynvml.NVML_ERROR_NOT_SUPPORTED)
-            return answer
+            return value
 
-        return ask
+        return reply
 
     def handle(number: int) -> int:
         if number == 0:
             raise pynvml.NVMLError(pynvml.NVML_ERROR_GPU_IS_LOST)
         return number
 
-    answers = {
+    replies = {
         "nvmlInit": lambda: None,
         "nvmlDeviceGetCount": lambda: 3,
         "nvmlDeviceGetHandleByIndex": handle,
-        "nvmlDeviceGetUtilizationRates": no_slice(SimpleNamespace(gpu=97, memory=40)),
+        "nvmlDeviceGetUtilizationRates": not_for_slices(SimpleNamespace(gpu=97, memory=40)),
         "nvmlDeviceGetMemoryInfo": lambda gpu: SimpleNamespace(used=20 * GIB, total=80 * GIB),
-        "nvmlDeviceGetPowerUsage": no_slice(650_500),
+        "nvmlDeviceGetPowerUsage": not_for_slices(650_500),
     }
-    for name, answer in answers.items():
+    for name, reply in replies.items():
         assert hasattr(pynvml, name)
-        monkeypatch.setattr(pynvml, name, answer)
+        monkeypatch.setattr(pynvml, name, reply)
 
 
-def test_a_gpu_that_does_not_say_all_silences_nothing(three_gpus: None) -> None:
-    moment = (time.monotonic(), {"network_receive": 0, "network_transmit": 0})
-    found = system_metrics.read(moment, moment)
-    assert {name: value for name, value in found.items() if name.startswith("gpu_")} == {
+def test_a_value_that_a_gpu_lacks_costs_no_other(three_gpus: None) -> None:
+    counters = (time.monotonic(), {"network_receive": 0, "network_transmit": 0})
+    metrics = system_metrics.read_system_metrics(counters, counters)
+    assert {name: value for name, value in metrics.items() if name.startswith("gpu_")} == {
         "gpu_1_utilization_percentage": 97.0,
         "gpu_1_memory_usage_percentage": 25.0,
         "gpu_1_power_usage_watts": 650.5,
         "gpu_2_memory_usage_percentage": 25.0,
     }
-    assert "cpu_utilization_percentage" in found
+    assert "cpu_utilization_percentage" in metrics

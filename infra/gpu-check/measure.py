@@ -1,0 +1,129 @@
+"""Shared by the parts: the device, timing, micro-batches, a network in training."""
+
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+import torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+
+from datasets.loading.batch import MicroBatch
+from inception.family import build_architecture
+from inception.network import build_network
+from inception.optim import build_optimizer
+from inception.precision import autocast_for, to_device_format
+from inception.step import StepResult, train_step
+
+HAS_CUDA = torch.cuda.is_available()
+CPU = torch.device("cpu")
+DEVICE = torch.device("cuda", 0) if HAS_CUDA else CPU
+NUM_CLASSES = 1000
+
+
+def synchronize() -> None:
+    if HAS_CUDA:
+        torch.cuda.synchronize()
+
+
+def median_step_s(step: Callable[[], object], *, warmup: int, steps: int) -> float:
+    """Median over blocks of `steps` steps; the device is idle at both ends of a block."""
+    for _ in range(warmup):
+        step()
+    synchronize()
+    times = []
+    for _ in range(5 if HAS_CUDA else 1):
+        start = time.perf_counter()
+        for _ in range(steps):
+            step()
+        synchronize()
+        times.append((time.perf_counter() - start) / steps)
+    return sorted(times)[len(times) // 2]
+
+
+def reset_peak_memory() -> None:
+    if HAS_CUDA:
+        torch.cuda.reset_peak_memory_stats()
+
+
+def peak_gib() -> float | None:
+    return round(torch.cuda.max_memory_allocated() / 2**30, 2) if HAS_CUDA else None
+
+
+def random_micro_batches(
+    count: int, size: int, pixels: int, device: torch.device = DEVICE
+) -> list[MicroBatch]:
+    batches = []
+    for index in range(count):
+        images = torch.randint(0, 256, (size, pixels, pixels, 3), dtype=torch.uint8)
+        batches.append(
+            MicroBatch(
+                index=index,
+                images=images.permute(0, 3, 1, 2).to(device),  # channels last
+                targets=torch.randint(0, NUM_CLASSES, (size,)).to(device),
+                weights=torch.ones(size).to(device),
+                samples=torch.zeros(size, 2, dtype=torch.int64),
+                mirrored=torch.zeros(size, dtype=torch.bool),
+            )
+        )
+    return batches
+
+
+@contextmanager
+def process_group(device: torch.device = DEVICE) -> Iterator[None]:
+    """A process group of one rank, which DDP needs."""
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    with tempfile.TemporaryDirectory() as folder:
+        store = dist.FileStore(f"{folder}/store", 1)
+        dist.init_process_group(backend, store=store, rank=0, world_size=1)
+        try:
+            yield
+        finally:
+            dist.destroy_process_group()
+
+
+class Training:
+    """The network, optimizer and step as in a run. compile_mode: of torch.compile, None without."""
+
+    def __init__(
+        self,
+        pixels: int,
+        *,
+        width: float = 1.0,
+        precision: str = "auto",
+        device: torch.device = DEVICE,
+        compile_mode: str | None = None,
+    ) -> None:
+        architecture = build_architecture(
+            "inception_v3", num_classes=NUM_CLASSES, input_size=pixels, width=width
+        )
+        self.network = build_network(architecture, seed=0).train()
+        to_device_format(self.network, device)
+        self.optimizer = build_optimizer(
+            self.network, name="rmsprop_tf", lr=0.045, weight_decay=4e-5
+        )
+        self.autocast = autocast_for(device, precision)
+        module = self.network
+        if compile_mode is not None:
+            module = torch.compile(module, mode=compile_mode)
+        self.ddp = DistributedDataParallel(
+            module, broadcast_buffers=False, gradient_as_bucket_view=True
+        )
+        self.step_number = 0
+
+    def step(self, micro_batches: list[MicroBatch]) -> StepResult:
+        self.step_number += 1
+        return train_step(
+            self.ddp,
+            self.optimizer,
+            micro_batches,
+            num_micro_batches=len(micro_batches),
+            world_size=1,
+            seed=0,
+            step=self.step_number,
+            clip_norm=2.0,
+            autocast=self.autocast,
+        )
