@@ -42,7 +42,7 @@ class Predictions:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Assessment:
+class Evaluation:
     """top1, top5 and calibration_error in 0..1; loss: mean negative log-likelihood of the target;
     confusion: int64 (C, C), [target, predicted]; calibration: (images, mean confidence, accuracy)
     of each bin that has images."""
@@ -83,7 +83,7 @@ def average_probabilities(
     return p.view(-1, views, p.shape[1]).mean(1)  # (N, C)
 
 
-def predict(
+def make_predictions(
     probabilities: Tensor, targets: Tensor, weights: Tensor, samples: Tensor, keys: Sequence[str]
 ) -> Predictions:
     """probabilities: float (N, C). Rows of weight zero (padding, damaged samples) are left out."""
@@ -97,11 +97,11 @@ def predict(
         targets=targets,
         best=best.indices,
         best_p=best.values,
-        target_p=p.gather(1, targets[:, None])[:, 0],
+        target_p=p.merge_predictions(1, targets[:, None])[:, 0],
     )
 
 
-def gather(parts: Sequence[Predictions]) -> Predictions:
+def merge_predictions(parts: Sequence[Predictions]) -> Predictions:
     """All parts' predictions, in the order of the split."""
     tensors = {name: torch.cat([getattr(part, name) for part in parts]) for name in TENSORS}
     keys = tuple(key for part in parts for key in part.keys)
@@ -110,7 +110,7 @@ def gather(parts: Sequence[Predictions]) -> Predictions:
     return Predictions(keys=keys, **tensors).take(torch.tensor(order, dtype=torch.int64))
 
 
-def assess(predictions: Predictions, num_classes: int) -> Assessment:
+def evaluate_predictions(predictions: Predictions, num_classes: int) -> Evaluation:
     """Computes the metrics. Calibration error: the mean distance between confidence and accuracy
     over 15 equal bins of confidence, weighted by their images (1706.04599)."""
     n = len(predictions)
@@ -129,7 +129,7 @@ def assess(predictions: Predictions, num_classes: int) -> Assessment:
             calibration.append((count, mean, accuracy))
             calibration_error += count / n * abs(mean - accuracy)
     cells = predictions.targets * num_classes + predictions.best[:, 0]
-    return Assessment(
+    return Evaluation(
         count=n,
         top1=float(is_correct.mean()) if n else 0.0,
         top5=float(hits.any(1).double().mean()) if n else 0.0,

@@ -106,7 +106,7 @@ def count_views(crops: int) -> int:
     return max(1, crops // 2)
 
 
-def fill_views(target: Tensor, image: NDArray[np.uint8], *, crops: int, fraction: float) -> None:
+def resize_views(target: Tensor, image: NDArray[np.uint8], *, crops: int, fraction: float) -> None:
     """Resizes each evaluation crop of uint8 (H, W, 3) into its row of `target`, uint8
     (views, 3, S, S) in channels-last layout."""
     boxes = evaluation_boxes(

@@ -15,7 +15,7 @@ from datasets.images.augment import NO_COLOUR
 from datasets.order import Ints
 
 MAX_MESSAGES = 5  # of damaged samples, for the log
-KINDS = ("shard", "image", "label")  # of damage
+DAMAGE_KINDS = ("shard", "image", "label")  # of damage
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -99,7 +99,7 @@ class BatchBuffer:
 
 
 @dataclass(slots=True)
-class Damages:
+class DamageCounts:
     """What a loader skipped: how many samples by kind, and the first messages."""
 
     counts: Counter[str] = field(default_factory=Counter)

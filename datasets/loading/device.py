@@ -16,7 +16,7 @@ from datasets.loading.batch import MicroBatch
 ORDERS = ((0, 1, 2, 3), (1, 0, 3, 2), (3, 2, 0, 1), (2, 1, 3, 0))
 
 
-def on_device(batch: MicroBatch, device: torch.device) -> MicroBatch:
+def to_device(batch: MicroBatch, device: torch.device) -> MicroBatch:
     """The batch on `device`, its samples mirrored and distorted as drawn. With colours, images
     become float32 in -1..1, else they stay uint8. Does not wait for the device."""
     images = batch.images.to(device, non_blocking=True)  # (m, 3, S, S)

@@ -14,7 +14,7 @@ import numpy as np
 from datasets.images.augment import Augment
 from datasets.images.decode import CpuDecoder
 from datasets.images.nvjpeg import GpuDecoder
-from datasets.loading.batch import BatchBuffer, Damages, MicroBatch
+from datasets.loading.batch import BatchBuffer, DamageCounts, MicroBatch
 from datasets.loading.positions import BatchPlan
 from datasets.loading.processes import batches_of_processes
 from datasets.loading.share import STEPS_AHEAD, Share
@@ -32,7 +32,7 @@ class _Loader:
     """
 
     def __init__(self, *, is_skipping: bool) -> None:
-        self.damages = Damages()
+        self.damages = DamageCounts()
         self.wait_s = 0.0  # seconds that the consumer waited for data
         self._is_skipping = is_skipping
         self._resources = ExitStack()

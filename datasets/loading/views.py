@@ -18,8 +18,8 @@ from datasets.images.augment import (
     count_views,
     crop_box,
     draw,
-    fill_views,
     is_mirrored,
+    resize_views,
 )
 from datasets.images.decode import CpuDecoder, decode_image, find_image
 from datasets.images.nvjpeg import GpuDecoder
@@ -210,7 +210,7 @@ class EvalDecoder:
             )
         else:
             views = buffer.images[row * buffer.views : (row + 1) * buffer.views]
-            fill_views(views, decode_image(content, where), crops=self.crops, fraction=self.crop)
+            resize_views(views, decode_image(content, where), crops=self.crops, fraction=self.crop)
 
 
 BatchDecoder = TrainDecoder | EvalDecoder

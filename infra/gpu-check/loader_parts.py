@@ -11,7 +11,7 @@ from measure import DEVICE
 
 from datasets.images.augment import Augment
 from datasets.loading.batch import empty_buffer
-from datasets.loading.device import on_device
+from datasets.loading.device import to_device
 from datasets.loading.loader import TrainLoader
 from datasets.order import Order
 from datasets.packing.pack import pack
@@ -80,6 +80,6 @@ def copies(tiny: bool) -> dict[str, int]:
         buffer.images.fill_(value)
         (batch,) = buffer.micro_batches([0], 32)
         expected.append(float(value))
-        means.append(on_device(batch, DEVICE).images.to(torch.float32).mean())
+        means.append(to_device(batch, DEVICE).images.to(torch.float32).mean())
     wrong = sum(float(mean) != value for mean, value in zip(means, expected, strict=True))
     return {"batches": len(means), "wrong": wrong}

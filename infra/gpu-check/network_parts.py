@@ -24,7 +24,7 @@ from measure import (
 from torch.nn import functional as F
 from torch.profiler import ProfilerActivity, profile
 
-from datasets.loading.device import on_device
+from datasets.loading.device import to_device
 
 
 def environment(tiny: bool) -> dict[str, Any]:
@@ -50,7 +50,7 @@ def numerics(tiny: bool) -> dict[str, Any]:
     result: dict[str, Any] = {}
     with process_group():
         training = Training(pixels, width=0.5, precision="fp32")
-        loss = float(training.step([on_device(batch, DEVICE) for batch in batches]).loss)
+        loss = float(training.step([to_device(batch, DEVICE) for batch in batches]).loss)
         weights = {n: t.float().cpu() for n, t in training.network.state_dict().items()}
     if HAS_CUDA:
         with process_group(CPU):

@@ -16,7 +16,7 @@ import typer
 
 from orchestration.cli import checkpoints, data, models, render, run, runs, shards, submissions
 from orchestration.cli.data import AsJson, JobFile, Overrides, read_job
-from orchestration.cli.tables import echo, panel, plan_rows, print_result, program_name
+from orchestration.cli.tables import log_line, panel, plan_rows, print_result, program_name
 from orchestration.errors import EXPECTED_ERRORS, ServiceError, exit_code_of
 from orchestration.job.load import to_dict
 
@@ -62,14 +62,14 @@ def validate(file: JobFile, overrides: Overrides = None, as_json: AsJson = False
 @app.command()
 def plan(file: JobFile, overrides: Overrides = None, as_json: AsJson = False) -> None:
     """Print every number that follows from a job; starts nothing."""
-    from orchestration.job.plan import make_plan, stated_data
+    from orchestration.job.plan import data_from_job, make_plan
 
     job = read_job(file, overrides)
-    sizes = stated_data(job)
+    sizes = data_from_job(job)
     if sizes is None:
-        from orchestration.run.storage import measure_data
+        from orchestration.run.storage import read_split_sizes
 
-        sizes = measure_data(job)
+        sizes = read_split_sizes(job)
     train_samples, val_samples, shape = sizes
     job_plan = make_plan(job, train_samples=train_samples, val_samples=val_samples, shape=shape)
     rows = plan_rows(job, job_plan)
@@ -83,27 +83,27 @@ Port = Annotated[int | None, typer.Option(min=1, max=65535, show_default="a free
 def stack_up(s3_port: Port = None, mlflow_port: Port = None, dashboard_port: Port = None) -> None:
     """Start the stack and leave it running until `stack down`."""
     from orchestration.stack.local import up
-    from orchestration.stack.state import PARTS, stack_folder
+    from orchestration.stack.state import SERVICES, stack_folder
 
     requested = {"s3": s3_port, "mlflow": mlflow_port, "dashboard": dashboard_port}
     ports = {name: port for name, port in requested.items() if port is not None}
     folder = stack_folder()
-    echo(f"starting the stack (data in {folder})")
+    log_line(f"starting the stack (data in {folder})")
     num_cpus = os.cpu_count() or 1
-    up(folder, frozenset(PARTS), num_cpus=num_cpus, log=echo, keep=True, ports=ports)
-    echo(f"it runs until `{program_name()} stack down`")
+    up(folder, frozenset(SERVICES), num_cpus=num_cpus, log=log_line, keep=True, ports=ports)
+    log_line(f"it runs until `{program_name()} stack down`")
 
 
 @stack_app.command("status")
 def stack_status(as_json: AsJson = False) -> None:
     """Show which services run, and where."""
-    from orchestration.stack.state import PARTS, load_stack, stack_folder
+    from orchestration.stack.state import SERVICES, load_stack, stack_folder
 
     folder = stack_folder()
     stack = load_stack(folder)
     services: dict[str, dict[str, Any]] = {}
     lines = [f"stack in {folder}"]
-    for part in PARTS:
+    for part in SERVICES:
         if stack is not None and stack.is_up(part):
             url, pid = stack.url(part), stack.processes[part][0]
             services[part] = {"is_up": True, "url": url, "pid": pid}
@@ -125,7 +125,7 @@ def stack_down(
 
     folder = stack_folder()
     was_up = down(folder, force=force)
-    echo(f"stack in {folder} {'stopped' if was_up else 'was not running'}; its data stay there")
+    log_line(f"stack in {folder} {'stopped' if was_up else 'was not running'}; its data stay there")
 
 
 def main() -> None:

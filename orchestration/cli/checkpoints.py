@@ -7,11 +7,11 @@ import typer
 from rich.table import Table
 
 from inception.errors import unknown_name
-from orchestration.cli.data import AsJson, Endpoint, progress_bar, quiet, using_store
+from orchestration.cli.data import AsJson, Endpoint, ignore_line, progress_bar, using_store
 from orchestration.cli.tables import panel, print_result, reserve_stdout
-from orchestration.cluster.connect import on_cluster
+from orchestration.cluster.connect import open_cluster
 from orchestration.errors import JobError
-from orchestration.job.load import override
+from orchestration.job.load import apply_overrides
 from orchestration.job.rules import check_choice
 from orchestration.run.metrics import AVERAGE, RAW
 
@@ -58,8 +58,8 @@ def evaluate(
         from orchestration.evaluation.trained import load_trained
 
         members = [load_trained(store, url) for url in urls]
-        job = override(members[0].job, overrides)
-        with on_cluster(job, quiet) as stack, progress_bar() as bar:
+        job = apply_overrides(members[0].job, overrides)
+        with open_cluster(job, ignore_line) as stack, progress_bar() as bar:
             from orchestration.evaluation.evaluate_run import evaluate_run
 
             task = bar.add_task("chunks scored", total=None)

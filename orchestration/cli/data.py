@@ -15,7 +15,7 @@ from orchestration.errors import JobError
 from orchestration.job.cluster import LOCAL
 from orchestration.job.job import Job
 from orchestration.job.load import load_job
-from orchestration.job.rules import without_secrets
+from orchestration.job.rules import redact_url
 
 if TYPE_CHECKING:
     from datasets.shards.manifest import Manifest
@@ -143,12 +143,12 @@ def using_store(endpoint_url: str | None) -> Iterator["Store"]:
         yield open_store(endpoint_url)
 
 
-def quiet(line: str) -> None:
+def ignore_line(line: str) -> None:
     """A log that drops its lines: those of the stack's start, which the person did not ask for."""
 
 
 @contextlib.contextmanager
-def embedded(services: frozenset[str], log: "Log" = quiet) -> Iterator["Stack | None"]:
+def embedded(services: frozenset[str], log: "Log" = ignore_line) -> Iterator["Stack | None"]:
     """The embedded stack with these services (without Ray), running for the block: what this starts
     is stopped after it. None if no service is asked for. Raises ServiceError."""
     if not services:
@@ -165,7 +165,7 @@ def checked_url(url: str) -> str:
     """The URL of shards without a trailing slash. Raises JobError if it is none."""
     if not url.startswith(SCHEMES) or len(url.split("/")) < 4:
         raise JobError(
-            f"URL: got {without_secrets(url)!r}; a prefix or a pattern of shards: "
+            f"URL: got {redact_url(url)!r}; a prefix or a pattern of shards: "
             "s3://BUCKET/PATH, file:///PATH or https://HOST/PATH. Use one of these forms."
         )
     return url.rstrip("/")

@@ -10,7 +10,7 @@ import typer
 import yaml
 
 from orchestration.cli.data import AsJson, JobFile, Overrides, read_job
-from orchestration.cli.tables import echo
+from orchestration.cli.tables import log_line
 from orchestration.errors import JobError
 from orchestration.job.job import Job
 from orchestration.job.load import to_yaml
@@ -108,10 +108,10 @@ def render(
         documents = [compose(job, image=image)]
     text = _as_json(documents) if as_json else as_yaml(documents)
     if to is None:
-        typer.echo(text, nl=False)
+        typer.log_line(text, nl=False)
     else:
         to.write_text(text)
-        echo(f"wrote {to}")
+        log_line(f"wrote {to}")
 
 
 def run_name(job: Job) -> str:

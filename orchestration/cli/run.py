@@ -18,18 +18,18 @@ from orchestration.cli.data import (
     Overrides,
     RunName,
     RunUrl,
-    quiet,
+    ignore_line,
     read_job,
     using_store,
 )
 from orchestration.cli.submissions import submit_from_run, submit_sweep
 from orchestration.cli.tables import log_and_screen, outcome_parts, print_result, reserve_stdout
-from orchestration.cluster.connect import on_cluster
-from orchestration.driver.sweep import Trial, cells, digest, expand, summarize, to_markdown
+from orchestration.cluster.connect import open_cluster
+from orchestration.driver.sweep import Trial, digest, expand, format_row, summarize, to_markdown
 from orchestration.errors import EXPECTED_ERRORS, JobError, ServiceError, TrainingError
 from orchestration.job.cluster import LOCAL, is_remote
 from orchestration.job.job import Job
-from orchestration.job.load import from_dict, override
+from orchestration.job.load import apply_overrides, from_dict
 from orchestration.run.phases import Phases
 
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ def resume(
         submit_from_run(("resume", url, *(overrides or [])), endpoint_url, address, as_json)
         return
     with using_store(endpoint_url) as store:
-        job = override(from_dict(load_record(store, url).job), overrides or [])
+        job = apply_overrides(from_dict(load_record(store, url).job), overrides or [])
         _train(job, start_s, as_json, resumed=find_resumed(store, url, job))
 
 
@@ -109,7 +109,7 @@ def fork(
     with using_store(endpoint_url) as store:
         record, _, checkpoint = find_checkpoint(store, url)
         forked = from_dict(record.job)
-        job = override(forked, overrides or [])
+        job = apply_overrides(forked, overrides or [])
         check_forked(forked, job)
         _train(job, start_s, as_json, start_from=checkpoint)
 
@@ -150,13 +150,13 @@ def sweep(
             "the other. Leave it out, or name a cluster (cluster.address=auto, or its URL)."
         )
     log, screen = log_and_screen(as_json)
-    with reserve_stdout(as_json), on_cluster(trials[0].job, log, is_training=True) as stack:
+    with reserve_stdout(as_json), open_cluster(trials[0].job, log, is_training=True) as stack:
         top1, page = _run_trials(trials, stack, limit, log, screen)
     rows = summarize(trials, top1)
     table = Table("run", "runs", "top-1 %", "deviation", "lowest to highest")
     for row in rows:
         failed = f", {row.failed} failed" if row.failed else ""
-        table.add_row(row.group, f"{row.runs}{failed}", *cells(row))
+        table.add_row(row.group, f"{row.runs}{failed}", *format_row(row))
     values = {"page": page, "rows": [asdict(row) for row in rows]}
     print_result(as_json, values, table, f"View it in MLflow: {page}")
     if any(row.failed for row in rows):
@@ -178,9 +178,9 @@ def _run_trials(
     )
     top1 = runs.finished_children(parent)
     if limit > 1:
-        from orchestration.driver.sweep_submissions import run_some_at_once
+        from orchestration.driver.sweep_submissions import run_concurrently
 
-        top1 = run_some_at_once(trials, parent, top1, limit=limit, log=log)
+        top1 = run_concurrently(trials, parent, top1, limit=limit, log=log)
     else:
         _run_in_turn(trials, parent, top1, stack, log, screen)
     table = to_markdown(summarize(trials, top1))
@@ -216,7 +216,7 @@ def _run_in_turn(
         request = Request(job=trial.job, parent=(parent, trial.key))
         progress = partial(show_progress, screen)
         try:
-            outcome = drive(request, stack=stack, log=quiet, show_progress=progress)
+            outcome = drive(request, stack=stack, log=ignore_line, show_progress=progress)
         except EXPECTED_ERRORS as error:
             log(f"{trial.key} failed: {error}")
             continue
@@ -237,7 +237,7 @@ def _train(
     phases = Phases.of_process()
     phases.end("command")
     log, screen = log_and_screen(as_json)
-    with reserve_stdout(as_json), on_cluster(job, log, phases, is_training=True) as stack:
+    with reserve_stdout(as_json), open_cluster(job, log, phases, is_training=True) as stack:
         from orchestration.cli.panel import show_progress
         from orchestration.driver.driver import Request, drive
         from orchestration.driver.run_start import tracking_uri

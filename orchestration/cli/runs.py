@@ -15,12 +15,12 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from orchestration.cli.data import AsJson, Endpoint, RunUrl, embedded, quiet, using_store
-from orchestration.cli.tables import WIDE, console, echo, print_result, reserve_stdout
+from orchestration.cli.data import AsJson, Endpoint, RunUrl, embedded, ignore_line, using_store
+from orchestration.cli.tables import WIDE, console, log_line, print_result, reserve_stdout
 from orchestration.errors import JobError
 from orchestration.job.cluster import LOCAL, is_remote
 from orchestration.job.load import from_dict
-from orchestration.job.rules import check_choice, without_secrets
+from orchestration.job.rules import check_choice, redact_url
 from orchestration.run.progress import format_duration
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ def ui(
         raise JobError(
             f"--experiment: got {experiment!r} beside RUN; one page is opened. Leave one out."
         )
-    with _tracking_server(tracking_uri, echo) as (uri, stack):
+    with _tracking_server(tracking_uri, log_line) as (uri, stack):
         from orchestration.tracking.table import find, find_table
 
         page = ""
@@ -88,7 +88,7 @@ def runs(
     as_json: AsJson = False,
 ) -> None:
     """List the runs of an MLflow server, newest first."""
-    with _tracking_server(tracking_uri, quiet) as (uri, _):
+    with _tracking_server(tracking_uri, ignore_line) as (uri, _):
         from orchestration.tracking.table import STATUSES, search
 
         statuses = [name.upper() for name in status or []]
@@ -113,7 +113,7 @@ def compare(
     """Show runs side by side: the parameters that differ, and the last metrics."""
     if len(names) < 2:
         raise JobError(f"RUN: got {len(names)}; at least two are compared. Name another one.")
-    with _tracking_server(tracking_uri, quiet) as (uri, _):
+    with _tracking_server(tracking_uri, ignore_line) as (uri, _):
         from orchestration.tracking.table import compare as compare_runs
 
         comparison = compare_runs(uri, names)
@@ -137,12 +137,12 @@ def sync(url: RunUrl, endpoint_url: Endpoint = None, as_json: AsJson = False) ->
     with reserve_stdout(as_json), using_store(endpoint_url) as store:
         from orchestration.driver.run import Run
         from orchestration.driver.run_end import sync_run
-        from orchestration.driver.run_start import run_of
+        from orchestration.driver.run_start import run_ref_of
 
         record = load_record(store, url)
         job = from_dict(record.job)
         with embedded(job.local_services() - {"ray"}) as stack:
-            run = Run(job=job, store=store, url=url, mlflow=run_of(record, job, stack))
+            run = Run(job=job, store=store, url=url, mlflow=run_ref_of(record, job, stack))
             sent = sync_run(run)
     end = f"; it is {sent['ended']} now" if sent["ended"] else ""
     print_result(
@@ -162,7 +162,7 @@ def _tracking_server(uri: str | None, log: "Log") -> Iterator[tuple[str, "Stack 
     if uri != LOCAL:
         if not is_remote(uri):
             raise JobError(
-                f"{source}: got {without_secrets(uri)!r}; `local`, or the http(s) URL of an MLflow "
+                f"{source}: got {redact_url(uri)!r}; `local`, or the http(s) URL of an MLflow "
                 "server without credentials in it. Write it so, and set MLFLOW_TRACKING_USERNAME "
                 "and MLFLOW_TRACKING_PASSWORD if it asks for them."
             )

@@ -17,7 +17,7 @@ from orchestration.cli.data import (
 )
 from orchestration.cli.tables import make_console, panel, print_result
 from orchestration.errors import JobError
-from orchestration.job.rules import without_secrets
+from orchestration.job.rules import redact_url
 
 if TYPE_CHECKING:
     from datasets.shards.manifest import Manifest
@@ -102,7 +102,7 @@ def index(
     index_url = checked_url(to) if to is not None else url
     if index_url.startswith("http"):
         raise JobError(
-            f"--to: got {without_secrets(index_url)!r}; an index is written to s3:// or file://, "
+            f"--to: got {redact_url(index_url)!r}; an index is written to s3:// or file://, "
             "and a web server is read only. Name a prefix of your own: --to s3://BUCKET/PATH."
         )
     store = open_store(endpoint_url)

@@ -13,8 +13,16 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from orchestration.cli.data import AsJson, JobFile, NoWait, Overrides, RunName, quiet, read_job
-from orchestration.cli.tables import console, echo, panel, print_result, reserve_stdout
+from orchestration.cli.data import (
+    AsJson,
+    JobFile,
+    NoWait,
+    Overrides,
+    RunName,
+    ignore_line,
+    read_job,
+)
+from orchestration.cli.tables import console, log_line, panel, print_result, reserve_stdout
 from orchestration.cluster.versions import ON_CLUSTER, VERSIONS_VARIABLE
 from orchestration.errors import JobError, exit_code_of
 from orchestration.job.cluster import LOCAL, is_remote
@@ -93,7 +101,7 @@ def preflight(file: JobFile, overrides: Overrides = None, as_json: AsJson = Fals
     GPU types and capacity, data and secrets on every node, storage, MLflow, versions. Exit code 3
     (or 2) if it could not.
     """
-    from orchestration.cluster.connect import on_cluster
+    from orchestration.cluster.connect import open_cluster
 
     job = read_job(file, overrides)
     if is_remote(job.cluster.address):
@@ -103,7 +111,7 @@ def preflight(file: JobFile, overrides: Overrides = None, as_json: AsJson = Fals
         query = ("preflight", JOB_FILE, ON_CLUSTER)
         report = client.query(query, job=job, limit_s=QUERY_LIMIT_S)
     else:
-        with reserve_stdout(as_json), on_cluster(job, quiet) as stack:
+        with reserve_stdout(as_json), open_cluster(job, ignore_line) as stack:
             from datasets.storage.store import Store
             from orchestration.cluster.preflight import run_preflight
             from orchestration.driver.run_start import tracking_uri
@@ -190,7 +198,7 @@ def drain(
         with connect("auto"):
             drained = asdict(drain_node(node, notice))
         if wait and not wait_until_idle(notice):
-            echo("a rank is still running; it ends with the node")
+            log_line("a rank is still running; it ends with the node")
     else:
         query = ("drain", node, "--notice", str(notice), "--address", "auto")
         drained = _jobs_client(address).query(query, limit_s=QUERY_LIMIT_S)

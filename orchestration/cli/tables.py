@@ -49,7 +49,7 @@ def reserve_stdout(as_json: bool) -> contextlib.AbstractContextManager[object]:
     return contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext()
 
 
-def echo(line: str) -> None:
+def log_line(line: str) -> None:
     """Prints one line of progress."""
     console.print(f"- {line}", soft_wrap=True)
 
@@ -58,7 +58,7 @@ def log_and_screen(as_json: bool) -> "tuple[Log, Console]":
     """Where log lines and live progress go: to standard error if a JSON result follows them."""
     if as_json:
         return partial(print, file=sys.stderr), make_console(stderr=True)
-    return echo, console
+    return log_line, console
 
 
 def program_name() -> str:

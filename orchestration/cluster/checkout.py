@@ -5,7 +5,7 @@ import os
 import subprocess
 from dataclasses import asdict, dataclass
 
-from orchestration.job.cluster import SECRET_NAME
+from orchestration.job.cluster import SECRET_PATTERN
 from orchestration.stack.state import ROOT
 
 CHECKOUT_FILE = "submitted-checkout.json"  # in a submitted working directory, which has no .git
@@ -40,7 +40,7 @@ def read_checkout() -> Checkout:
 def _redact_secrets(text: str) -> str:
     """Hides the values of environment variables whose names look like a secret's."""
     for name, value in os.environ.items():
-        if SECRET_NAME.search(name) and len(value) >= MIN_SECRET_CHARS:
+        if SECRET_PATTERN.search(name) and len(value) >= MIN_SECRET_CHARS:
             text = text.replace(value, "***")
     return text
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 @contextlib.contextmanager
-def on_cluster(
+def open_cluster(
     job: Job, log: "Log", phases: Phases | None = None, *, is_training: bool = False
 ) -> Iterator["Stack | None"]:
     """Connects to the job's cluster for the block, after starting the services that the job calls

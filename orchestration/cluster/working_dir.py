@@ -20,7 +20,7 @@ from orchestration.errors import JobError
 from orchestration.job.cluster import Environment
 from orchestration.job.job import Job
 from orchestration.job.load import to_yaml
-from orchestration.job.rules import without_secrets
+from orchestration.job.rules import redact_url
 from orchestration.stack.state import ROOT
 
 JOB_FILE = "submitted-job.yaml"
@@ -34,7 +34,7 @@ def runtime_env(environment: Environment, address: str) -> dict[str, Any]:
     variables = {
         **environment.variables,
         VERSIONS_VARIABLE: json.dumps(versions()),
-        DASHBOARD_VARIABLE: os.environ.get(DASHBOARD_VARIABLE, without_secrets(address)),
+        DASHBOARD_VARIABLE: os.environ.get(DASHBOARD_VARIABLE, redact_url(address)),
     }
     pip = {"pip": list(environment.pip)} if environment.pip else {}
     return {"env_vars": variables, **pip}

@@ -156,7 +156,7 @@ class AttemptHistory:
         hours = rank_hours(self.attempts)
         metrics = {"run/goodput": goodput(self.attempts), "run/rank_hours": hours}
         cluster = self._run.job.cluster
-        if (price := cluster.price_of(cluster.accelerator)) is not None:
+        if (price := cluster.hourly_price(cluster.accelerator)) is not None:
             metrics["run/dollars"] = hours * price
         self._writer.log(self._seconds_of_run(time.time()), metrics)
 

@@ -26,7 +26,7 @@ from orchestration.driver.run import Run
 from orchestration.driver.run_start import submission_tags
 from orchestration.job.job import Job
 from orchestration.run.checkpoint import (
-    Summary,
+    CheckpointSummary,
     checkpoint_name,
     checkpoint_names,
     newest_summary,
@@ -45,14 +45,14 @@ FREED_WITHIN_S = 5.0  # the resources of a dead group
 
 def train_run(
     run: Run, config: WorkerConfig, history: AttemptHistory, lease: Lease, log: Log
-) -> Summary:
+) -> CheckpointSummary:
     """Trains to the last step in as many worker groups as it takes; -> the last checkpoint.
 
     Raises LeaseLost, another RayceptionError, or KeyboardInterrupt: the first interrupt lets the
     ranks checkpoint and stop, the second ends them.
     """
     environment = set_environment(run.job)
-    last: list[Summary] = []
+    last: list[CheckpointSummary] = []
     cluster, plan, actor = run.job.cluster, config.plan, config.progress_actor
 
     def read_nodes_while_ours() -> Nodes:

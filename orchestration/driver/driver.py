@@ -22,7 +22,7 @@ from orchestration.driver.run import PlannedData, Run, abort_run
 from orchestration.driver.run_start import (
     fresh_name,
     resume_run,
-    run_of,
+    run_ref_of,
     start_run,
     status_before,
     submission_tags,
@@ -34,7 +34,7 @@ from orchestration.job.cluster import LOCAL
 from orchestration.job.job import Job
 from orchestration.job.load import to_dict
 from orchestration.job.plan import Plan, make_plan
-from orchestration.run.checkpoint import Checkpoint, Summary
+from orchestration.run.checkpoint import Checkpoint, CheckpointSummary
 from orchestration.run.lease import Lease
 from orchestration.run.metrics import top1_of
 from orchestration.run.phases import Phases
@@ -117,7 +117,7 @@ def drive(
     run: Run | None = None
     wait_s: float = request.job.cluster.wait_s
     if resumed is not None:  # before waiting for capacity, which its last driver may still hold
-        mlflow = run_of(resumed.record, request.job, stack)
+        mlflow = run_ref_of(resumed.record, request.job, stack)
         run = Run(job=request.job, store=store, url=url, mlflow=mlflow)
         if status_before(run) in ("RUNNING", ""):
             wait_s = max(wait_s, FREED_WITHIN_S)
@@ -226,7 +226,7 @@ def _prepare(job: Job, store: Store, wait_s: float, log: Log) -> tuple[Job, Plan
 
 
 def _outcome(
-    run: Run, last: Summary, model_uri: str | None, history: AttemptHistory, wall_s: float
+    run: Run, last: CheckpointSummary, model_uri: str | None, history: AttemptHistory, wall_s: float
 ) -> Outcome:
     return Outcome(
         run=run.mlflow,

@@ -9,13 +9,13 @@ from datasets.errors import StoreError
 from datasets.packing.audit import read_sample
 from datasets.shards.manifest import Manifest, load_manifest
 from datasets.storage.store import Store
-from inception.predictions import assess
+from inception.predictions import evaluate_predictions
 from orchestration.driver.preparation import Sent
 from orchestration.driver.run import Run
 from orchestration.errors import ServiceError, TrainingError
 from orchestration.report.html import timeline_page
 from orchestration.report.run_report import PLOTTED_METRICS, evaluation_files, plot_curves
-from orchestration.run.checkpoint import Summary, checkpoint_tags, newest_summary
+from orchestration.run.checkpoint import CheckpointSummary, checkpoint_tags, newest_summary
 from orchestration.run.predictions_file import load_predictions
 from orchestration.run.timeline import load_attempts
 from orchestration.stack.local import Log
@@ -26,18 +26,18 @@ from orchestration.tracking.runs import (
     FINISHED,
     MODEL_TAG,
     close_run,
-    histories,
+    get_tag,
     log_file,
+    metric_histories,
     send_file,
-    tag_of,
-    tag_run,
+    set_tags,
 )
 from orchestration.tracking.writer import send_outbox_points
 from orchestration.worker.final_network import read_network
 
 
 def finalize_run(
-    run: Run, last: Summary, tags: dict[str, str], log: Log, *, sent: Sent
+    run: Run, last: CheckpointSummary, tags: dict[str, str], log: Log, *, sent: Sent
 ) -> str | None:
     """Logs a completed run's report and model, and ends it in MLflow with these tags and those of
     its checkpoints. If MLflow is unreachable, the outbox keeps the rest for `sync`.
@@ -70,16 +70,16 @@ def _send_outbox_files(run: RunRef, outbox: Outbox) -> int:
     count = 0
     for path, url, content in outbox.files():
         log_file(run, path, content)
-        outbox.drop([url])
+        outbox.delete([url])
         count += 1
     return count
 
 
-def log_final_model(run: Run, last: Summary) -> str:
+def log_final_model(run: Run, last: CheckpointSummary) -> str:
     """Logs the model of the last checkpoint unless the run has one, and registers it if the job
     says so; -> its models:/ URI. Raises ServiceError, StoreError, TrainingError."""
     job, store = run.job, run.store
-    uri = tag_of(run.mlflow, MODEL_TAG)
+    uri = get_tag(run.mlflow, MODEL_TAG)
     if uri is None:
         val = load_manifest(store, job.data.val)
         uri = log_classifier(
@@ -91,7 +91,7 @@ def log_final_model(run: Run, last: Summary) -> str:
             example=_first_image(store, val),
             step=last.step,
         )
-        tag_run(run.mlflow, {MODEL_TAG: uri})
+        set_tags(run.mlflow, {MODEL_TAG: uri})
     if job.tracking.register is not None and last.top1 is not None:
         scored_on = load_manifest(store, job.data.val).fingerprint
         name = job.tracking.register
@@ -114,7 +114,7 @@ def send_evaluation(run: Run) -> None:
     if predictions is None:
         return
     val = load_manifest(run.store, run.job.data.val)
-    assessment = assess(predictions, len(val.classes))
+    assessment = evaluate_predictions(predictions, len(val.classes))
     for name, content in evaluation_files(run.store, val, predictions, assessment).items():
         send_file(run.mlflow, run.outbox, f"evaluation/{name}", content)
 
@@ -133,7 +133,7 @@ def log_plots(run: Run, *, has_curves: bool = False) -> None:
 def log_curves(run: RunRef, *, until: int | None = None) -> bool:
     """Plots the metrics that MLflow has by now. until: only if it has the evaluation after that
     step, which is logged last. -> whether they were plotted. Raises ServiceError."""
-    points = histories(run, PLOTTED_METRICS)
+    points = metric_histories(run, PLOTTED_METRICS)
     last = max((step for step, _ in points.get("val/top1", [])), default=0)
     if until is not None and last < until:
         return False

@@ -51,7 +51,7 @@ def tracking_uri(job: Job, stack: Stack | None) -> str:
     return stack.mlflow_url if job.tracking.uri == LOCAL and stack else job.tracking.uri
 
 
-def run_of(record: RunRecord, job: Job, stack: Stack | None) -> RunRef:
+def run_ref_of(record: RunRecord, job: Job, stack: Stack | None) -> RunRef:
     """The MLflow run of a record."""
     uri = tracking_uri(job, stack)
     return RunRef(uri=uri, experiment_id=record.experiment_id, run_id=record.run_id)

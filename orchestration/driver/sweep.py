@@ -110,11 +110,11 @@ def to_markdown(rows: Sequence[Row]) -> str:
     ]
     for row in rows:
         runs = f"{row.runs}, {row.failed} failed" if row.failed else f"{row.runs}"
-        lines.append(f"| {row.group} | {runs} | {' | '.join(cells(row))} |")
+        lines.append(f"| {row.group} | {runs} | {' | '.join(format_row(row))} |")
     return "\n".join(lines) + "\n"
 
 
-def cells(row: Row) -> tuple[str, str, str]:
+def format_row(row: Row) -> tuple[str, str, str]:
     """A row's mean, standard deviation and range, as text."""
     if row.top1 is None:
         return "-", "-", "-"

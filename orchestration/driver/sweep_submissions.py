@@ -22,7 +22,7 @@ POLL_S = 2.0
 MAX_SILENT_S = 300.0  # of the Jobs API
 
 
-def run_some_at_once(
+def run_concurrently(
     trials: Sequence[Trial], parent: RunRef, done: dict[str, float], *, limit: int, log: Log
 ) -> dict[str, float]:
     """Submits the trials that are not done to the connected cluster, at most `limit` at once; ->

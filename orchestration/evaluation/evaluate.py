@@ -20,7 +20,12 @@ from datasets.loading.loader import EvalLoader
 from datasets.shards.manifest import load_manifest
 from datasets.storage.store import Store, StoreConfig
 from inception.precision import autocast_for, to_device_format
-from inception.predictions import Predictions, average_probabilities, gather, predict
+from inception.predictions import (
+    Predictions,
+    average_probabilities,
+    make_predictions,
+    merge_predictions,
+)
 from orchestration.errors import EXPECTED_ERRORS, JobError, ServiceError, TrainingError
 from orchestration.evaluation.trained import WEIGHTS, TrainedNetwork, load_trained
 from orchestration.job.job import Job
@@ -97,12 +102,14 @@ class Scorer:
                         chunk=data.micro_batch_size,
                         autocast=autocast_for(self.device, self.job.model.precision),
                     )
-                    predictions = predict(
+                    predictions = make_predictions(
                         probabilities, batch.targets, batch.weights, batch.samples, batch.keys
                     )
                     batches[kind].append(predictions)
             damaged = loader.damages.total
-        return ChunkResult({kind: gather(parts) for kind, parts in batches.items()}, damaged)
+        return ChunkResult(
+            {kind: merge_predictions(parts) for kind, parts in batches.items()}, damaged
+        )
 
 
 def score(
@@ -154,7 +161,8 @@ def score(
             ray.kill(actor)
     ordered = [results[chunk] for chunk in range(request.num_chunks)]
     predictions = {
-        kind: gather([result.predictions[kind] for result in ordered]) for kind in request.kinds
+        kind: merge_predictions([result.predictions[kind] for result in ordered])
+        for kind in request.kinds
     }
     return predictions, sum(result.damaged for result in ordered)
 

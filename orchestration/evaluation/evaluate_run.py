@@ -6,8 +6,8 @@ from typing import Any
 
 from datasets.shards.manifest import load_manifest
 from datasets.storage.store import Store
-from inception.predictions import assess
-from orchestration.driver.run_start import run_of, tracking_uri
+from inception.predictions import evaluate_predictions
+from orchestration.driver.run_start import run_ref_of, tracking_uri
 from orchestration.evaluation.evaluate import (
     Request,
     check_members,
@@ -68,7 +68,9 @@ def evaluate_run(
     dropped = 0
     for kind in kinds:
         predictions[kind], dropped = drop_blacklisted(predictions[kind], blacklist)
-    assessments = {kind: assess(predictions[kind], len(manifest.classes)) for kind in kinds}
+    assessments = {
+        kind: evaluate_predictions(predictions[kind], len(manifest.classes)) for kind in kinds
+    }
     best = assessments[kinds[-1]]
     result = {
         "checkpoints": request.urls,
@@ -101,7 +103,7 @@ def _open_run(members: Sequence[TrainedNetwork], job: Job, stack: Stack | None) 
     if len(records) < len(members):
         return None
     if len(records) == 1:
-        return run_of(records[0], job, stack)
+        return run_ref_of(records[0], job, stack)
     return open_run(
         tracking_uri(job, stack),
         experiment=job.experiment,

@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from datasets.images.augment import count_views, fill_views
+from datasets.images.augment import count_views, resize_views
 from datasets.images.decode import decode_image
 from datasets.loading.batch import empty_buffer
 from datasets.storage.store import Store
@@ -120,7 +120,7 @@ def classify(
     for name, content in images.items():
         image = decode_image(content, name)
         views = empty_buffer(1, size, views=count_views(crops)).images  # (views, 3, S, S)
-        fill_views(views, image, crops=crops, fraction=trained.job.data.eval_crop)
+        resize_views(views, image, crops=crops, fraction=trained.job.data.eval_crop)
         p = average_probabilities(
             [network],
             views,

@@ -5,11 +5,11 @@ from dataclasses import dataclass, field
 
 from orchestration.errors import JobError
 from orchestration.job.accelerators import Accelerator, parse_accelerator
-from orchestration.job.rules import check_choice, check_min, without_secrets
+from orchestration.job.rules import check_choice, check_min, redact_url
 
 LOCAL = "local"
 ADDRESSING = ("auto", "path", "virtual")
-SECRET_NAME = re.compile(r"SECRET|PASSWORD|PASSWD|TOKEN|CREDENTIAL|ACCESS_KEY|API_KEY", re.I)
+SECRET_PATTERN = re.compile(r"SECRET|PASSWORD|PASSWD|TOKEN|CREDENTIAL|ACCESS_KEY|API_KEY", re.I)
 SERVICE_URL = r"https?://[^\s/@]+(/\S*)?"  # never with credentials
 
 
@@ -33,7 +33,7 @@ class Environment:
 
     def __post_init__(self) -> None:
         for name in self.variables:
-            if SECRET_NAME.search(name):
+            if SECRET_PATTERN.search(name):
                 raise JobError(
                     f"cluster.environment.variables: got {name}; a secret is named, never written: "
                     "anyone who can see the job can read it. Put only the name into "
@@ -127,7 +127,7 @@ class Cluster:
         """The first choice; once capacity was found, the chosen one (cluster/capacity.py)."""
         return self.choices[0]
 
-    def price_of(self, accelerator: Accelerator) -> float | None:
+    def hourly_price(self, accelerator: Accelerator) -> float | None:
         """Dollars for an hour of one device, if the job states it."""
         for name, price in self.dollars_per_hour.items():
             if parse_accelerator(f"{name}:1").type == accelerator.type:
@@ -168,7 +168,7 @@ class Storage:
         url = self.endpoint_url
         if url not in (None, LOCAL) and not re.match(r"https?://[^/\s@]+(:\d+)?/?$", str(url)):
             raise JobError(
-                f"storage.endpoint_url: got {without_secrets(str(url))!r}; `local`, or a URL "
+                f"storage.endpoint_url: got {redact_url(str(url))!r}; `local`, or a URL "
                 "such as https://s3.example.org:9000 without path and without credentials. "
                 "Write such a URL, and set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY."
             )
@@ -215,7 +215,7 @@ class Tracking:
     def __post_init__(self) -> None:
         if self.uri != LOCAL and not re.match(f"{SERVICE_URL}$", self.uri):
             raise JobError(
-                f"tracking.uri: got {without_secrets(self.uri)!r}; `local`, or the http(s) URL "
+                f"tracking.uri: got {redact_url(self.uri)!r}; `local`, or the http(s) URL "
                 "of an MLflow server without credentials in it. Write such a URL, and set "
                 "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD if the server asks for them."
             )

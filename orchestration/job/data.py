@@ -9,7 +9,7 @@ from orchestration.job.rules import (
     check_choice,
     check_min,
     check_range,
-    without_secrets,
+    redact_url,
 )
 
 SOURCES = ("digits",)
@@ -129,7 +129,7 @@ class Data:
             url = getattr(self, name)
             if not re.fullmatch(OBJECT_URL, url):
                 raise JobError(
-                    f"data.{name}: got {without_secrets(url)!r}; the prefix of "
+                    f"data.{name}: got {redact_url(url)!r}; the prefix of "
                     "a split, s3://BUCKET/PATH, file:///PATH or https://HOST/PATH without a query. "
                     "Name the folder that holds its index.json, or the pattern of its shards."
                 )

@@ -53,7 +53,7 @@ def from_dict(values: dict[str, Any]) -> Job:
     return _build(OmegaConf.create(values), (), source="job")
 
 
-def override(job: Job, overrides: Sequence[str]) -> Job:
+def apply_overrides(job: Job, overrides: Sequence[str]) -> Job:
     """The job with `key=value` overrides. Raises JobError as load_job does."""
     return _build(OmegaConf.create(to_dict(job)), overrides, source="job") if overrides else job
 

@@ -67,7 +67,7 @@ class Plan:
         return step * self.global_batch_size / self.train_samples
 
 
-def stated_data(job: Job) -> tuple[int, int, ShardShape | None] | None:
+def data_from_job(job: Job) -> tuple[int, int, ShardShape | None] | None:
     """(train samples, val samples, shape of the training shards if it is stated), or None if the
     job leaves the number of samples to the manifests."""
     data = job.data

@@ -14,7 +14,7 @@ from orchestration.job.rules import (
     check_choice,
     check_min,
     check_range,
-    without_secrets,
+    redact_url,
 )
 
 
@@ -56,7 +56,7 @@ class Model:
             rf"{OBJECT_URL}\.(safetensors|pt|pth)$", self.init_from
         ):
             raise JobError(
-                f"model.init_from: got {without_secrets(self.init_from)!r}; "
+                f"model.init_from: got {redact_url(self.init_from)!r}; "
                 "the s3://, file:/// or https:// URL, without a query, of a .safetensors, .pt or "
                 ".pth file. Write such a URL."
             )

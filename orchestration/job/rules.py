@@ -32,6 +32,6 @@ def check_range(path: str, value: float | None, low: float, high: float) -> None
         )
 
 
-def without_secrets(url: str) -> str:
+def redact_url(url: str) -> str:
     """The URL without credentials and query: an error must not repeat a password or signature."""
     return re.sub(r"//[^/]*@", "//***@", url).partition("?")[0]

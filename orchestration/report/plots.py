@@ -50,7 +50,7 @@ def learning_curves(points: History) -> bytes:
     return _save(figure, title, has_data=has_data)
 
 
-def rate_and_norm(points: History) -> bytes:
+def plot_learning_rate(points: History) -> bytes:
     """Learning rate, and gradient norm before clipping, by epoch."""
     figure, left, right = _two_panels()
     title, rates = "Learning rate and gradient norm", _finite(points, "train/lr")
@@ -66,7 +66,7 @@ def rate_and_norm(points: History) -> bytes:
     return _save(figure, title, has_data=has_data)
 
 
-def time_split(points: History) -> bytes:
+def plot_step_time(points: History) -> bytes:
     """The measured parts of the step time, and the throughput, by epoch."""
     figure, left, right = _two_panels()
     styles = {

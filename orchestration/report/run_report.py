@@ -8,13 +8,13 @@ import torch
 from numpy.typing import NDArray
 
 from datasets.errors import DataError
-from datasets.loading.device import on_device
+from datasets.loading.device import to_device
 from datasets.packing.audit import center_square, read_sample
 from datasets.shards.manifest import Manifest
 from datasets.storage.store import Store
 from inception.layers import normalize
 from inception.mix import MixConfig, mix
-from inception.predictions import Assessment, Predictions
+from inception.predictions import Evaluation, Predictions
 from inception.step import micro_batch_key
 from orchestration.job.job import Job
 from orchestration.job.plan import Plan
@@ -23,8 +23,8 @@ from orchestration.report.plots import (
     confusion_matrix,
     image_grid,
     learning_curves,
-    rate_and_norm,
-    time_split,
+    plot_learning_rate,
+    plot_step_time,
 )
 from orchestration.report.scorecard import class_accuracies, table_files
 from orchestration.worker.loaders import Loaders
@@ -40,7 +40,7 @@ PLOTTED_METRICS = (
 
 
 def evaluation_files(
-    store: Store, manifest: Manifest, predictions: Predictions, assessment: Assessment
+    store: Store, manifest: Manifest, predictions: Predictions, assessment: Evaluation
 ) -> dict[str, bytes]:
     """Tables, plots and pages of an evaluated split, by file name. Raises StoreError."""
     classes = manifest.classes
@@ -82,8 +82,8 @@ def plot_curves(points: Mapping[str, Sequence[tuple[int, float]]]) -> dict[str, 
     }
     return {
         "learning-curves.png": learning_curves(by_epoch),
-        "rate-and-norm.png": rate_and_norm(by_epoch),
-        "time.png": time_split(by_epoch),
+        "rate-and-norm.png": plot_learning_rate(by_epoch),
+        "time.png": plot_step_time(by_epoch),
     }
 
 
@@ -104,7 +104,7 @@ def plot_samples(job: Job, plan: Plan, store: Store, train: Manifest) -> bytes:
                 break
             key = micro_batch_key(job.seed, 0, batch.index)
             torch.manual_seed(key)
-            augmented = normalize(on_device(batch, torch.device("cpu")).images)
+            augmented = normalize(to_device(batch, torch.device("cpu")).images)
             mixed, _ = mix(augmented, MixConfig(mixup=job.loss.mixup, cutmix=job.loss.cutmix), key)
             pixels = ((mixed.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)  # (m, 3, S, S)
             images += [np.ascontiguousarray(image) for image in pixels.permute(0, 2, 3, 1).numpy()]

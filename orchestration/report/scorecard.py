@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
-from inception.predictions import Assessment, Predictions
+from inception.predictions import Evaluation, Predictions
 from orchestration.errors import JobError
 from orchestration.run.metrics import AVERAGE, RAW
 
@@ -15,7 +15,7 @@ PREFIXES = {RAW: "eval", AVERAGE: "eval_ema"}
 
 
 def table_files(
-    assessment: Assessment, predictions: Predictions, classes: Sequence[str]
+    assessment: Evaluation, predictions: Predictions, classes: Sequence[str]
 ) -> dict[str, str]:
     """CSV tables by file name."""
     bins = [(count, f"{p:.6f}", f"{share:.6f}") for count, p, share in assessment.calibration]
@@ -30,7 +30,7 @@ def table_files(
     }
 
 
-def mlflow_metrics(assessments: Mapping[str, Assessment], crops: int) -> dict[str, float]:
+def mlflow_metrics(assessments: Mapping[str, Evaluation], crops: int) -> dict[str, float]:
     """Metrics by MLflow key: `eval/top1`, `eval_ema/top1` of averaged weights, with several crops
     `eval_144_crops/top1`."""
     suffix = f"_{crops}_crops" if crops > 1 else ""
@@ -41,7 +41,7 @@ def mlflow_metrics(assessments: Mapping[str, Assessment], crops: int) -> dict[st
     }
 
 
-def percent_metrics(assessment: Assessment) -> dict[str, float]:
+def percent_metrics(assessment: Evaluation) -> dict[str, float]:
     """Metrics by name; accuracies and calibration error in percent."""
     return {
         "images": assessment.count,
@@ -53,7 +53,7 @@ def percent_metrics(assessment: Assessment) -> dict[str, float]:
 
 
 def class_accuracies(
-    assessment: Assessment, classes: Sequence[str]
+    assessment: Evaluation, classes: Sequence[str]
 ) -> list[tuple[str, int, float]]:
     """(class, images, percent correct) of each class that has images, lowest accuracy first."""
     totals = assessment.confusion.sum(1).tolist()
@@ -66,7 +66,7 @@ def class_accuracies(
     return sorted(rows, key=lambda row: (row[2], row[0]))
 
 
-def confused_pairs(assessment: Assessment, classes: Sequence[str]) -> list[tuple[str, str, int]]:
+def confused_pairs(assessment: Evaluation, classes: Sequence[str]) -> list[tuple[str, str, int]]:
     """(true class, predicted class, images) of all errors, most frequent first."""
     wrong = assessment.confusion.clone().fill_diagonal_(0)
     pairs = [
@@ -76,7 +76,7 @@ def confused_pairs(assessment: Assessment, classes: Sequence[str]) -> list[tuple
     return sorted(pairs, key=lambda pair: (-pair[2], pair[0], pair[1]))
 
 
-def confusion_csv(assessment: Assessment, classes: Sequence[str]) -> str:
+def confusion_csv(assessment: Evaluation, classes: Sequence[str]) -> str:
     """A row for each true class, a column for each predicted class."""
     rows = zip(classes, assessment.confusion.tolist(), strict=True)
     return _to_csv(["truth", *classes], [[name, *counts] for name, counts in rows])

@@ -55,7 +55,7 @@ class Checkpoint:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Summary:
+class CheckpointSummary:
     """A checkpoint without its tensors."""
 
     url: str
@@ -157,7 +157,7 @@ def newest_checkpoint(store: Store, run_url: str) -> tuple[str, Checkpoint] | No
     return _newest(store, run_url, lambda store, url: (url, load_checkpoint(store, url)))
 
 
-def newest_summary(store: Store, run_url: str) -> Summary | None:
+def newest_summary(store: Store, run_url: str) -> CheckpointSummary | None:
     """As `newest_checkpoint`, without torch."""
     return _newest(store, run_url, _load_summary)
 
@@ -171,12 +171,12 @@ def _newest(store: Store, run_url: str, read: Callable[[Store, str], T]) -> T | 
     return None
 
 
-def _load_summary(store: Store, url: str) -> Summary:
+def _load_summary(store: Store, url: str) -> CheckpointSummary:
     index, content = _read_whole(store, url)
     metrics = index.get("metrics")
     if metrics is None:  # of an earlier version
         metrics = _decode(url, content).metrics
-    return Summary(url=url, step=index["step"], metrics=metrics)
+    return CheckpointSummary(url=url, step=index["step"], metrics=metrics)
 
 
 def load_checkpoint(store: Store, url: str) -> Checkpoint:

@@ -41,7 +41,7 @@ def ray_path(url: str, config: StoreConfig) -> str:
     return f"{url}?{urlencode(query, safe=':')}" if query else url
 
 
-def measure_data(job: Job) -> tuple[int, int, ShardShape]:
+def read_split_sizes(job: Job) -> tuple[int, int, ShardShape]:
     """(training samples, validation samples, shape of the training shards), from the manifests.
 
     Raises JobError if they are in an embedded store that is not running; DataError, StoreError.

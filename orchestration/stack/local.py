@@ -24,7 +24,7 @@ from orchestration.errors import ServiceError
 from orchestration.stack import services
 from orchestration.stack.processes import MARKER, ProcessId, end_processes, find_process, identify
 from orchestration.stack.services import Command, free_ports, is_port_free
-from orchestration.stack.state import PARTS, ROOT, Stack, load_stack, new_stack, save_stack
+from orchestration.stack.state import ROOT, SERVICES, Stack, load_stack, new_stack, save_stack
 
 PORT_NAMES = {"s3": ("s3",), "mlflow": ("mlflow",), "ray": ("ray", "dashboard")}
 START_LIMIT_S = 90.0
@@ -60,7 +60,7 @@ def up(
                 f"{folder}: got a running Ray with other storage credentials than this job needs; "
                 "its workers inherit those it was started with. Run `rayception stack down` first."
             )
-        missing = [part for part in PARTS if part in parts and not stack.is_up(part)]
+        missing = [part for part in SERVICES if part in parts and not stack.is_up(part)]
         stack = replace(stack, kept=keep or (stack.kept and stack.is_any_up()))
         for part in missing:  # remains of a killed service would hold its port
             end_processes((), marker=f"{stack.id}:{part}")

@@ -14,7 +14,7 @@ from orchestration.stack.services import LOOPBACK, Secrets
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("orchestration", "inception", "datasets")
-PARTS = ("s3", "mlflow", "ray")
+SERVICES = ("s3", "mlflow", "ray")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -52,7 +52,7 @@ class Stack:
         return find_process(self.processes.get(part)) is not None
 
     def is_any_up(self) -> bool:
-        return any(self.is_up(part) for part in PARTS)
+        return any(self.is_up(part) for part in SERVICES)
 
 
 def stack_folder() -> Path:

@@ -71,7 +71,7 @@ class Outbox:
     def clear_end(self) -> None:
         self.store.delete(f"{self.run_url}/outbox/end.json")
 
-    def drop(self, urls: list[str]) -> None:
+    def delete(self, urls: list[str]) -> None:
         """Deletes objects that were sent."""
         for url in urls:
             self.store.delete(url)

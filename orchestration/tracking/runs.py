@@ -128,7 +128,7 @@ def reopen_run(run: RunRef, tags: Mapping[str, str]) -> None:
     with connect(run.uri) as client:
         client.update_run(run.run_id, status="RUNNING")
     if tags:
-        tag_run(run, tags)
+        set_tags(run, tags)
 
 
 def run_status(run: RunRef) -> str:
@@ -140,7 +140,7 @@ def run_status(run: RunRef) -> str:
 def close_run(run: RunRef, status: str, tags: Mapping[str, str] | None = None) -> None:
     """Sets the final status: FINISHED, FAILED or KILLED. Raises ServiceError."""
     if tags:
-        tag_run(run, tags)
+        set_tags(run, tags)
     with connect(run.uri) as client:
         client.set_terminated(run.run_id, status=status)
 
@@ -173,13 +173,13 @@ def send_file(run: RunRef, outbox: Outbox, path: str, content: bytes) -> None:
         outbox.add_file(path, content)
 
 
-def tag_run(run: RunRef, tags: Mapping[str, str]) -> None:
+def set_tags(run: RunRef, tags: Mapping[str, str]) -> None:
     """Raises ServiceError."""
     with connect(run.uri) as client:
         client.log_batch(run.run_id, tags=[RunTag(key, value) for key, value in tags.items()])
 
 
-def tag_of(run: RunRef, name: str) -> str | None:
+def get_tag(run: RunRef, name: str) -> str | None:
     """The value of a run's tag. Raises ServiceError."""
     with connect(run.uri) as client:
         tags: dict[str, str] = client.get_run(run.run_id).data.tags
@@ -215,7 +215,7 @@ def log_datasets(run: RunRef, datasets: Sequence[Dataset]) -> None:
         client.log_inputs(run.run_id, datasets=inputs)
 
 
-def histories(run: RunRef, keys: Sequence[str]) -> dict[str, list[tuple[int, float]]]:
+def metric_histories(run: RunRef, keys: Sequence[str]) -> dict[str, list[tuple[int, float]]]:
     """(step, value) of each key that was logged, by step. Raises ServiceError."""
     with connect(run.uri) as client:
         points = {key: client.get_metric_history(run.run_id, key) for key in keys}

@@ -12,7 +12,7 @@ from mlflow.tracking import MlflowClient
 from mlflow.utils import get_results_from_paginated_fn
 
 from orchestration.errors import JobError
-from orchestration.job.rules import without_secrets
+from orchestration.job.rules import redact_url
 from orchestration.run.metrics import top1_of
 from orchestration.run.timeline import ATTEMPTS_TAG
 from orchestration.tracking.run_ref import RunRef
@@ -164,14 +164,14 @@ def _find(client: MlflowClient, experiment_ids: list[str], reference: str) -> An
             ids = ", ".join(run.info.run_id for run in runs[:5])
             more = " and more" if len(runs) > 5 else ""
             raise JobError(
-                f"RUN: got {without_secrets(reference)!r}, which matches several runs ({ids}"
+                f"RUN: got {redact_url(reference)!r}, which matches several runs ({ids}"
                 f"{more}); it must match one. Give the run's id."
             )
     newest = search_runs(client, experiment_ids, "", RECENT)
     similar = get_close_matches(name, [run.info.run_name for run in newest], n=1)
     hint = f"Did you mean {similar[0]}?" if similar else "List the runs with `rayception runs`."
     raise JobError(
-        f"RUN: got {without_secrets(reference)!r}; it must be the id, the name or the URL of a run "
+        f"RUN: got {redact_url(reference)!r}; it must be the id, the name or the URL of a run "
         f"on this server. {hint}"
     )
 

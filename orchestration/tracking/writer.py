@@ -69,7 +69,7 @@ class MetricWriter:
         with self._lock:
             return list(self._points)
 
-    def settle(self) -> None:
+    def flush(self) -> None:
         """Returns when all points logged before the call are on the server or, if it does not
         answer within 2 s, in the outbox: a checkpoint may then count. Raises StoreError."""
         deadline = time.monotonic() + SETTLE_LIMIT_S
@@ -136,7 +136,7 @@ class MetricWriter:
         if self._stored_urls:
             urls, self._stored_urls = self._stored_urls, []
             try:
-                self._outbox.drop(urls)
+                self._outbox.delete(urls)
             except StoreError as error:
                 logger.warning("metrics that were sent stay in the outbox: %s", error)
 
@@ -161,7 +161,7 @@ def send_outbox_points(run: RunRef, outbox: Outbox) -> int:
             for url, points in outbox.points(writer).items():
                 for i in range(0, len(points), MAX_BATCH_METRICS):
                     _send_batch(client, run, points[i : i + MAX_BATCH_METRICS], logged)
-                outbox.drop([url])
+                outbox.delete([url])
                 count += len(points)
     return count
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from datasets.errors import DataError
 from datasets.storage.store import Store
 from orchestration.job.job import Job
-from orchestration.run.checkpoint import Checkpoint, Summary, load_checkpoint
+from orchestration.run.checkpoint import Checkpoint, CheckpointSummary, load_checkpoint
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
@@ -29,7 +29,7 @@ def write_network(job: Job, store: Store, run_url: str, state: Checkpoint) -> No
     store.write(network_url(run_url, state.step), encode_network(job, state))
 
 
-def read_network(job: Job, store: Store, run_url: str, last: Summary) -> bytes:
+def read_network(job: Job, store: Store, run_url: str, last: CheckpointSummary) -> bytes:
     """The file that `write_network` wrote, else one made from the last checkpoint. Raises
     StoreError, TrainingError."""
     try:

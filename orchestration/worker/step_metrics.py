@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from datasets.loading.batch import KINDS
+from datasets.loading.batch import DAMAGE_KINDS
 from datasets.loading.loader import TrainLoader
 from inception.step import StepResult
 from orchestration.errors import Rollback, TrainingError
@@ -131,7 +131,7 @@ class StepMetrics:
         busy_s = [0.0] * world_size  # each rank fills its own place
         busy_s[dist.get_rank()] = wait_s + compute_s
         values = [
-            *(float(self._loader.damages.counts[kind]) for kind in KINDS),
+            *(float(self._loader.damages.counts[kind]) for kind in DAMAGE_KINDS),
             float(command),
             *(time_s / world_size for time_s in (elapsed_s, wait_s, compute_s, all_reduce_s)),
             *busy_s,
@@ -199,10 +199,10 @@ class StepMetrics:
 
 
 def _unpack(sums: Tensor, num_steps: int) -> _Totals:
-    sizes = [num_steps, len(KINDS), 1, 4, dist.get_world_size()]
+    sizes = [num_steps, len(DAMAGE_KINDS), 1, 4, dist.get_world_size()]
     parts = torch.split(sums.cpu(), sizes)
     losses, damaged, command, means_s, busy_s = (part.tolist() for part in parts)
-    by_kind = dict(zip(KINDS, damaged, strict=True))
+    by_kind = dict(zip(DAMAGE_KINDS, damaged, strict=True))
     return _Totals(losses, by_kind, Command(round(command[0])), busy_s, *means_s)
 
 

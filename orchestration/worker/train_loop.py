@@ -24,7 +24,7 @@ from datasets.loading.loader import TrainLoader
 from datasets.shards.manifest import load_manifest
 from datasets.storage.store import Store
 from inception.evaluate import evaluate
-from inception.predictions import Predictions, gather, predict
+from inception.predictions import Predictions, make_predictions, merge_predictions
 from orchestration.errors import TrainingError
 from orchestration.job.load import from_dict
 from orchestration.run.metrics import top1_of
@@ -93,7 +93,7 @@ class TrainLoop:
                 self.store,
                 config.run_url,
                 keep=job.checkpoint.keep,
-                flush_metrics=self.metric_writer.settle,
+                flush_metrics=self.metric_writer.flush,
             )
         actor, node = config.progress_actor, ray.util.get_node_ip_address()
         actor.join.remote(self.rank, ray.get_runtime_context().get_node_id())
@@ -251,7 +251,9 @@ class TrainLoop:
         def collect(batch: MicroBatch, logits: torch.Tensor) -> None:
             if saves_predictions:
                 p = logits.float().softmax(1)
-                parts.append(predict(p, batch.targets, batch.weights, batch.samples, batch.keys))
+                parts.append(
+                    make_predictions(p, batch.targets, batch.weights, batch.samples, batch.keys)
+                )
 
         with self.loaders.eval_loader(self.val_manifest) as loader:
             scores = evaluate(self.state.model, loader, self.device, self.state.autocast, collect)
@@ -269,9 +271,9 @@ class TrainLoop:
             )
         if saves_predictions:
             gathered: list[Any] = [None] * self.world_size
-            dist.all_gather_object(gathered, gather(parts))
+            dist.all_gather_object(gathered, merge_predictions(parts))
             if self.rank == 0:
-                save_predictions(self.store, self.config.run_url, gather(gathered))
+                save_predictions(self.store, self.config.run_url, merge_predictions(gathered))
         return {
             f"{prefix}/top1": 100 * result["top1"],
             f"{prefix}/top5": 100 * result["top5"],

@@ -14,7 +14,7 @@ import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
 from datasets.loading.batch import MicroBatch
-from datasets.loading.device import on_device
+from datasets.loading.device import to_device
 from datasets.storage.store import Store
 from inception.ema import WeightAverage
 from inception.mix import MixConfig
@@ -99,7 +99,7 @@ class TrainState:
         result = train_step(
             self._ddp,
             self.optimizer,
-            [on_device(batch, self._device) for batch in micro_batches],
+            [to_device(batch, self._device) for batch in micro_batches],
             num_micro_batches=plan.num_micro_batches,
             world_size=dist.get_world_size(),
             seed=job.seed,

@@ -17,7 +17,7 @@ import torch.multiprocessing as mp
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from datasets.loading.device import on_device
+from datasets.loading.device import to_device
 from datasets.shards.manifest import load_manifest
 from datasets.storage.store import Store
 from inception.layers import normalize
@@ -63,7 +63,7 @@ def work(rank: int, port: int, path: str, overrides: list[str], warmup: int, res
             optimizer.zero_grad()
             for i, batch in enumerate(mine):
                 model.require_backward_grad_sync = i == len(mine) - 1
-                moved = on_device(batch, device)
+                moved = to_device(batch, device)
                 logits, side = model(normalize(moved.images))
                 loss = inception_loss(logits, side, moved.targets) / len(mine)
                 loss.backward()  # type: ignore[no-untyped-call]

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from datasets.images.augment import Augment
-from datasets.loading.device import on_device
+from datasets.loading.device import to_device
 from datasets.loading.loader import TrainLoader
 from datasets.order import Order
 from datasets.packing.pack import pack
@@ -35,6 +35,6 @@ def test_nvjpeg_gives_the_cpus_batches_within_50_db(tmp_path: Path) -> None:
         ) as loader:  # fmt: skip
             batches = [batch for step in islice(loader, 3) for batch in step]
         assert all(batch.images.is_pinned() or decoder for batch in batches)
-        found.append([on_device(batch, device).images for batch in batches])
+        found.append([to_device(batch, device).images for batch in batches])
     errors = torch.stack([(a - b).square().mean() for a, b in zip(*found, strict=True)])
     assert float(10 * torch.log10(4 / errors).mean()) > 40  # of floats in -1..1, after colours

@@ -23,7 +23,7 @@ from mlflow.tracking import MlflowClient
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
-from datasets.images.augment import fill_views
+from datasets.images.augment import resize_views
 from datasets.images.decode import decode_image
 from datasets.loading.batch import empty_buffer
 from inception.graph import evaluation_graph
@@ -96,7 +96,7 @@ def encode(image: Image.Image, kind: str, **options: object) -> bytes:
 def views(job: Job, content: bytes) -> torch.Tensor:
     """uint8 (1, 3, S, S), as `predict` sees it."""
     row = empty_buffer(1, job.model.input_size).images
-    fill_views(row, decode_image(content, "an image"), crops=1, fraction=job.data.eval_crop)
+    resize_views(row, decode_image(content, "an image"), crops=1, fraction=job.data.eval_crop)
     return row
 
 

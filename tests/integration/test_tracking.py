@@ -104,7 +104,7 @@ def test_outage_loses_no_point_and_doubles_none(shared_home: Home, tmp_path: Pat
         writer.log(step, {"train/loss": 1.0 / step, "train/lr": 0.1})
         slowest = max(slowest, time.monotonic() - began)
     assert slowest < 1.0  # a step never waits for the server
-    writer.settle()  # what a checkpoint waits for
+    writer.flush()  # what a checkpoint waits for
     assert sum(map(len, box.points("rank-0").values())) == 2 * 2300
     writer.log(2501, {"train/loss": 1.0 / 2501, "train/lr": 0.1})
     assert shared_home.call("stack", "up").returncode == 0
@@ -145,11 +145,11 @@ def test_what_a_dead_writer_kept_is_sent_once_by_the_next_or_by_sync(
     wait_for(lambda: not first.unsent(), 20)
     shared_home.kill("mlflow")
     first.log(2, {"train/loss": 2.0})
-    first.settle()
+    first.flush()
     second = MetricWriter(run, box, "rank-0")  # the first one's process is gone
     for step in (2, 3):  # step 2 is worked again
         second.log(step, {"train/loss": float(step)})
-    second.settle()
+    second.flush()
     assert [p[3] for points in box.points("rank-0").values() for p in points] == [2, 3]
     with pytest.raises(ServiceError, match=r"tracking\.uri: got http"):
         send_outbox_points(run, box)

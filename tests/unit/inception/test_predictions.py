@@ -6,7 +6,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from inception.predictions import Predictions, assess, average_probabilities, gather, predict
+from inception.predictions import (
+    Predictions,
+    average_probabilities,
+    evaluate_predictions,
+    make_predictions,
+    merge_predictions,
+)
 
 
 class Linear(nn.Module):
@@ -38,7 +44,7 @@ def test_softmax_is_averaged_over_networks_views_and_mirrors() -> None:
 
 def predictions(probabilities: list[list[float]], targets: list[int]) -> Predictions:
     n = len(targets)
-    return predict(
+    return make_predictions(
         torch.tensor(probabilities),
         torch.tensor(targets),
         torch.ones(n),
@@ -49,7 +55,7 @@ def predictions(probabilities: list[list[float]], targets: list[int]) -> Predict
 
 def test_assessment_by_hand() -> None:
     p = [[0.7, 0.2, 0.1], [0.4, 0.5, 0.1], [0.1, 0.3, 0.6]]
-    metrics = assess(predictions(p, [0, 0, 2]), 3)
+    metrics = evaluate_predictions(predictions(p, [0, 0, 2]), 3)
     assert metrics.count == 3
     assert metrics.top1 == pytest.approx(2 / 3)
     assert metrics.top5 == 1.0
@@ -63,24 +69,24 @@ def test_assessment_by_hand() -> None:
 
 def test_top5_counts_the_truth_among_the_five_likeliest() -> None:
     p = [[0.3, 0.2, 0.15, 0.12, 0.1, 0.08, 0.05]] * 3
-    assert assess(predictions(p, [4, 5, 0]), 7).top5 == pytest.approx(2 / 3)
+    assert evaluate_predictions(predictions(p, [4, 5, 0]), 7).top5 == pytest.approx(2 / 3)
 
 
 def test_perfect_confidence_is_calibrated_and_nothing_is_infinite() -> None:
-    right = assess(predictions([[1.0, 0.0], [0.0, 1.0]], [0, 1]), 2)
+    right = evaluate_predictions(predictions([[1.0, 0.0], [0.0, 1.0]], [0, 1]), 2)
     assert right.calibration_error == 0.0
-    wrong = assess(predictions([[1.0, 0.0]], [1]), 2)
+    wrong = evaluate_predictions(predictions([[1.0, 0.0]], [1]), 2)
     assert wrong.calibration_error == 1.0
     assert wrong.loss < 200
 
 
 def test_padding_and_damage_are_left_out() -> None:
-    predicted = predict(
+    predicted = make_predictions(
         torch.tensor([[0.9, 0.1]] * 3), torch.tensor([0, 1, 0]), torch.tensor([1.0, 0.0, 1.0]),
         torch.tensor([[0, 0], [-1, -1], [0, 1]]), ["a", "", "b"],
     )  # fmt: skip
     assert predicted.keys == ("a", "b")
-    assert assess(predicted, 2).count == 2
+    assert evaluate_predictions(predicted, 2).count == 2
 
 
 @settings(max_examples=30, deadline=None)
@@ -90,9 +96,9 @@ def test_the_result_does_not_depend_on_who_made_it(order: list[int], parts: int)
     p = torch.rand(12, 6, generator=generator).softmax(1)
     targets = torch.randint(0, 6, (12,), generator=generator)
     whole = predictions(p.tolist(), targets.tolist())
-    gathered = gather([whole.take(torch.tensor(order[i::parts])) for i in range(parts)])
+    gathered = merge_predictions([whole.take(torch.tensor(order[i::parts])) for i in range(parts)])
     assert gathered.keys == whole.keys
-    first, second = assess(whole, 6), assess(gathered, 6)
+    first, second = evaluate_predictions(whole, 6), evaluate_predictions(gathered, 6)
     assert (first.top1, first.loss, first.calibration_error) == (
         second.top1, second.loss, second.calibration_error,
     )  # fmt: skip

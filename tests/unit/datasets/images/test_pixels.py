@@ -18,7 +18,7 @@ from datasets.images.augment import Augment, colour_of, crop_box, draw, resize_i
 from datasets.images.decode import decode_crop
 from datasets.images.randaugment import NAMES, rand_augment
 from datasets.loading.batch import empty_buffer
-from datasets.loading.device import ORDERS, distort_colours, on_device
+from datasets.loading.device import ORDERS, distort_colours, to_device
 
 
 @pytest.fixture(scope="module")
@@ -129,7 +129,7 @@ def batch_of(image: Image.Image, count: int, augment: Augment) -> Any:
 
 def test_the_device_mirrors_the_chosen_samples(photographs: list[Image.Image]) -> None:
     batch = batch_of(photographs[0], 6, Augment())
-    moved = on_device(batch, torch.device("cpu"))
+    moved = to_device(batch, torch.device("cpu"))
     assert moved.images.dtype == torch.uint8
     assert moved.images.is_contiguous(memory_format=torch.channels_last)
     for row in range(6):
@@ -192,7 +192,7 @@ def test_damaged_rows_stay_black_and_weightless() -> None:
     buffer.images[0] = 200
     buffer.weights[0] = 1
     buffer.blank(1)
-    moved = on_device(buffer.micro_batches([0], 2)[0], torch.device("cpu"))
+    moved = to_device(buffer.micro_batches([0], 2)[0], torch.device("cpu"))
     assert moved.weights.tolist() == [1, 0]
     assert bool((moved.images[1] == -1).all())
 

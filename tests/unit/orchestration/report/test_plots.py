@@ -16,8 +16,8 @@ from orchestration.report.plots import (
     confusion_matrix,
     image_grid,
     learning_curves,
-    rate_and_norm,
-    time_split,
+    plot_learning_rate,
+    plot_step_time,
 )
 
 DOLLARS = r"$x^$ \frac"  # matplotlib would parse this as a broken formula
@@ -46,7 +46,7 @@ POINTS: dict[str, list[tuple[float, float]]] = {
     "train/data_wait_fraction": [(0.1, 0.1), (0.2, 0.0)],
     "train/images_per_second": [(0.1, 100.0), (0.2, 90.0)],
 }
-CURVES = pytest.mark.parametrize("draw", [learning_curves, rate_and_norm, time_split])
+CURVES = pytest.mark.parametrize("draw", [learning_curves, plot_learning_rate, plot_step_time])
 
 
 @CURVES
@@ -76,15 +76,15 @@ def test_titles_say_what_is_seen() -> None:
     assert "top-1 90.00 % at epoch 2" in title(learning_curves(POINTS))
     averaged = POINTS | {"val_ema/top1": [(2, 91.0)]}
     assert "top-1 91.00 % with averaged weights" in title(learning_curves(averaged))
-    assert "up to 0.1" in title(rate_and_norm(POINTS))
-    split = title(time_split(POINTS))
+    assert "up to 0.1" in title(plot_learning_rate(POINTS))
+    split = title(plot_step_time(POINTS))
     assert "35 % compute, 35 % all-reduce, 5 % data wait, 25 % other" in split
     alone = {key: points for key, points in POINTS.items() if "reduce" not in key}
-    assert "35 % compute, 5 % data wait, 60 % other" in title(time_split(alone))
+    assert "35 % compute, 5 % data wait, 60 % other" in title(plot_step_time(alone))
 
 
 def test_a_single_point_of_time_fills_its_panel() -> None:
-    image = pixels(time_split({"train/compute_fraction": [(0.5, 0.9)]}))
+    image = pixels(plot_step_time({"train/compute_fraction": [(0.5, 0.9)]}))
     blue = (image == (0x25, 0x63, 0xA8)).all(2)
     assert blue[:, : image.shape[1] // 2].mean() > 0.3
 

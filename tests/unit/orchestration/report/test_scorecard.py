@@ -6,7 +6,7 @@ import io
 import pytest
 import torch
 
-from inception.predictions import Predictions, assess, predict
+from inception.predictions import Predictions, evaluate_predictions, make_predictions
 from orchestration.errors import JobError
 from orchestration.report.scorecard import (
     class_accuracies,
@@ -24,11 +24,11 @@ KEYS = ("val/ILSVRC2012_val_00000007", "val/ILSVRC2012_val_00000070", "val/named
 def predictions() -> Predictions:
     p = torch.tensor([[0.8, 0.1, 0.1], [0.2, 0.7, 0.1], [0.3, 0.6, 0.1], [0.1, 0.6, 0.3]])
     samples = torch.tensor([[0, 0], [0, 1], [1, 0], [1, 1]])
-    return predict(p, torch.tensor([0, 1, 0, 0]), torch.ones(4), samples, KEYS)
+    return make_predictions(p, torch.tensor([0, 1, 0, 0]), torch.ones(4), samples, KEYS)
 
 
 def test_tables_by_hand() -> None:
-    assessment = assess(predictions(), 3)
+    assessment = evaluate_predictions(predictions(), 3)
     assert class_accuracies(assessment, CLASSES) == [
         ("cat", 3, pytest.approx(100 / 3)),
         ("dog, small", 1, 100),

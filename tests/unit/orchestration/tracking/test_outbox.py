@@ -40,7 +40,7 @@ def test_what_another_process_sends_meanwhile_is_left_out(
 
     def list_then_drop(self: Outbox, folder: str) -> list[str]:
         urls = list_urls(self, folder)
-        self.drop([first] if folder.startswith("points") else urls[:1])
+        self.delete([first] if folder.startswith("points") else urls[:1])
         return urls
 
     monkeypatch.setattr(Outbox, "_urls", list_then_drop)

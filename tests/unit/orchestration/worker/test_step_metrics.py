@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from datasets.loading.batch import Damages
+from datasets.loading.batch import DamageCounts
 from inception.step import StepResult
 from orchestration.errors import Rollback, TrainingError
 from orchestration.job.load import load_job
@@ -51,7 +51,7 @@ def make_metrics(
         recorded.append((step, keys))
         return "s3://runs/x/not-finite"
 
-    loader: Any = SimpleNamespace(wait_s=0.0, damages=Damages())
+    loader: Any = SimpleNamespace(wait_s=0.0, damages=DamageCounts())
     any_writer: Any = writer
     return StepMetrics(JOB, PLAN, loader, any_writer, record_samples, can_skip=can_skip), recorded
 
