@@ -97,7 +97,7 @@ def make_predictions(
         targets=targets,
         best=best.indices,
         best_p=best.values,
-        target_p=p.merge_predictions(1, targets[:, None])[:, 0],
+        target_p=p.gather(1, targets[:, None])[:, 0],
     )
 
 

@@ -108,7 +108,7 @@ def render(
         documents = [compose(job, image=image)]
     text = _as_json(documents) if as_json else as_yaml(documents)
     if to is None:
-        typer.log_line(text, nl=False)
+        typer.echo(text, nl=False)
     else:
         to.write_text(text)
         log_line(f"wrote {to}")
