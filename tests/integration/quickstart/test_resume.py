@@ -3,14 +3,16 @@
 import json
 import re
 import signal
+import tarfile
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from datasets.storage.store import Store, StoreConfig
 from orchestration.run.checkpoint import checkpoint_names, load_checkpoint
-from tests.integration.conftest import Home
+from tests.integration.conftest import ROOT, Home
 from tests.integration.quickstart.conftest import JOB, Finished
 from tests.waiting import wait_for
 
@@ -97,3 +99,35 @@ def test_storage_that_is_killed_for_a_while_ends_nothing(finished: Finished, sto
     assert client(home).get_run(run_id).info.status == "FINISHED"
     assert steps_of(home, run_id) == list(range(1, 181))
     assert len(checkpoint_names(store, url)) <= 4  # the newest three, and the best
+
+
+@pytest.mark.exhaustive
+@pytest.mark.timeout(600)
+def test_a_run_of_an_earlier_version_goes_on(
+    finished: Finished, store: Store, tmp_path: Path
+) -> None:
+    """The stored run (test_stored_run.py in tests/unit says what it is), put where it was: storage,
+    and an MLflow run that has its first 20 steps. It goes on from its checkpoint to its end."""
+    home, mlflow = finished.home, client(finished.home)
+    with tarfile.open(ROOT / "tests/golden/stored-run.tar.xz") as archive:
+        archive.extractall(tmp_path, filter="data")
+    experiment_id = mlflow.get_experiment_by_name("quickstart").experiment_id
+    run_id = mlflow.create_run(experiment_id, run_name="stored").info.run_id
+    for step in range(1, 21):
+        mlflow.log_metric(run_id, "train/loss", 3.0, step=step)
+    record = json.loads((tmp_path / "stored-run/run.json").read_text())
+    record |= {"experiment_id": experiment_id, "run_id": run_id}
+    (tmp_path / "stored-run/run.json").write_text(json.dumps(record))
+    url = "s3://runs/stored-20261128-115116-64d5"
+    for file in (tmp_path / "stored-run").rglob("*"):
+        if file.is_file():
+            store.write(f"{url}/{file.relative_to(tmp_path / 'stored-run')}", file.read_bytes())
+    done = home.call("resume", url, "--endpoint-url", "local", "--json", timeout_s=300)
+    assert done.returncode == 0, done.stderr
+    outcome = json.loads(done.stdout)
+    assert outcome["run"]["run_id"] == run_id
+    assert load_checkpoint(store, outcome["checkpoint_url"]).step == 180
+    assert mlflow.get_run(run_id).info.status == "FINISHED"
+    assert steps_of(home, run_id) == list(range(1, 181))
+    attempts = json.loads(store.read(f"{url}/timeline.json"))
+    assert [attempt["from_step"] for attempt in attempts] == [0, 80]
