@@ -1,7 +1,6 @@
 """The command that writes a job as manifests, for KubeRay, `ray up` or Docker: render."""
 
 import hashlib
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -10,7 +9,7 @@ import typer
 import yaml
 
 from orchestration.cli.data import AsJson, JobFile, Overrides, read_job
-from orchestration.cli.tables import log_line
+from orchestration.cli.tables import log_line, to_json
 from orchestration.errors import JobError
 from orchestration.job.job import Job
 from orchestration.job.load import to_yaml
@@ -128,7 +127,7 @@ def _as_json(documents: list[dict[str, Any]]) -> str:
     document = documents[0]
     if len(documents) > 1:
         document = {"apiVersion": "v1", "kind": "List", "items": documents}
-    return json.dumps(document, indent=2) + "\n"
+    return to_json(document) + "\n"
 
 
 class _Plain(yaml.SafeDumper):  # type: ignore[misc]

@@ -2,7 +2,6 @@
 
 import contextlib
 import datetime
-import math
 import os
 import signal
 import time
@@ -117,16 +116,9 @@ def compare(
         from orchestration.tracking.table import compare as compare_runs
 
         comparison = compare_runs(uri, names)
-    metrics = {
-        key: [_finite_or_none(value) for value in values]
-        for key, values in comparison.metrics.items()
-    }
     rows = [_json_values(row) for row in comparison.runs]
-    print_result(
-        as_json,
-        {"runs": rows, "params": comparison.params, "metrics": metrics},
-        _comparison_table(comparison),
-    )
+    values = {"runs": rows, "params": comparison.params, "metrics": comparison.metrics}
+    print_result(as_json, values, _comparison_table(comparison))
 
 
 def sync(url: RunUrl, endpoint_url: Endpoint = None, as_json: AsJson = False) -> None:
@@ -243,14 +235,5 @@ def _comparison_table(comparison: "Comparison") -> Table:
 
 
 def _json_values(row: "RunRow") -> dict[str, Any]:
-    """With None for numbers that JSON does not have."""
-    values = {
-        key: _finite_or_none(value) if isinstance(value, float) else value
-        for key, value in asdict(row).items()
-    }
     started = datetime.datetime.fromtimestamp(row.started_s, datetime.UTC)
-    return {**values, "started": started.isoformat(timespec="seconds")}
-
-
-def _finite_or_none(value: float | None) -> float | None:
-    return value if value is not None and math.isfinite(value) else None
+    return {**asdict(row), "started": started.isoformat(timespec="seconds")}

@@ -40,7 +40,13 @@ def print_result(as_json: bool, value: object, *shown: RenderableType) -> None:
 
 def print_json(value: object) -> None:
     """One JSON value on standard output."""
-    print(json.dumps(value, indent=2))  # noqa: T201 - rich would wrap it
+    print(to_json(value))  # noqa: T201 - rich would wrap it
+
+
+def to_json(value: object) -> str:
+    """With null for the numbers that JSON does not have: NaN and the infinities."""
+    finite = json.loads(json.dumps(value), parse_constant=lambda _: None)
+    return json.dumps(finite, indent=2)
 
 
 def reserve_stdout(as_json: bool) -> contextlib.AbstractContextManager[object]:

@@ -3,7 +3,7 @@
 import json
 import runpy
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -63,6 +63,14 @@ def test_a_url_with_a_space_is_quoted_for_the_shell(monkeypatch: pytest.MonkeyPa
 def test_json_is_all_that_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
     tables.print_result(True, {"top1": [1.5, None]}, "for people")
     assert json.loads(capsys.readouterr().out) == {"top1": [1.5, None]}
+
+
+def test_json_is_valid_without_a_finite_metric(capsys: pytest.CaptureFixture[str]) -> None:
+    """As `run --json` prints a run whose loss diverged: JSON has null, and no NaN."""
+    metrics = {"val/loss": float("nan"), "train/loss": float("inf"), "val/top1": 0.1 + 0.2}
+    tables.print_result(True, asdict(replace(OUTCOME, metrics=metrics)))
+    printed = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)
+    assert printed["metrics"] == {"val/loss": None, "train/loss": None, "val/top1": 0.1 + 0.2}
 
 
 @pytest.mark.parametrize("is_terminal", [True, False])
