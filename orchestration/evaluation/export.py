@@ -25,8 +25,8 @@ FORMATS = (".safetensors", ".pt2", ".onnx")
 def export_network(trained: TrainedNetwork, kind: str, to: Path) -> None:
     """Writes the network with this kind of weights, in the format of the file's suffix (FORMATS);
     the file appears only when it is complete. Raises JobError."""
-    network = trained.build(kind)
     metadata = json.dumps(export_metadata(trained))
+    network = trained.build(kind)
     try:
         handle, name = tempfile.mkstemp(suffix=to.suffix, prefix=f".{to.stem}-", dir=to.parent)
         os.close(handle)

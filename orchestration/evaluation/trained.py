@@ -135,8 +135,12 @@ def classify(
 
 
 def export_metadata(trained: TrainedNetwork) -> dict[str, Any]:
-    """The metadata of an exported file, as _load_file reads them."""
-    assert trained.record is not None, "only a run's network is exported"
+    """The metadata of an exported file, as _load_file reads them. Raises JobError."""
+    if trained.record is None:
+        raise JobError(
+            f"{trained.url}: got an exported file; only a run's checkpoint is exported. Name the "
+            "URL of the run or of a checkpoint in it."
+        )
     job = trained.record.job
     return {
         "job": {key: job[key] for key in ("name", "data", "model", "schedule")},
