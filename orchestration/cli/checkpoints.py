@@ -20,14 +20,6 @@ Crops = Annotated[int, typer.Option(help="Crops of an image: 1, 12 or 144.")]
 Weights = Annotated[
     str | None, typer.Option(help="raw, or average if there is one. Left out: average, else raw.")
 ]
-Checkpoint = Annotated[
-    str,
-    typer.Option(
-        "--checkpoint",
-        help="URL of a run's folder (its newest checkpoint) or of a checkpoint, or the path of an "
-        "exported .safetensors file.",
-    ),
-]
 
 
 def evaluate(
@@ -65,8 +57,7 @@ def evaluate(
             task = bar.add_task("chunks scored", total=None)
             result = evaluate_run(
                 store, members, job, stack, crops=crops, weights=weights, blacklist=blacklisted,
-                on_total=lambda total: bar.update(task, total=total),
-                on_chunk=lambda: bar.advance(task),
+                on_progress=lambda done, total: bar.update(task, completed=done, total=total),
             )  # fmt: skip
     table = Table("weights", "images", "top-1", "top-5", "loss", "calibration error")
     for kind, scores in result["weights"].items():
@@ -88,7 +79,13 @@ def evaluate(
 
 def predict(
     images: Annotated[list[str], typer.Argument(metavar="IMAGE...", help="Image files or URLs.")],
-    checkpoint: Checkpoint,
+    checkpoint: Annotated[
+        str,
+        typer.Option(
+            help="URL of a run's folder (its newest checkpoint) or of a checkpoint, or the path of "
+            "an exported .safetensors file."
+        ),
+    ],
     top: Annotated[int, typer.Option(min=1, max=5, help="Classes to print.")] = 5,
     crops: Crops = 1,
     weights: Weights = None,
@@ -106,16 +103,13 @@ def predict(
         for image in images:
             contents[image] = store.read(image) if "://" in image else _read_file(image)
     predictions = classify(trained, contents, crops=crops, kind=weights or trained.best, top=top)
-    lines = []
+    values, lines = {}, []
     for name, classes in predictions:
+        values[name] = [{"class": label, "probability": p} for label, p in classes]
         lines.append(name)
         width = max(len(label) for label, _ in classes)
         for label, p in classes:
             lines.append(f"  {label:<{width}}  {100 * p:6.2f} %  {'█' * round(20 * p)}")
-    values = {
-        name: [{"class": label, "probability": p} for label, p in classes]
-        for name, classes in predictions
-    }
     print_result(as_json, values, *lines)
 
 

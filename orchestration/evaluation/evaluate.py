@@ -1,8 +1,8 @@
 """Scoring one checkpoint, or an ensemble of several, on the workers of the job's cluster.
 
 The split is cut into chunks; one actor per rank scores the next open chunk. If an actor dies,
-another one scores its chunk again. Actors return predictions per image, ordered by chunk here, so
-the result does not depend on which actor made them.
+another one scores its chunk again. Actors return predictions per image, sorted into the order of
+the split here, so the result does not depend on which actor made them.
 """
 
 from collections import deque
@@ -29,32 +29,24 @@ from inception.predictions import (
 from orchestration.errors import EXPECTED_ERRORS, JobError, ServiceError, TrainingError
 from orchestration.evaluation.trained import WEIGHTS, TrainedNetwork, load_trained
 from orchestration.job.job import Job
-from orchestration.job.load import from_dict
 
 CHUNK_BATCHES = 4  # few, so that actors finish together; enough to read ahead
 START_LIMIT_S = 300.0
 CHUNK_LIMIT_S = 3600.0  # for 144 crops on a slow CPU
+Scored = tuple[dict[str, Predictions], int]  # by kind of weights; the number of damaged samples
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Request:
-    """The configuration of every scorer; plain values without secrets. urls: of the checkpoints.
-    kinds: of WEIGHTS; each is scored as an ensemble of all checkpoints. job: as of to_dict."""
+    """The configuration of every scorer, without secrets. urls: of the checkpoints. kinds: of
+    WEIGHTS; each is scored as an ensemble of all checkpoints."""
 
     urls: tuple[str, ...]
     kinds: tuple[str, ...]
-    job: dict[str, Any]
+    job: Job
     crops: int
     num_chunks: int
     store: StoreConfig
-
-
-@dataclass(frozen=True, slots=True)
-class ChunkResult:
-    """A chunk's predictions by kind of weights, and how many of its samples were damaged."""
-
-    predictions: dict[str, Predictions]
-    damaged: int
 
 
 class Scorer:
@@ -64,10 +56,9 @@ class Scorer:
         """Reads the checkpoints. To be called first. (If __init__ raised, Ray would report that the
         actor died.)"""
         self.request = request
-        self.job = from_dict(request.job)
         self.store = Store(request.store)
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.manifest = load_manifest(self.store, self.job.data.val)
+        self.manifest = load_manifest(self.store, request.job.data.val)
         self.networks: dict[str, list[torch.nn.Module]] = {kind: [] for kind in request.kinds}
         for url in request.urls:
             trained = load_trained(self.store, url)
@@ -76,8 +67,8 @@ class Scorer:
                 to_device_format(network, self.device)
                 self.networks[kind].append(network)
 
-    def score(self, chunk: int) -> ChunkResult:
-        request, data = self.request, self.job.data
+    def score(self, chunk: int) -> Scored:
+        request, job = self.request, self.request.job
         views = count_views(request.crops)
         batches: dict[str, list[Predictions]] = {kind: [] for kind in request.kinds}
         with EvalLoader(
@@ -85,12 +76,12 @@ class Scorer:
             self.manifest,
             rank=chunk,
             world_size=request.num_chunks,
-            batch_size=_batch_size(self.job, request.crops),
-            input_size=self.job.model.input_size,
-            crop=data.eval_crop,
+            batch_size=_batch_size(job, request.crops),
+            input_size=job.model.input_size,
+            crop=job.data.eval_crop,
             crops=request.crops,
-            threads=self.job.cluster.cpus_per_worker,
-            is_skipping=data.max_damaged > 0,
+            threads=job.cluster.cpus_per_worker,
+            is_skipping=job.data.max_damaged > 0,
         ) as loader:
             for batch in loader:
                 for kind, networks in self.networks.items():
@@ -99,33 +90,28 @@ class Scorer:
                         batch.images,
                         views=views,
                         is_mirrored=request.crops > 1,
-                        chunk=data.micro_batch_size,
-                        autocast=autocast_for(self.device, self.job.model.precision),
+                        chunk=job.data.micro_batch_size,
+                        autocast=autocast_for(self.device, job.model.precision),
                     )
                     predictions = make_predictions(
                         probabilities, batch.targets, batch.weights, batch.samples, batch.keys
                     )
                     batches[kind].append(predictions)
-            damaged = loader.damages.total
-        return ChunkResult(
-            {kind: merge_predictions(parts) for kind, parts in batches.items()}, damaged
-        )
+            return _merge(batches), loader.damages.total
 
 
-def score(
-    request: Request, job: Job, on_chunk: Callable[[], object]
-) -> tuple[dict[str, Predictions], int]:
-    """Every sample's prediction by kind of weights, and the number of damaged samples.
-
-    Runs on the connected cluster with one scorer per rank of the job, or as many as it has capacity
-    for. Raises a scorer's error; ServiceError if none started or all died.
+def score(request: Request, on_progress: Callable[[int, int], object]) -> Scored:
+    """Scores the split on the connected cluster, with one scorer per rank of the job, or as many as
+    it has capacity for. on_progress: called with the scored chunks and all of them, at first and
+    after each chunk. Raises a scorer's error; ServiceError if none started or all died.
     """
-    actors = _start_scorers(request, job)
+    on_progress(0, request.num_chunks)
+    actors = _start_scorers(request)
     calls: dict[Any, tuple[Any, int | None]] = {  # by result: (actor, its chunk; None: load)
         actor.load.remote(request): (actor, None) for actor in actors
     }
     waiting = deque(range(request.num_chunks))
-    results: dict[int, ChunkResult] = {}
+    results: list[Scored] = []
     idle: list[Any] = []
     has_started = False
     try:
@@ -138,7 +124,7 @@ def score(
             if not done:
                 problem = f"no answer within {limit_s:.0f} s" if calls else "all workers lost"
                 raise ServiceError(
-                    f"cluster.accelerators: got {job.cluster.accelerators}, {problem} and "
+                    f"cluster.accelerators: got {request.job.cluster.accelerators}, {problem} and "
                     f"{len(results)} of {request.num_chunks} chunks scored; a worker must start "
                     "and live. Ask for what the cluster has, see Ray's logs, and run it again."
                 )
@@ -154,21 +140,21 @@ def score(
             has_started = True
             idle.append(actor)
             if chunk is not None:
-                results[chunk] = result
-                on_chunk()
+                results.append(result)
+                on_progress(len(results), request.num_chunks)
     finally:
         for actor in actors:
             ray.kill(actor)
-    ordered = [results[chunk] for chunk in range(request.num_chunks)]
-    predictions = {
-        kind: merge_predictions([result.predictions[kind] for result in ordered])
-        for kind in request.kinds
-    }
-    return predictions, sum(result.damaged for result in ordered)
+    parts = {kind: [predictions[kind] for predictions, _ in results] for kind in request.kinds}
+    return _merge(parts), sum(damaged for _, damaged in results)
 
 
-def _start_scorers(request: Request, job: Job) -> list[Any]:
-    cluster, accelerator = job.cluster, job.cluster.accelerator
+def _merge(parts: dict[str, list[Predictions]]) -> dict[str, Predictions]:
+    return {kind: merge_predictions(predictions) for kind, predictions in parts.items()}
+
+
+def _start_scorers(request: Request) -> list[Any]:
+    cluster, accelerator = request.job.cluster, request.job.cluster.accelerator
     options: dict[str, Any] = {"num_cpus": cluster.cpus_per_worker}
     if accelerator.is_gpu:
         options |= {"num_gpus": 1, "accelerator_type": accelerator.type}

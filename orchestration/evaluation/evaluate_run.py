@@ -17,7 +17,6 @@ from orchestration.evaluation.evaluate import (
 )
 from orchestration.evaluation.trained import TrainedNetwork
 from orchestration.job.job import Job
-from orchestration.job.load import to_dict
 from orchestration.report.run_report import evaluation_files
 from orchestration.report.scorecard import (
     class_accuracies,
@@ -43,14 +42,13 @@ def evaluate_run(
     crops: int,
     weights: str,
     blacklist: Sequence[str],
-    on_total: Callable[[int], object],
-    on_chunk: Callable[[], object],
+    on_progress: Callable[[int, int], object],
 ) -> dict[str, Any]:
     """Scores the ensemble of `members` on the job's validation split, on the connected cluster, and
     logs the result to the checkpoint's MLflow run, an ensemble's to a new run. -> the result.
 
-    weights: raw, average or both. on_total: called with the number of chunks; on_chunk: after each.
-    Raises JobError, DataError, StoreError, TrainingError, ServiceError.
+    weights: raw, average or both. on_progress: as of `score`. Raises JobError,
+    DataError, StoreError, TrainingError, ServiceError.
     """
     manifest = load_manifest(store, job.data.val)
     check_members(members, manifest.classes)
@@ -58,13 +56,12 @@ def evaluate_run(
     request = Request(
         urls=tuple(member.url for member in members),
         kinds=kinds,
-        job=to_dict(job),
+        job=job,
         crops=crops,
         num_chunks=count_chunks(job, crops, manifest.num_samples),
         store=build_store_config(job, stack),
     )
-    on_total(request.num_chunks)
-    predictions, damaged = score(request, job, on_chunk)
+    predictions, damaged = score(request, on_progress)
     dropped = 0
     for kind in kinds:
         predictions[kind], dropped = drop_blacklisted(predictions[kind], blacklist)

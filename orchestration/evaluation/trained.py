@@ -17,7 +17,6 @@ from datasets.images.augment import count_views, resize_views
 from datasets.images.decode import decode_image
 from datasets.loading.batch import empty_buffer
 from datasets.storage.store import Store
-from inception.errors import ModelError
 from inception.network import InceptionNet, build_network
 from inception.precision import autocast_for, to_device_format
 from inception.predictions import average_probabilities
@@ -93,15 +92,13 @@ def find_checkpoint(store: Store, url: str) -> tuple[RunRecord, str, Checkpoint]
     """(run's record, URL, state) of the checkpoint at `url`, or of the newest whole one if `url` is
     a run's. Raises JobError if there is no such run or checkpoint; StoreError."""
     url = url.rstrip("/")
-    is_checkpoint = url.rpartition("/")[2].startswith("step-")
-    run_url = url.rpartition("/")[0] if is_checkpoint else url
-    record = load_record(store, run_url)
-    if is_checkpoint:
-        return record, url, load_checkpoint(store, url)
-    newest = newest_checkpoint(store, run_url)
+    folder, _, name = url.rpartition("/")
+    if name.startswith("step-"):
+        return load_record(store, folder), url, load_checkpoint(store, url)
+    record, newest = load_record(store, url), newest_checkpoint(store, url)
     if newest is None:
         raise JobError(
-            f"{run_url}: got no whole checkpoint; a run writes its first at the end of an epoch. "
+            f"{url}: got no whole checkpoint; a run writes its first at the end of an epoch. "
             "Wait for it, or name another run."
         )
     return record, *newest
@@ -163,8 +160,6 @@ def _load_file(path: Path) -> TrainedNetwork:
             record=None,
         )
     except (OSError, SafetensorError, KeyError, ValueError) as error:
-        if isinstance(error, ModelError):
-            raise
         raise JobError(
             f"{path}: got no file that `rayception export` wrote ({type(error).__name__}); its "
             "metadata say which network it is. Export one from a run."
