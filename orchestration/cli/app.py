@@ -19,6 +19,7 @@ from orchestration.cli.data import AsJson, JobFile, Overrides, read_job
 from orchestration.cli.tables import log_line, panel, plan_rows, print_result, program_name
 from orchestration.errors import EXPECTED_ERRORS, ServiceError, exit_code_of
 from orchestration.job.load import to_dict
+from orchestration.job.plan import data_from_job, make_plan
 
 INTERRUPTED = 130  # 128 + SIGINT, as in shells
 app = typer.Typer(
@@ -62,8 +63,6 @@ def validate(file: JobFile, overrides: Overrides = None, as_json: AsJson = False
 @app.command()
 def plan(file: JobFile, overrides: Overrides = None, as_json: AsJson = False) -> None:
     """Print every number that follows from a job; starts nothing."""
-    from orchestration.job.plan import data_from_job, make_plan
-
     job = read_job(file, overrides)
     sizes = data_from_job(job)
     if sizes is None:

@@ -2,7 +2,7 @@
 
 import contextlib
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from rich.console import Console
@@ -13,6 +13,7 @@ from rich.progress import Progress as Bar
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 
+from orchestration.cli.tables import console
 from orchestration.job.plan import Plan
 from orchestration.run.progress import (
     Progress,
@@ -27,7 +28,7 @@ LINE_EVERY_S = 5.0  # without a terminal to redraw
 
 
 @contextlib.contextmanager
-def show_progress(console: Console, progress_actor: Any, plan: Plan) -> Iterator[None]:
+def show_progress(progress_actor: Any, plan: Plan) -> Iterator[None]:
     """Shows what rank 0 reports to the progress actor, until the block ends."""
     import ray
 
@@ -70,31 +71,16 @@ def show_progress(console: Console, progress_actor: Any, plan: Plan) -> Iterator
             thread.join(15)
 
 
-class ProgressPanel:
-    """A followed submission: a panel that is redrawn, with the log's other lines above it. Without
-    a terminal, every line as it comes."""
-
-    def __init__(self, console: Console, title: str) -> None:
-        self._console, self._title = console, title
-        self._progress: Progress | None = None
-        self._live = Live(console=console, auto_refresh=False, transient=True)
-
-    def __enter__(self) -> "ProgressPanel":
-        if self._console.is_terminal:
-            self._live.start()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._live.stop()
-
-    def show(self, line: str) -> None:
-        """Adds a line of the log."""
-        progress = parse_progress(line)
-        if progress is None or not self._console.is_terminal:
-            self._console.print(line, markup=False, soft_wrap=True)
-        self._progress = progress or self._progress
-        if self._progress is not None and self._console.is_terminal:
-            self._live.update(_draw(self._title, self._progress), refresh=True)
+def show_log(console: Console, title: str, lines: Iterable[str]) -> None:
+    """Shows a submission's log as its lines come; on a terminal, its progress is one panel that is
+    redrawn, with the other lines above it."""
+    with Live(console=console, auto_refresh=False, transient=True) as live:
+        for line in lines:
+            progress = parse_progress(line)
+            if progress is None or not console.is_terminal:
+                console.print(line, markup=False, soft_wrap=True)
+            else:
+                live.update(_draw(title, progress), refresh=True)
 
 
 def _draw(title: str, progress: Progress) -> Panel:

@@ -3,7 +3,6 @@
 import re
 import time
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -22,8 +21,9 @@ from orchestration.cli.data import (
     read_job,
     using_store,
 )
+from orchestration.cli.panel import show_progress
 from orchestration.cli.submissions import submit_from_run, submit_sweep
-from orchestration.cli.tables import log_and_screen, outcome_parts, print_result, reserve_stdout
+from orchestration.cli.tables import log_line, outcome_parts, print_result, reserve_stdout
 from orchestration.cluster.connect import open_cluster
 from orchestration.driver.sweep import Trial, digest, expand, format_row, summarize, to_markdown
 from orchestration.errors import EXPECTED_ERRORS, JobError, ServiceError, TrainingError
@@ -33,11 +33,8 @@ from orchestration.job.load import apply_overrides, from_dict
 from orchestration.run.phases import Phases
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from orchestration.run.checkpoint import Checkpoint
     from orchestration.run.record import ResumedRun
-    from orchestration.stack.local import Log
     from orchestration.stack.state import Stack
     from orchestration.tracking.run_ref import RunRef
 
@@ -149,9 +146,8 @@ def sweep(
             f"--limit: got {limit} with cluster.address local; this machine's runs go one after "
             "the other. Leave it out, or name a cluster (cluster.address=auto, or its URL)."
         )
-    log, screen = log_and_screen(as_json)
-    with reserve_stdout(as_json), open_cluster(trials[0].job, log, is_training=True) as stack:
-        top1, page = _run_trials(trials, stack, limit, log, screen)
+    with reserve_stdout(as_json), open_cluster(trials[0].job, log_line, is_training=True) as stack:
+        top1, page = _run_trials(trials, stack, limit)
     rows = summarize(trials, top1)
     table = Table("run", "runs", "top-1 %", "deviation", "lowest to highest")
     for row in rows:
@@ -164,7 +160,7 @@ def sweep(
 
 
 def _run_trials(
-    trials: list[Trial], stack: "Stack | None", limit: int, log: "Log", screen: "Console"
+    trials: list[Trial], stack: "Stack | None", limit: int
 ) -> tuple[dict[str, float], str]:
     """Runs the trials that are not finished; -> (top-1 by trial, URL of the parent run)."""
     from orchestration.driver.run_start import tracking_uri
@@ -180,9 +176,9 @@ def _run_trials(
     if limit > 1:
         from orchestration.driver.sweep_submissions import run_concurrently
 
-        top1 = run_concurrently(trials, parent, top1, limit=limit, log=log)
+        top1 = run_concurrently(trials, parent, top1, limit=limit, log=log_line)
     else:
-        _run_in_turn(trials, parent, top1, stack, log, screen)
+        _run_in_turn(trials, parent, top1, stack)
     table = to_markdown(summarize(trials, top1))
     status = "FINISHED" if len(top1) == len(trials) else "FAILED"
     note = table if len(table) < MAX_NOTE else "The table is the artifact sweep.md."
@@ -190,16 +186,14 @@ def _run_trials(
         runs.log_text(parent, table, "sweep.md")
         runs.close_run(parent, status, {runs.NOTE_TAG: note})
     except ServiceError as error:  # the command still prints the table
-        log(f"note: {error}")
+        log_line(f"note: {error}")
     return top1, f"{parent.uri}{parent.overview}"
 
 
 def _run_in_turn(
-    trials: list[Trial], parent: "RunRef", top1: dict[str, float], stack: "Stack | None",
-    log: "Log", screen: "Console",
-) -> None:  # fmt: skip
+    trials: list[Trial], parent: "RunRef", top1: dict[str, float], stack: "Stack | None"
+) -> None:
     """Runs the trials that are not in `top1`, and adds those that succeed."""
-    from orchestration.cli.panel import show_progress
     from orchestration.cluster.prestart import prestart_workers
     from orchestration.driver.driver import Request, drive
 
@@ -207,21 +201,20 @@ def _run_in_turn(
     for number, trial in enumerate(trials, start=1):
         label = f"{number} of {len(trials)}: {trial.key}"
         if trial.key in top1:
-            log(f"{label} has run already, top-1 {top1[trial.key]:.2f} %")
+            log_line(f"{label} has run already, top-1 {top1[trial.key]:.2f} %")
             continue
-        log(label)
+        log_line(label)
         if not is_first:  # on_cluster has started the workers of the first one
             prestart_workers(trial.job)
         is_first = False
         request = Request(job=trial.job, parent=(parent, trial.key))
-        progress = partial(show_progress, screen)
         try:
-            outcome = drive(request, stack=stack, log=ignore_line, show_progress=progress)
+            outcome = drive(request, stack=stack, log=ignore_line, show_progress=show_progress)
         except EXPECTED_ERRORS as error:
-            log(f"{trial.key} failed: {error}")
+            log_line(f"{trial.key} failed: {error}")
             continue
         top1[trial.key] = outcome.top1
-        log(f"top-1 {outcome.top1:.2f} % in {outcome.wall_s:.0f} s")
+        log_line(f"top-1 {outcome.top1:.2f} % in {outcome.wall_s:.0f} s")
 
 
 def _train(
@@ -236,9 +229,7 @@ def _train(
     """
     phases = Phases.of_process()
     phases.end("command")
-    log, screen = log_and_screen(as_json)
-    with reserve_stdout(as_json), open_cluster(job, log, phases, is_training=True) as stack:
-        from orchestration.cli.panel import show_progress
+    with reserve_stdout(as_json), open_cluster(job, log_line, phases, is_training=True) as stack:
         from orchestration.driver.driver import Request, drive
         from orchestration.driver.run_start import tracking_uri
         from orchestration.tracking.run_ref import RunRef
@@ -248,8 +239,9 @@ def _train(
             run_id, key = child
             parent = RunRef(uri=tracking_uri(job, stack), experiment_id="", run_id=run_id), key
         request = Request(job=job, parent=parent, resumed=resumed, start_from=start_from, name=name)
-        progress = partial(show_progress, screen)
-        outcome = drive(request, stack=stack, log=log, show_progress=progress, phases=phases)
+        outcome = drive(
+            request, stack=stack, log=log_line, show_progress=show_progress, phases=phases
+        )
     wall_s = time.monotonic() - start_s
     values = {**asdict(outcome), "wall_s": wall_s}
     print_result(as_json, values, *outcome_parts(job, outcome, wall_s))

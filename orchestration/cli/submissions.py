@@ -22,7 +22,9 @@ from orchestration.cli.data import (
     ignore_line,
     read_job,
 )
+from orchestration.cli.panel import show_log
 from orchestration.cli.tables import console, log_line, panel, print_result, reserve_stdout
+from orchestration.cluster.connect import connect, open_cluster
 from orchestration.cluster.versions import ON_CLUSTER, VERSIONS_VARIABLE
 from orchestration.errors import JobError, exit_code_of
 from orchestration.job.cluster import LOCAL, is_remote
@@ -101,8 +103,6 @@ def preflight(file: JobFile, overrides: Overrides = None, as_json: AsJson = Fals
     GPU types and capacity, data and secrets on every node, storage, MLflow, versions. Exit code 3
     (or 2) if it could not.
     """
-    from orchestration.cluster.connect import open_cluster
-
     job = read_job(file, overrides)
     if is_remote(job.cluster.address):
         client = _jobs_client(job.cluster.address)
@@ -191,7 +191,6 @@ def drain(
 ) -> None:
     """Announce that a node will end: runs on it checkpoint, leave it and continue elsewhere."""
     if address == "auto":
-        from orchestration.cluster.connect import connect
         from orchestration.cluster.drain import drain as drain_node
         from orchestration.cluster.drain import wait_until_idle
 
@@ -233,11 +232,7 @@ def _print_submitted(
 
 def _follow(client: "JobsClient", submission: str) -> None:
     """Shows a submission's log to its end. Raises an error with its exit code if it fails."""
-    from orchestration.cli.panel import ProgressPanel
-
-    with ProgressPanel(console, submission) as progress_panel:
-        for line in client.follow(submission):
-            progress_panel.show(line)
+    show_log(console, submission, client.follow(submission))
     client.check_success(submission)
 
 

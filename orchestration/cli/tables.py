@@ -16,11 +16,10 @@ from rich.text import Text
 
 from orchestration.job.cluster import LOCAL
 from orchestration.job.job import Job
+from orchestration.job.plan import Plan, learning_rate_at
 
 if TYPE_CHECKING:
     from orchestration.driver.driver import Outcome
-    from orchestration.job.plan import Plan
-    from orchestration.stack.local import Log
 
 WIDE = 400  # columns of a table in a file or a pipe, where no cell is to be cut
 # No markup: names and messages of other programs may hold brackets.
@@ -50,8 +49,8 @@ def to_json(value: object) -> str:
 
 
 def reserve_stdout(as_json: bool) -> contextlib.AbstractContextManager[object]:
-    """Sends standard output to standard error for the block if a JSON result follows it: Ray prints
-    the deaths of workers there, whatever its settings."""
+    """Sends standard output to standard error for the block if a JSON result follows it: log lines,
+    and the deaths of workers, which Ray prints whatever its settings."""
     return contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext()
 
 
@@ -60,19 +59,10 @@ def log_line(line: str) -> None:
     console.print(f"- {line}", soft_wrap=True)
 
 
-def log_and_screen(as_json: bool) -> "tuple[Log, Console]":
-    """Where log lines and live progress go: to standard error if a JSON result follows them."""
-    if as_json:
-        return partial(print, file=sys.stderr), make_console(stderr=True)
-    return log_line, console
-
-
 def program_name() -> str:
     """What a person types to call this program again."""
     path = Path(sys.argv[0])
-    if (
-        path.name == "__main__.py"
-    ):  # `python -m`, as submitted jobs start; their reader is elsewhere
+    if path.name == "__main__.py":  # `python -m`: a submitted job, whose reader is elsewhere
         return "rayception"
     with contextlib.suppress(ValueError):
         return str(path.resolve().relative_to(Path.cwd()))
@@ -120,10 +110,8 @@ def outcome_parts(job: Job, outcome: "Outcome", wall_s: float) -> tuple[Panel | 
     return panel(outcome.run_name, rows), next_steps
 
 
-def plan_rows(job: Job, plan: "Plan") -> dict[str, str]:
+def plan_rows(job: Job, plan: Plan) -> dict[str, str]:
     """Every number that follows from a job, as text."""
-    from orchestration.job.plan import learning_rate_at
-
     accelerator = job.cluster.accelerator
     device = f"{accelerator.type} GPUs" if accelerator.is_gpu else "CPU ranks"
     share = "" if plan.is_even else ", uneven: some ranks wait"
@@ -157,7 +145,7 @@ def plan_rows(job: Job, plan: "Plan") -> dict[str, str]:
     }
 
 
-def _repeated_reads(job: Job, plan: "Plan") -> str:
+def _repeated_reads(job: Job, plan: Plan) -> str:
     """What it costs if ranks or loader processes share lanes, and a number of lanes that avoids
     it."""
     if plan.reads <= 1:
@@ -170,7 +158,7 @@ def _repeated_reads(job: Job, plan: "Plan") -> str:
     )
 
 
-def _loader_row(plan: "Plan") -> str:
+def _loader_row(plan: Plan) -> str:
     workers = (
         f"{plan.loader_workers} processes a rank" if plan.loader_workers else "a thread a rank"
     )

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from orchestration.cli.panel import ProgressPanel
+from orchestration.cli.panel import show_log
 from orchestration.run.progress import Progress, format_duration, format_progress, parse_progress
 
 reports = st.builds(
@@ -56,10 +56,8 @@ def test_one_panel_is_redrawn_and_other_lines_stay() -> None:
     for is_terminal in (True, False):
         screen = io.StringIO()
         console = Console(file=screen, force_terminal=is_terminal, width=100, highlight=False)
-        with ProgressPanel(console, "quickstart-1a2b") as panel:
-            panel.show("- run quickstart in MLflow [/odd]")
-            panel.show(LINE)
-            panel.show(LINE.replace("12/360", "13/360"))
+        lines = ["- run quickstart in MLflow [/odd]", LINE, LINE.replace("12/360", "13/360")]
+        show_log(console, "quickstart-1a2b", lines)
         shown = screen.getvalue()
         plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown)
         assert "- run quickstart in MLflow [/odd]" in plain
