@@ -19,15 +19,16 @@ from orchestration.manifests.kuberay import config_map, ray_job
 from orchestration.manifests.nodes import CLOUDS
 from orchestration.manifests.ray_up import PROVIDERS, cluster_yaml
 
-# Each target's own options; those of another target are refused.
-OPTIONS = {
-    "kuberay": ("cloud", "name", "secret", "node-selector", "queue", "priority"),
-    "ray-up": ("cloud", "zone", "project", "instance-type", "machine-image"),
+# Each target's own parameters; those of another target are refused.
+PARAMETERS = {
+    "kuberay": ("cloud", "name", "secret", "node_selector", "queue", "priority"),
+    "ray-up": ("cloud", "zone", "project", "instance_type", "machine_image"),
     "docker": (),
 }
 
 
 def render(
+    context: typer.Context,
     target: Annotated[str, typer.Argument(metavar="TARGET", help="kuberay, ray-up or docker.")],
     file: JobFile,
     overrides: Overrides = None,
@@ -64,18 +65,14 @@ def render(
     as_json: AsJson = False,
 ) -> None:
     """Write a job as a KubeRay manifest, a `ray up` cluster or a compose file; starts nothing."""
-    check_choice("TARGET", target, tuple(OPTIONS))
-    values = {
-        "cloud": cloud, "name": name, "secret": secret, "node-selector": node_selector,
-        "queue": queue, "priority": priority, "zone": zone, "project": project,
-        "instance-type": instance_type, "machine-image": machine_image,
-    }  # fmt: skip
-    for option, value in values.items():
-        if value and option not in OPTIONS[target]:
-            owner = next(other for other, options in OPTIONS.items() if option in options)
-            raise JobError(
-                f"--{option}: got it for {target}; it is an option of {owner}. Leave it out."
-            )
+    check_choice("TARGET", target, tuple(PARAMETERS))
+    for owner, parameters in PARAMETERS.items():
+        for parameter in parameters:
+            if context.params[parameter] and parameter not in PARAMETERS[target]:
+                raise JobError(
+                    f"--{parameter.replace('_', '-')}: got it for {target}; it is an option of "
+                    f"{owner}. Leave it out."
+                )
     job = read_job(file, [*(overrides or []), "cluster.address=auto"])
     job, image = _for_containers(job, image)
     documents: list[dict[str, Any]]
