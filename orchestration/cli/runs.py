@@ -182,7 +182,7 @@ def runs_table(rows: "Sequence[RunRow]", *, width: int) -> Table:
         cells: list[Text | str] = [
             name,
             _status(row),
-            ago(now_s - row.started_s),
+            f"{rough_duration(now_s - row.started_s)} ago",
             format_duration(row.duration_s),
             "-" if row.top1 is None else f"{row.top1:.2f} %",
             "-" if row.epoch is None else f"{row.epoch:.4g} ({row.step:,})",
@@ -198,16 +198,11 @@ def runs_table(rows: "Sequence[RunRow]", *, width: int) -> Table:
 def _status(row: "RunRow") -> Text:
     """Also shows a run whose driver was killed: it could not report the end, but logs nothing."""
     if row.silent_s is not None and row.silent_s > SILENT_S:
-        return Text(f"silent {_rough_duration(row.silent_s)}", style="red")
+        return Text(f"silent {rough_duration(row.silent_s)}", style="red")
     return Text(row.status, style=COLOURS.get(row.status, ""))
 
 
-def ago(seconds: float) -> str:
-    """`12s ago`, `3h ago`."""
-    return f"{_rough_duration(seconds)} ago"
-
-
-def _rough_duration(seconds: float) -> str:
+def rough_duration(seconds: float) -> str:
     """`12s`, `3h`: in the largest unit of which at least two have passed."""
     number, unit = max(0.0, seconds), "s"
     for larger, factor in (("m", 60), ("h", 60), ("d", 24)):

@@ -114,10 +114,8 @@ def index(
             workers=threads, on_shard=lambda _: bar.advance(task),
         )  # fmt: skip
     save_manifest(store, result.manifest)
-    for part, (count, examples) in (
-        ("image", result.without_image),
-        ("label", result.without_label),
-    ):
+    missing = {"image": result.without_image, "label": result.without_label}
+    for part, (count, examples) in missing.items():
         if count:
             make_console(stderr=True).print(
                 f"{url}: got {count:,} samples without {part}, such as {', '.join(examples)}; "
