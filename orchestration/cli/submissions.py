@@ -74,7 +74,7 @@ def submit_from_run(
     """Submits `resume` or `fork` with a URL and overrides: the job is in the run's storage."""
     command, url, *_ = arguments
     endpoint = ["--endpoint-url", endpoint_url] if endpoint_url is not None else []
-    name = re.sub(r"[^a-z0-9-]+", "-", url.rsplit("/", 1)[1].lower()).strip("-") or command
+    name = re.sub(r"[^a-z0-9-]+", "-", url.rpartition("/")[2].lower()).strip("-") or command
     client = _jobs_client(address)
     submission = client.submit_command((*arguments, ON_CLUSTER, *endpoint), name=name)
     _print_submitted(client, submission, as_json)
