@@ -62,11 +62,9 @@ def class_page(rows: Sequence[tuple[str, int, float]]) -> str:
 
 
 def timeline_page(attempts: Sequence[Attempt], name: str) -> str:
-    """A bar for each attempt on one time axis, with the idle time before it in red; below, what
-    ended each attempt and what that cost."""
+    """A bar for each of one or more attempts on one time axis, with the idle time before it in red;
+    below, what ended each attempt and what that cost."""
     title = f"Timeline of attempts: {name}"
-    if not attempts:
-        return _render("timeline", title=title, intro="Training has not started.", rows=[])
     start = attempts[0].began
     span_s = max(max(attempt.ended for attempt in attempts) - start, 1e-3)
     ends = [*interruptions(attempts), (attempts[-1].ended_by or "running", 0.0, 0)]

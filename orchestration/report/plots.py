@@ -12,7 +12,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 
 Points = Sequence[tuple[float, float]]  # (epoch, value)
@@ -22,7 +22,8 @@ Label = tuple[float, str, str]  # at a panel's right edge: height in data units,
 BLUE, RED, GREEN, SAND = "#2563a8", "#c2452d", "#3f8f5b", "#b98a12"
 INK, GREY, FAINT, PALE = "#222222", "#6b7280", "#c3c9d0", "#f4f5f7"
 DPI = 110
-MAX_CLASSES = 30
+MAX_CLASSES = 30  # of a confusion matrix
+MAX_COLUMNS = 8  # of a grid of images
 TILE, GAP, LINE = 150, 12, 15  # pixels: an image of a grid, the gap, a caption's line
 NO_DATA = "no data yet"
 
@@ -34,7 +35,7 @@ def learning_curves(points: History) -> bytes:
     labels += _plot(left, _finite(points, "val/loss"), GREEN, "validation {:.3g}")
     labels += _plot(left, _finite(points, "val_ema/loss"), BLUE, "averaged {:.3g}")
     _set_log_scale_if_wide(left)
-    has_data = _finish(left, "loss", labels)
+    _finish(left, "loss", labels)
     raw, average = _finite(points, "val/top1"), _finite(points, "val_ema/top1")
     top5 = _finite(points, "val_ema/top5") or _finite(points, "val/top5")
     labels = _plot(right, top5, GREY, "top-5 {:.2f}")
@@ -42,12 +43,12 @@ def learning_curves(points: History) -> bytes:
     labels += _plot(right, average, BLUE, "top-1, averaged {:.2f}")
     if len(raw) + len(average) < 3:
         right.set_ylim(0, 100)
-    has_data |= _finish(right, "validation accuracy, %", labels)
+    _finish(right, "validation accuracy, %", labels)
     title = "Learning curves"
     if last := average or raw:
         weights = " with averaged weights" if average else ""
         title += f": top-1 {last[-1][1]:.2f} %{weights} at epoch {last[-1][0]:.3g}"
-    return _save(figure, title, has_data=has_data)
+    return _save(figure, title)
 
 
 def plot_learning_rate(points: History) -> bytes:
@@ -58,12 +59,12 @@ def plot_learning_rate(points: History) -> bytes:
     if rates:
         left.set_ylim(bottom=0)
         title += f": learning rate up to {max(rate for _, rate in rates):.3g}"
-    has_data = _finish(left, "learning rate", labels)
+    _finish(left, "learning rate", labels)
     norms = [(epoch, value) for epoch, value in _finite(points, "train/grad_norm") if value > 0]
     labels = _plot(right, norms, INK, "{:.3g}", is_noisy=True)
     _set_log_scale_if_wide(right)
-    has_data |= _finish(right, "gradient norm before clipping", labels)
-    return _save(figure, title, has_data=has_data)
+    _finish(right, "gradient norm before clipping", labels)
+    return _save(figure, title)
 
 
 def plot_step_time(points: History) -> bytes:
@@ -95,12 +96,12 @@ def plot_step_time(points: History) -> bytes:
         title += ": " + ", ".join(
             f"{mean} {name}" for mean, (name, _) in zip(means, bands, strict=True)
         )
-    has_data = _finish(left, "% of step time; labels: means", labels)
+    _finish(left, "% of step time; labels: means", labels)
     speeds = _finite(points, "train/images_per_second")
     labels = _plot(right, speeds, BLUE, "{:,.0f}", is_noisy=True)
     right.set_ylim(bottom=0)
-    has_data |= _finish(right, "images/s", labels)
-    return _save(figure, title, has_data=has_data)
+    _finish(right, "images/s", labels)
+    return _save(figure, title)
 
 
 def confusion_matrix(confusion: Tensor, classes: Sequence[str]) -> bytes:
@@ -109,7 +110,7 @@ def confusion_matrix(confusion: Tensor, classes: Sequence[str]) -> bytes:
     wrong = confusion.clone().fill_diagonal_(0)
     title = "Confusion matrix"
     if not int(confusion.sum()):
-        return _save(_figure(6, 4), title, has_data=False)
+        return _save(_figure(6, 4), title)
     title += f": accuracy {100 * int(confusion.diagonal().sum()) / int(confusion.sum()):.1f} %"
     order = (wrong.sum(0) + wrong.sum(1)).argsort(descending=True, stable=True)
     shown = sorted(order[:MAX_CLASSES].tolist())
@@ -151,12 +152,10 @@ def confusion_matrix(confusion: Tensor, classes: Sequence[str]) -> bytes:
     return _save(figure, title)
 
 
-def image_grid(
-    images: Sequence[NDArray[np.uint8]], captions: Sequence[str], title: str, columns: int = 8
-) -> bytes:
+def image_grid(images: Sequence[NDArray[np.uint8]], captions: Sequence[str], title: str) -> bytes:
     """images: uint8 (H, W, 3) of any size, each fitted into a square; small ones show their pixels
     as blocks."""
-    columns = max(1, min(columns, len(images)))
+    columns = max(1, min(MAX_COLUMNS, len(images)))
     texts = ["\n".join(textwrap.fill(line, 24) for line in text.split("\n")) for text in captions]
     lines = max((text.count("\n") + 1 for text in texts), default=1)
     pitch, head = TILE + 8 + lines * LINE + GAP, 48  # pixels: from row to row, above the first
@@ -172,18 +171,17 @@ def image_grid(
         sheet.paste(tile, (x + (TILE - tile.width) // 2, y + (TILE - tile.height) // 2))
         at = x / width, 1 - (y + TILE + 5) / height
         figure.text(*at, _plain(text), va="top", fontsize=8, color=INK, linespacing=1.25)
-    figure.figimage(np.asarray(sheet))  # pixel for pixel, without resampling
-    return _save(figure, title, has_data=len(images) > 0)
+    if images:
+        figure.figimage(np.asarray(sheet))  # pixel for pixel, without resampling
+    return _save(figure, title)
 
 
 def _fit_tile(image: NDArray[np.uint8]) -> Image.Image:
     """At most TILE wide and high; enlarged only by whole factors, so that pixels stay square."""
-    height, width = image.shape[:2]
-    scale, resampling = TILE / max(height, width), Image.Resampling.LANCZOS
-    if scale >= 1:
-        scale, resampling = math.floor(scale), Image.Resampling.NEAREST
-    size = max(1, round(width * scale)), max(1, round(height * scale))
-    return Image.fromarray(image).resize(size, resampling)
+    tile, factor = Image.fromarray(image), TILE // max(image.shape[:2])
+    if factor:
+        return ImageOps.scale(tile, factor, Image.Resampling.NEAREST)
+    return ImageOps.contain(tile, (TILE, TILE), Image.Resampling.LANCZOS)
 
 
 def _tint(depth: NDArray[np.float64], is_correct: NDArray[np.bool_]) -> NDArray[np.float64]:
@@ -245,15 +243,16 @@ def _set_log_scale_if_wide(axes: Axes) -> None:
         axes.yaxis.set_major_formatter("{x:g}")
 
 
-def _finish(axes: Axes, title: str, labels: Sequence[Label]) -> bool:
-    """Draws a panel's frame, and its lines' labels at the right edge. -> whether it has data."""
+def _finish(axes: Axes, title: str, labels: Sequence[Label]) -> None:
+    """Draws a panel's frame, and its lines' labels at the right edge; without any, that there is no
+    data."""
     axes.set_title(title, fontsize=10, loc="left", color=GREY)
     axes.spines[:].set_visible(False)
     axes.tick_params(which="both", labelsize=9, length=0, labelcolor=INK)
     if not labels:
         axes.set(xticks=[], yticks=[], facecolor=PALE)
         axes.text(0.5, 0.5, NO_DATA, ha="center", color=GREY, transform=axes.transAxes)
-        return False
+        return
     axes.grid(True, axis="y", color="#e6e8eb", linewidth=0.8)
     axes.set_axisbelow(True)
     axes.spines["bottom"].set(visible=True, color=FAINT)
@@ -265,7 +264,6 @@ def _finish(axes: Axes, title: str, labels: Sequence[Label]) -> bool:
     for (_, text, colour), height in zip(labels, _spread(heights), strict=True):
         where = axes.transAxes
         axes.text(1.015, height, text, size=9, color=colour, va="center", transform=where)
-    return True
 
 
 def _spread(heights: Sequence[float]) -> list[float]:
@@ -285,8 +283,9 @@ def _plain(text: str) -> str:
     return text.replace("$", r"\$")
 
 
-def _save(figure: Figure, title: str, *, has_data: bool = True) -> bytes:
-    title = title if has_data else f"{title}: {NO_DATA}"
+def _save(figure: Figure, title: str) -> bytes:
+    if not figure.images and not any(axes.has_data() for axes in figure.axes):
+        title += f": {NO_DATA}"
     width, height = figure.get_size_inches() * figure.dpi
     place = {"x": 12 / width, "y": 1 - 12 / height, "ha": "left", "va": "top"}
     figure.suptitle(_plain(title), fontsize=12, weight="bold", color=INK, **place)

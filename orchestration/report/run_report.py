@@ -18,14 +18,8 @@ from inception.predictions import Evaluation, Predictions
 from inception.step import micro_batch_key
 from orchestration.job.job import Job
 from orchestration.job.plan import Plan
+from orchestration.report import plots
 from orchestration.report.html import class_page, confusion_page
-from orchestration.report.plots import (
-    confusion_matrix,
-    image_grid,
-    learning_curves,
-    plot_learning_rate,
-    plot_step_time,
-)
 from orchestration.report.scorecard import class_accuracies, table_files
 from orchestration.worker.loaders import Loaders
 
@@ -46,7 +40,7 @@ def evaluation_files(
     classes = manifest.classes
     tables = table_files(assessment, predictions, classes)
     return {name: text.encode() for name, text in tables.items()} | {
-        "confusion.png": confusion_matrix(assessment.confusion, classes),
+        "confusion.png": plots.confusion_matrix(assessment.confusion, classes),
         "confusion.html": confusion_page(assessment.confusion, classes).encode(),
         "classes.html": class_page(class_accuracies(assessment, classes)).encode(),
         "mistakes.png": _plot_errors(store, manifest, predictions),
@@ -69,7 +63,7 @@ def _plot_errors(store: Store, manifest: Manifest, predictions: Predictions) -> 
         percent = 100 * float(predictions.best_p[row, 0])
         images.append(center_square(image))
         captions.append(f"{truth[:16]}\npredicted {predicted[:16]}, {percent:.0f} %")
-    return image_grid(images, captions, "Most confident errors")
+    return plots.image_grid(images, captions, "Most confident errors")
 
 
 def plot_curves(points: Mapping[str, Sequence[tuple[int, float]]]) -> dict[str, bytes]:
@@ -81,9 +75,9 @@ def plot_curves(points: Mapping[str, Sequence[tuple[int, float]]]) -> dict[str, 
         for key, values in points.items()
     }
     return {
-        "learning-curves.png": learning_curves(by_epoch),
-        "rate-and-norm.png": plot_learning_rate(by_epoch),
-        "time.png": plot_step_time(by_epoch),
+        "learning-curves.png": plots.learning_curves(by_epoch),
+        "rate-and-norm.png": plots.plot_learning_rate(by_epoch),
+        "time.png": plots.plot_step_time(by_epoch),
     }
 
 
@@ -110,4 +104,4 @@ def plot_samples(job: Job, plan: Plan, store: Store, train: Manifest) -> bytes:
             images += [np.ascontiguousarray(image) for image in pixels.permute(0, 2, 3, 1).numpy()]
             captions += [train.classes[int(target)][:16] for target in batch.targets]
     title = "First training samples, as the network sees them"
-    return image_grid(images[:MAX_SAMPLES], captions[:MAX_SAMPLES], title)
+    return plots.image_grid(images[:MAX_SAMPLES], captions[:MAX_SAMPLES], title)

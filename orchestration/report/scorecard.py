@@ -17,16 +17,30 @@ PREFIXES = {RAW: "eval", AVERAGE: "eval_ema"}
 def table_files(
     assessment: Evaluation, predictions: Predictions, classes: Sequence[str]
 ) -> dict[str, str]:
-    """CSV tables by file name."""
+    """CSV tables by file name: the confusion matrix has a row for each true class; the predictions,
+    one for each image, with the probabilities of the most likely class and of the true one."""
     bins = [(count, f"{p:.6f}", f"{share:.6f}") for count, p, share in assessment.calibration]
     accuracies = class_accuracies(assessment, classes)
     pairs = confused_pairs(assessment, classes)
+    confusion = zip(classes, assessment.confusion.tolist(), strict=True)
+    images = [
+        [key, classes[truth], classes[best[0]], f"{p[0]:.6f}", f"{target_p:.6f}"]
+        for key, truth, best, p, target_p in zip(
+            predictions.keys,
+            predictions.targets.tolist(),
+            predictions.best.tolist(),
+            predictions.best_p.tolist(),
+            predictions.target_p.tolist(),
+            strict=True,
+        )
+    ]
+    columns = ["image", "truth", "predicted", "probability", "probability_of_truth"]
     return {
-        "confusion.csv": confusion_csv(assessment, classes),
+        "confusion.csv": _to_csv(["truth", *classes], [[name, *row] for name, row in confusion]),
         "per-class.csv": _to_csv(["class", "images", "accuracy"], accuracies),
         "pairs.csv": _to_csv(["truth", "predicted", "images"], pairs),
         "calibration.csv": _to_csv(["images", "confidence", "accuracy"], bins),
-        "predictions.csv": predictions_csv(predictions, classes),
+        "predictions.csv": _to_csv(columns, images),
     }
 
 
@@ -74,30 +88,6 @@ def confused_pairs(assessment: Evaluation, classes: Sequence[str]) -> list[tuple
         for truth, predicted in wrong.nonzero().tolist()
     ]
     return sorted(pairs, key=lambda pair: (-pair[2], pair[0], pair[1]))
-
-
-def confusion_csv(assessment: Evaluation, classes: Sequence[str]) -> str:
-    """A row for each true class, a column for each predicted class."""
-    rows = zip(classes, assessment.confusion.tolist(), strict=True)
-    return _to_csv(["truth", *classes], [[name, *counts] for name, counts in rows])
-
-
-def predictions_csv(predictions: Predictions, classes: Sequence[str]) -> str:
-    """A row for each image: the most likely class and the true one, with their probabilities."""
-    return _to_csv(
-        ["image", "truth", "predicted", "probability", "probability_of_truth"],
-        [
-            [key, classes[truth], classes[best[0]], f"{p[0]:.6f}", f"{target_p:.6f}"]
-            for key, truth, best, p, target_p in zip(
-                predictions.keys,
-                predictions.targets.tolist(),
-                predictions.best.tolist(),
-                predictions.best_p.tolist(),
-                predictions.target_p.tolist(),
-                strict=True,
-            )
-        ],
-    )
 
 
 def _to_csv(header: Sequence[object], rows: Sequence[Sequence[object]]) -> str:

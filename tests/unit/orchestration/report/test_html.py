@@ -54,7 +54,6 @@ def test_pages_of_nothing_say_so() -> None:
         page = confusion_page(torch.zeros((count, count), dtype=torch.int64), ["a", "b"][:count])
         assert NO_DATA in page
     assert NO_DATA in class_page([])
-    assert "Training has not started." in timeline_page([], "a-run")
 
 
 def test_a_class_page_begins_with_the_worst() -> None:

@@ -111,8 +111,9 @@ def test_a_grid_of_images_of_any_size() -> None:
     sheet = image_grid(images, ["one", DOLLARS, "three\nlines, the last of which is long"], "Some")
     assert title(sheet) == "Some"
     assert NO_DATA in title(image_grid([], [], "None"))
-    tall = opened(image_grid(images, ["", "", ""], "Some", columns=1)).size
-    assert tall[1] > 3 * TILE
+    many = opened(image_grid(images * 6, [""] * 18, "Some")).size  # three rows of up to eight
+    assert many[1] > 3 * TILE
+    assert 8 * TILE < many[0] < 9 * TILE
 
 
 def test_a_small_image_is_enlarged_without_blur() -> None:

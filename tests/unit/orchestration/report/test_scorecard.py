@@ -11,10 +11,9 @@ from orchestration.errors import JobError
 from orchestration.report.scorecard import (
     class_accuracies,
     confused_pairs,
-    confusion_csv,
     drop_blacklisted,
     mlflow_metrics,
-    predictions_csv,
+    table_files,
 )
 
 CLASSES = ("cat", "dog, small", "ox")
@@ -34,10 +33,11 @@ def test_tables_by_hand() -> None:
         ("dog, small", 1, 100),
     ]
     assert confused_pairs(assessment, CLASSES) == [("cat", "dog, small", 2)]
-    rows = list(csv.reader(io.StringIO(confusion_csv(assessment, CLASSES))))
+    tables = table_files(assessment, predictions(), CLASSES)
+    rows = list(csv.reader(io.StringIO(tables["confusion.csv"])))
     assert rows[0] == ["truth", *CLASSES]
     assert rows[1] == ["cat", "1", "2", "0"]
-    records = list(csv.DictReader(io.StringIO(predictions_csv(predictions(), CLASSES))))
+    records = list(csv.DictReader(io.StringIO(tables["predictions.csv"])))
     assert [record["image"] for record in records] == list(KEYS)
     assert records[2] == {
         "image": "val/named", "truth": "cat", "predicted": "dog, small",
