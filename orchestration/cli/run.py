@@ -151,8 +151,7 @@ def sweep(
     rows = summarize(trials, top1)
     table = Table("run", "runs", "top-1 %", "deviation", "lowest to highest")
     for row in rows:
-        failed = f", {row.failed} failed" if row.failed else ""
-        table.add_row(row.group, f"{row.runs}{failed}", *format_row(row))
+        table.add_row(*format_row(row))
     values = {"page": page, "rows": [asdict(row) for row in rows]}
     print_result(as_json, values, table, f"View it in MLflow: {page}")
     if any(row.failed for row in rows):
@@ -163,7 +162,7 @@ def _run_trials(
     trials: list[Trial], stack: "Stack | None", limit: int
 ) -> tuple[dict[str, float], str]:
     """Runs the trials that are not finished; -> (top-1 by trial, URL of the parent run)."""
-    from orchestration.driver.run_start import tracking_uri
+    from orchestration.driver.run import tracking_uri
     from orchestration.tracking import runs
 
     job = trials[0].job
@@ -195,7 +194,8 @@ def _run_in_turn(
 ) -> None:
     """Runs the trials that are not in `top1`, and adds those that succeed."""
     from orchestration.cluster.prestart import prestart_workers
-    from orchestration.driver.driver import Request, drive
+    from orchestration.driver.driver import drive
+    from orchestration.driver.run import Request
 
     is_first = True
     for number, trial in enumerate(trials, start=1):
@@ -230,8 +230,8 @@ def _train(
     phases = Phases.of_process()
     phases.end("command")
     with reserve_stdout(as_json), open_cluster(job, log_line, phases, is_training=True) as stack:
-        from orchestration.driver.driver import Request, drive
-        from orchestration.driver.run_start import tracking_uri
+        from orchestration.driver.driver import drive
+        from orchestration.driver.run import Request, tracking_uri
         from orchestration.tracking.run_ref import RunRef
 
         parent = None

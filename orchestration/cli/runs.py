@@ -127,9 +127,8 @@ def sync(url: RunUrl, endpoint_url: Endpoint = None, as_json: AsJson = False) ->
 
     url = url.rstrip("/")
     with reserve_stdout(as_json), using_store(endpoint_url) as store:
-        from orchestration.driver.run import Run
+        from orchestration.driver.run import Run, run_ref_of
         from orchestration.driver.run_end import sync_run
-        from orchestration.driver.run_start import run_ref_of
 
         record = load_record(store, url)
         job = from_dict(record.job)

@@ -114,7 +114,7 @@ def preflight(file: JobFile, overrides: Overrides = None, as_json: AsJson = Fals
         with reserve_stdout(as_json), open_cluster(job, ignore_line) as stack:
             from datasets.storage.store import Store
             from orchestration.cluster.preflight import run_preflight
-            from orchestration.driver.run_start import tracking_uri
+            from orchestration.driver.run import tracking_uri
             from orchestration.run.storage import build_store_config
 
             config = build_store_config(job, stack)

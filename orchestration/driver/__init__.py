@@ -3,9 +3,8 @@
 | module | what it holds |
 |---|---|
 | driver | `drive`: the whole run, step by step |
-| run_start | how a run starts or resumes in MLflow and in storage |
+| run | how a run starts, resumes and, incomplete, ends in MLflow and in storage |
 | run_end | what a completed run leaves in MLflow |
-| run | a run as its driver sees it; how an incomplete one ends in MLflow |
 | attempts | the worker groups of a run, one after another |
 | retry_policy | which failures are retried, and how often |
 | controller | Ray Train's controller inside the driver process |

@@ -16,17 +16,9 @@ from datasets.errors import StoreError
 from orchestration.driver.retry_policy import describe_failure
 from orchestration.driver.run import Run
 from orchestration.errors import LeaseLost
+from orchestration.run import timeline
 from orchestration.run.lease import Lease
 from orchestration.run.phases import PHASES, STARTUP, Phases, split_training
-from orchestration.run.timeline import (
-    TIMELINE_FILE,
-    UNKNOWN,
-    Attempt,
-    goodput,
-    load_attempts,
-    rank_hours,
-    to_json,
-)
 from orchestration.tracking.writer import MetricWriter
 
 logger = logging.getLogger(__name__)
@@ -45,11 +37,9 @@ class AttemptHistory:
         which keeps counting them. Raises StoreError."""
         self._run, self._lease, self._progress_actor = run, lease, progress_actor
         self._phases = phases
-        self._startup = dict(phases.seconds)  # for the first attempt of this driver
-        self._phases_of_ranks: dict[str, float] = {}  # of its attempts that have ended
         self._logged_startups = 0  # attempts whose startup MLflow has received
         self.attempts = self._load()
-        self._is_first = True
+        self._num_earlier = len(self.attempts)  # of the drivers before
         self._writer = MetricWriter(run.mlflow, run.outbox, "driver")
         self._lock = threading.Lock()  # held for a whole update
         self._saved_at = 0.0
@@ -64,18 +54,18 @@ class AttemptHistory:
         """Records one worker group for the block; the exception it raised, if any, is its end."""
         now = time.time()
         with self._lock:
-            if self._is_first:  # the driver before may have saved until it noticed its lost lease
+            is_first = len(self.attempts) == self._num_earlier
+            if is_first:  # the driver before may have saved until it noticed its lost lease
                 with contextlib.suppress(StoreError):
                     self.attempts = self._load()
-                self._is_first = False
+                self._num_earlier = len(self.attempts)
             step = self.attempts[-1].to_step if self.attempts else 0
             self.attempts.append(
-                Attempt(
+                timeline.Attempt(
                     began=now, ended=now, ranks=ranks, from_step=step, to_step=step, trained_s=0.0,
-                    ended_by="", phases=self._startup,
+                    ended_by="", phases=dict(self._phases.seconds) if is_first else {},
                 )
             )  # fmt: skip
-            self._startup = {}
         ended_by = STOPPED
         try:
             yield
@@ -95,14 +85,15 @@ class AttemptHistory:
 
     def phases(self) -> dict[str, float]:
         """Seconds by phase, of this driver and its ranks."""
-        seconds = dict(self._phases.seconds)
-        seconds |= split_training(seconds.pop("training", 0.0), self._phases_of_ranks)
+        seconds, own = dict(self._phases.seconds), self.attempts[self._num_earlier :]
+        of_ranks = {name: sum(attempt.phases.get(name, 0.0) for attempt in own) for name in PHASES}
+        seconds |= split_training(seconds.pop("training", 0.0), of_ranks)
         return {name: seconds[name] for name in PHASES if name in seconds}
 
-    def _load(self) -> list[Attempt]:
+    def _load(self) -> list[timeline.Attempt]:
         return [
-            replace(attempt, ended_by=attempt.ended_by or UNKNOWN)
-            for attempt in load_attempts(self._run.store, self._run.url)
+            replace(attempt, ended_by=attempt.ended_by or timeline.UNKNOWN)
+            for attempt in timeline.load_attempts(self._run.store, self._run.url)
         ]
 
     def _update_regularly(self) -> None:
@@ -133,9 +124,6 @@ class AttemptHistory:
         attempt = replace(
             attempt, ended=time.time(), ended_by=ended_by, phases=attempt.phases | phases
         )
-        if ended_by:
-            for name, seconds in phases.items():
-                self._phases_of_ranks[name] = self._phases_of_ranks.get(name, 0.0) + seconds
         if progress is not None:
             attempt = replace(
                 attempt, from_step=progress["from_step"], to_step=progress["step"],
@@ -153,14 +141,14 @@ class AttemptHistory:
     def _log_totals(self) -> None:
         if not self.attempts:
             return
-        hours = rank_hours(self.attempts)
-        metrics = {"run/goodput": goodput(self.attempts), "run/rank_hours": hours}
+        hours = timeline.rank_hours(self.attempts)
+        metrics = {"run/goodput": timeline.goodput(self.attempts), "run/rank_hours": hours}
         cluster = self._run.job.cluster
         if (price := cluster.hourly_price(cluster.accelerator)) is not None:
             metrics["run/dollars"] = hours * price
         self._writer.log(self._seconds_of_run(time.time()), metrics)
 
-    def _log_startup(self, attempt: Attempt) -> None:
+    def _log_startup(self, attempt: timeline.Attempt) -> None:
         """Logs what an attempt's startup took once its ranks train; the step is its number."""
         number = len(self.attempts)
         if number > self._logged_startups:
@@ -180,7 +168,7 @@ class AttemptHistory:
     def _save(self) -> None:
         run = self._run
         try:
-            run.store.write(f"{run.url}/{TIMELINE_FILE}", to_json(self.attempts))
+            run.store.write(f"{run.url}/{timeline.TIMELINE_FILE}", timeline.to_json(self.attempts))
             self._saved_at = time.monotonic()
         except StoreError as error:
             logger.warning("the run's timeline is not saved yet: %s", error)

@@ -22,8 +22,8 @@ from orchestration.driver.attempt_history import AttemptHistory
 from orchestration.driver.controller import DriverTrainer
 from orchestration.driver.node_watcher import NodeWatcher
 from orchestration.driver.retry_policy import train_with_retries
-from orchestration.driver.run import Run
-from orchestration.driver.run_start import submission_tags
+from orchestration.driver.run import Run, submission_tags
+from orchestration.job.cluster import Cluster
 from orchestration.job.job import Job
 from orchestration.run.checkpoint import (
     CheckpointSummary,
@@ -52,7 +52,6 @@ def train_run(
     ranks checkpoint and stop, the second ends them.
     """
     environment = set_environment(run.job)
-    last: list[CheckpointSummary] = []
     cluster, plan, actor = run.job.cluster, config.plan, config.progress_actor
 
     def read_nodes_while_ours() -> Nodes:
@@ -63,26 +62,22 @@ def train_run(
     def fit(number: int) -> None:
         ranks = plan.world_size
         if number > 0 or cluster.is_elastic:
-            chosen, capacity = wait_for_capacity(
+            _, capacity = wait_for_capacity(
                 run.job, read_nodes_while_ours, log=log, limit_s=cluster.wait_s
             )
-            ranks = _choose_ranks(chosen, capacity)
+            if cluster.is_elastic:
+                ranks = _choose_ranks(cluster, capacity)
             if ranks != plan.world_size:
                 log(f"going on with {ranks} ranks of {plan.world_size}")
         lease.check()
         attempt = ray.get(actor.start_attempt.remote(), timeout=60)
-        trainer = _build_trainer(
-            run.job, replace(config, attempt=attempt), ranks, number, environment
-        )
+        trainer = _build_trainer(run.job, replace(config, attempt=attempt), ranks, environment)
         trainer.progress_actor, trainer.log = actor, log
         trainer.keeps_states = bool(submission_tags())
         for signal_number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(signal_number, trainer.interrupt)
         try:
-            with (
-                history.attempt(ranks),
-                NodeWatcher(actor, run.job, cluster.accelerator, ranks, lease, log),
-            ):
+            with history.attempt(ranks), NodeWatcher(actor, run.job, ranks, lease, log):
                 trainer.fit()
         finally:
             for signal_number in (signal.SIGINT, signal.SIGTERM):
@@ -95,62 +90,39 @@ def train_run(
             log(f"stopped after a checkpoint; `rayception resume {run.url}` goes on")
             raise KeyboardInterrupt
 
-    def is_done() -> bool:
+    def find_last() -> CheckpointSummary | None:
+        names = checkpoint_names(run.store, run.url)
+        if not names or names[-1] != checkpoint_name(plan.total_steps):
+            return None  # without reading a state
         newest = newest_summary(run.store, run.url)
-        if newest is not None and newest.step >= plan.total_steps:
-            last.append(newest)
-        return bool(last)
+        return newest if newest is not None and newest.step == plan.total_steps else None
 
-    names = checkpoint_names(run.store, run.url)
-    if names and names[-1] == checkpoint_name(plan.total_steps) and is_done():
-        return last[-1]  # trained to the end by an earlier driver
-    train_with_retries(
+    return find_last() or train_with_retries(  # an earlier driver may have trained to the end
         fit,
-        is_done=is_done,
+        find_last=find_last,
         check_storage=lambda: check_storage(run.store, run.url),
         max_failures=cluster.max_failures,
         log=log,
     )
-    return last[-1]
 
 
-def _choose_ranks(job: Job, capacity: Capacity) -> int:
-    """Ranks of the next worker group: all of a fixed job; of an elastic one, as many as fit once a
-    dead group's resources are free."""
-    cluster, accelerator = job.cluster, job.cluster.accelerator
-    most = cluster.max_nodes * accelerator.count
-    if not cluster.is_elastic:
-        return most
+def _choose_ranks(cluster: Cluster, capacity: Capacity) -> int:
+    """Ranks of an elastic job's next worker group: as many as fit once a dead group's resources are
+    free."""
+    most = cluster.max_nodes * cluster.accelerator.count
     deadline = time.monotonic() + FREED_WITHIN_S
     while capacity.now < most and time.monotonic() < deadline:
         time.sleep(0.5)
-        capacity = measure_capacity(cluster, accelerator, read_nodes())
-    return max(capacity.now, cluster.min_nodes * accelerator.count)
-
-
-class _Trainer(DriverTrainer):
-    """The first interrupt asks the ranks to checkpoint and stop, the second ends them."""
-
-    log: Log
-    interrupts = 0
-
-    def interrupt(self, *_: object) -> None:
-        """The signal handler while it trains."""
-        self.interrupts += 1
-        is_training = ray.get(self.progress_actor.read.remote(), timeout=10) is not None
-        if self.interrupts == 1 and is_training:
-            self.progress_actor.request_stop.remote(0.0)
-            self.log("stopping after a checkpoint (again: at once)")
-            return
-        raise KeyboardInterrupt  # fit() ends the ranks
+        capacity = measure_capacity(cluster, cluster.accelerator, read_nodes())
+    return max(capacity.now, capacity.needed)
 
 
 def _build_trainer(
-    job: Job, config: WorkerConfig, ranks: int, number: int, environment: dict[str, str]
-) -> _Trainer:
+    job: Job, config: WorkerConfig, ranks: int, environment: dict[str, str]
+) -> DriverTrainer:
     cluster, accelerator = job.cluster, job.cluster.accelerator
     resources = {"CPU": float(cluster.cpus_per_worker)}
-    return _Trainer(
+    return DriverTrainer(
         train_loop,
         train_loop_config={"config": config},
         backend_config=GroupConfig(
@@ -164,7 +136,8 @@ def _build_trainer(
             label_selector=SPOT if cluster.use_spot else None,
         ),
         run_config=RunConfig(
-            name=f"round-{number}-{secrets.token_hex(3)}",  # Ray resumes a name that was used
+            # Ray resumes a name that was used.
+            name=f"round-{config.attempt}-{secrets.token_hex(3)}",
             storage_path=ray_path(f"{config.run_url}/ray", config.store),
             worker_runtime_env={"env_vars": environment},
             failure_config=FailureConfig(max_failures=0, controller_failure_limit=0),

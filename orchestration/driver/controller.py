@@ -26,6 +26,8 @@ from ray.train.v2._internal.state.state_manager import TrainStateManager
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 from ray.util.annotations import RayDeprecationWarning
 
+from orchestration.stack.local import Log
+
 UNUSED = (DatasetsCallback, StateManagerCallback, PlacementGroupCleanerCallback)
 
 # Its log is for Ray's developers; failures reach the driver as errors.
@@ -37,15 +39,20 @@ class DriverTrainer(DataParallelTrainer):  # type: ignore[misc]
     """A trainer whose controller is not an actor. `fit` raises as Ray's does."""
 
     progress_actor: Any
+    log: Log
     keeps_states = False
-    controller: "_Controller | None" = None  # of the current fit
+    interrupts = 0
 
-    def abort(self) -> None:
-        """Ends the ranks at once."""
-        group = self.controller.get_worker_group() if self.controller is not None else None
-        if group is not None:
-            with contextlib.suppress(Exception):  # the group may be incomplete
-                group.abort()
+    def interrupt(self, *_: object) -> None:
+        """The signal handler while it trains: the first signal asks the ranks to checkpoint and
+        stop, the second ends them."""
+        self.interrupts += 1
+        is_training = ray.get(self.progress_actor.read.remote(), timeout=10) is not None
+        if self.interrupts == 1 and is_training:
+            self.progress_actor.request_stop.remote(0.0)
+            self.log("stopping after a checkpoint (again: at once)")
+            return
+        raise KeyboardInterrupt  # fit() ends the ranks
 
     def _create_default_callbacks(self) -> list[Any]:
         defaults = super()._create_default_callbacks()
@@ -54,15 +61,16 @@ class DriverTrainer(DataParallelTrainer):  # type: ignore[misc]
 
     def _initialize_and_run_controller(self, **settings: Any) -> Result:
         settings["scaling_policy"] = _Policy(self.scaling_config)
-        self.controller = _Controller(**settings)
+        controller = _Controller(**settings)
         try:
-            asyncio.run(self.controller.run())
-            return self.controller.get_result()
+            asyncio.run(controller.run())
+            return controller.get_result()
         except BaseException:
-            self.abort()
+            group = controller.get_worker_group()
+            if group is not None:
+                with contextlib.suppress(Exception):  # the group may be incomplete
+                    group.abort()
             raise
-        finally:
-            self.controller = None
 
 
 class _Policy(FixedScalingPolicy):  # type: ignore[misc]
@@ -81,16 +89,13 @@ class _States(StateManagerCallback):  # type: ignore[misc]
         self._controller_actor_id = progress_actor._actor_id.hex()
 
     def after_controller_start(self, train_run_context: Any) -> None:
-        self._state_manager = TrainStateManager()
-        self._run_name = train_run_context.get_run_config().name
-        self._run_id = train_run_context.run_id
-        self._job_id = ray.get_runtime_context().get_job_id()
+        self._state_manager, self._run_id = TrainStateManager(), train_run_context.run_id
         with warnings.catch_warnings():  # Ray Train itself uses what Ray Data has deprecated
             warnings.simplefilter("ignore", RayDeprecationWarning)
             self._state_manager.create_train_run(
                 id=self._run_id,
-                name=self._run_name,
-                job_id=self._job_id,
+                name=train_run_context.run_config.name,
+                job_id=ray.get_runtime_context().get_job_id(),
                 controller_actor_id=self._controller_actor_id,
                 controller_log_file_path=None,
                 run_config=train_run_context.run_config,

@@ -12,21 +12,23 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from datasets.errors import StoreError
-from datasets.storage.store import Store, StoreConfig
+from datasets.storage.store import Store
 from orchestration.cluster.capacity import choose_accelerator, read_nodes, wait_for_capacity
 from orchestration.cluster.preflight import check_imports, check_init, prepare_data, run_preflight
 from orchestration.driver.attempt_history import AttemptHistory
 from orchestration.driver.attempts import train_run
 from orchestration.driver.preparation import Preparation
-from orchestration.driver.run import PlannedData, Run, abort_run
-from orchestration.driver.run_start import (
+from orchestration.driver.run import (
+    PlannedData,
+    Request,
+    Run,
+    abort_run,
     fresh_name,
     resume_run,
     run_ref_of,
     start_run,
     status_before,
     submission_tags,
-    tags_of,
     tracking_uri,
 )
 from orchestration.errors import LeaseLost
@@ -34,7 +36,6 @@ from orchestration.job.cluster import LOCAL
 from orchestration.job.job import Job
 from orchestration.job.load import to_dict
 from orchestration.job.plan import Plan, make_plan
-from orchestration.run.checkpoint import Checkpoint, CheckpointSummary
 from orchestration.run.lease import Lease
 from orchestration.run.metrics import top1_of
 from orchestration.run.phases import Phases
@@ -44,28 +45,12 @@ from orchestration.run.timeline import lifetime_tags
 from orchestration.stack.local import Log
 from orchestration.stack.state import Stack
 from orchestration.tracking.run_ref import RunRef
-from orchestration.tracking.runs import child_tags, status_of
+from orchestration.tracking.runs import status_of
 from orchestration.worker.progress_actor import start_progress_actor
 from orchestration.worker.worker_config import WorkerConfig
 
 ShowProgress = Callable[[Any, Plan], contextlib.AbstractContextManager[None]]
 FREED_WITHIN_S = 60.0  # what a driver that lost its lease holds is free again
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Request:
-    """A run to drive.
-
-    parent: the sweep's run and this run's key in it. resumed: the run to go on with. start_from:
-    the checkpoint that a new run begins with. name: the run's; a run of that name that has begun is
-    resumed, so that whoever restarts a driver calls it with the same arguments.
-    """
-
-    job: Job
-    parent: tuple[RunRef, str] | None = None
-    resumed: ResumedRun | None = None
-    start_from: Checkpoint | None = None
-    name: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -106,10 +91,9 @@ def drive(
     """
     started_at = time.monotonic()
     phases = phases or Phases()
-    store_config = build_store_config(request.job, stack)
-    store = Store(store_config)
+    store = Store(build_store_config(request.job, stack))
     resumed = _find_resumed(request, store)
-    _check_first(request.job, stack, store_config, resumed is not None, log)
+    _check_first(request.job, store, stack, resumed is not None, log)
     url = resumed.url if resumed else _folder(request.job, request.name or fresh_name(request.job))
     lease = Lease(store=store, run_url=url)
     # Tags that a resumed run gets: at once, and again at its end, as MLflow may be unreachable now.
@@ -127,16 +111,7 @@ def drive(
         job, data = _prepare(request.job, store, wait_s, log)
         phases.end("preflight")
         if run is None:
-            mlflow = start_run(
-                request.job,
-                data,
-                lease,
-                mlflow_uri=tracking_uri(job, stack),
-                tags=tags_of(job, data.plan, data.train, url)
-                | (child_tags(*request.parent) if request.parent else {}),
-                start_from=request.start_from,
-            )
-            run = Run(job=job, store=store, url=url, mlflow=mlflow)
+            run = start_run(request, job, data, lease, tracking_uri(job, stack))
         else:
             run = replace(run, job=job)
             resume_run(run, tags, log)
@@ -145,7 +120,7 @@ def drive(
         actor = start_progress_actor()
         history = AttemptHistory(run, lease, actor, phases)
         config = WorkerConfig(
-            job=to_dict(job), plan=data.plan, run=run.mlflow, run_url=url, store=store_config,
+            job=to_dict(job), plan=data.plan, run=run.mlflow, run_url=url, store=store.config,
             progress_actor=actor, attempt=0,
         )  # fmt: skip
         samples = None if resumed else data.train
@@ -160,10 +135,10 @@ def drive(
             )
             history.close()
             tags |= lifetime_tags(history.attempts)
-            sent = preparation.finish()
+            preparation.finish()
             from orchestration.driver.run_end import finalize_run  # torch: imported by preparation
 
-            model_uri = finalize_run(run, last, tags, log, sent=sent)
+            model_uri = finalize_run(run, last, tags, log, preparation)
     except BaseException as error:
         # Nothing here may replace the first error.
         if history is not None:
@@ -176,7 +151,17 @@ def drive(
                 abort_run(run, status_of(error), tags)
         raise
     phases.end("end")
-    return _outcome(run, last, model_uri, history, time.monotonic() - started_at)
+    return Outcome(
+        run=run.mlflow,
+        run_name=run.name,
+        metrics={key: value for key, value in last.metrics.items() if "/" in key},
+        images_per_second=last.metrics["images_per_second"],
+        attempts=len(history.attempts),
+        checkpoint_url=last.url,
+        model_uri=model_uri,
+        wall_s=time.monotonic() - started_at,
+        phases=history.phases(),
+    )
 
 
 def _folder(job: Job, name: str) -> str:
@@ -191,17 +176,14 @@ def _find_resumed(request: Request, store: Store) -> ResumedRun | None:
     return find_resumed(store, url, request.job) if store.exists(f"{url}/{RUN_FILE}") else None
 
 
-def _check_first(
-    job: Job, stack: Stack | None, store_config: StoreConfig, has_begun: bool, log: Log
-) -> None:
+def _check_first(job: Job, store: Store, stack: Stack | None, has_begun: bool, log: Log) -> None:
     """Checks what must hold before anything is waited for or written. has_begun: the run is in
     MLflow, which may be unreachable now. Raises RayceptionError, DataError, StoreError."""
     check_imports()
     choose_accelerator(job, read_nodes())  # an impossible request is reported first
     if job.cluster.address == LOCAL:  # one machine has just checked itself
         return
-    store = Store(store_config)
-    checks, notes = run_preflight(job, store, store_config, tracking_uri(job, stack))
+    checks, notes = run_preflight(job, store, store.config, tracking_uri(job, stack))
     for check in checks:
         if check.problem is not None:
             if not (has_begun and check.name == "tracking"):
@@ -223,19 +205,3 @@ def _prepare(job: Job, store: Store, wait_s: float, log: Log) -> tuple[Job, Plan
         shape=shard_shape(train),
     )
     return job, PlannedData(plan=plan, train=train, val=val)
-
-
-def _outcome(
-    run: Run, last: CheckpointSummary, model_uri: str | None, history: AttemptHistory, wall_s: float
-) -> Outcome:
-    return Outcome(
-        run=run.mlflow,
-        run_name=run.name,
-        metrics={key: value for key, value in last.metrics.items() if "/" in key},
-        images_per_second=last.metrics["images_per_second"],
-        attempts=len(history.attempts),
-        checkpoint_url=last.url,
-        model_uri=model_uri,
-        wall_s=wall_s,
-        phases=history.phases(),
-    )

@@ -17,7 +17,6 @@ from ray._private.state import state
 from orchestration.cluster.capacity import measure_capacity, read_nodes
 from orchestration.cluster.prestart import start_spares
 from orchestration.errors import LeaseLost
-from orchestration.job.accelerators import Accelerator
 from orchestration.job.cluster import LOCAL
 from orchestration.job.job import Job
 from orchestration.run.lease import Lease
@@ -35,13 +34,9 @@ UNKNOWN_END_S = 30.0  # of a drain without a deadline
 class NodeWatcher:
     """Watches one worker group of `ranks` ranks, in a thread, for the block."""
 
-    def __init__(
-        self, progress_actor: Any, job: Job, accelerator: Accelerator, ranks: int, lease: Lease,
-        log: Log,
-    ) -> None:  # fmt: skip
-        self._progress_actor, self._job, self._accelerator = progress_actor, job, accelerator
+    def __init__(self, progress_actor: Any, job: Job, ranks: int, lease: Lease, log: Log) -> None:
+        self._progress_actor, self._job, self._cluster = progress_actor, job, job.cluster
         self._ranks, self._lease, self._log = ranks, lease, log
-        self._cluster = job.cluster
         self._spares_at = time.monotonic() + SPARES_AFTER_S
         self._lease_checked_at = 0.0
         self._draining: set[str] = set()  # ids of nodes whose ranks were asked to stop
@@ -100,8 +95,9 @@ class NodeWatcher:
             )
 
     def _check_capacity(self) -> None:
-        target = self._cluster.max_nodes * self._accelerator.count
-        more = measure_capacity(self._cluster, self._accelerator, read_nodes()).now
+        accelerator = self._cluster.accelerator
+        target = self._cluster.max_nodes * accelerator.count
+        more = measure_capacity(self._cluster, accelerator, read_nodes()).now
         if self._ranks >= target or more < 1:
             self._capacity_since = None
             return

@@ -10,7 +10,6 @@ import contextlib
 import logging
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import ray
@@ -28,16 +27,9 @@ POLL_EVERY_S = 0.5
 FINISH_LIMIT_S = 120.0  # each request has a limit of its own, of seconds
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Sent:
-    """What has been sent of the final report, to MLflow or to the outbox."""
-
-    evaluation: bool = False
-    curves: bool = False
-
-
 class Preparation:
-    """One run's, in a thread for the block."""
+    """One run's, in a thread for the block. has_sent_evaluation, has_sent_curves: to MLflow or to
+    the outbox."""
 
     def __init__(
         self, run: Run, plan: Plan, progress_actor: Any, *, samples: Manifest | None
@@ -46,7 +38,7 @@ class Preparation:
         self._run, self._plan, self._progress_actor = run, plan, progress_actor
         self._samples = samples
         self._done = threading.Event()
-        self._sent = Sent()
+        self.has_sent_evaluation = self.has_sent_curves = False
         self._thread = threading.Thread(target=self._work, name="preparation", daemon=True)
 
     def __enter__(self) -> "Preparation":
@@ -56,30 +48,31 @@ class Preparation:
     def __exit__(self, *error: object) -> None:
         self._done.set()
 
-    def finish(self) -> Sent:
+    def finish(self) -> None:
         """To be called after training; waits up to FINISH_LIMIT_S for work in progress."""
         self._done.set()
         self._thread.join(FINISH_LIMIT_S)
         if self._thread.is_alive():
             logger.warning("not sent yet: still busy after %.0f s", FINISH_LIMIT_S)
-        return self._sent
 
     def _work(self) -> None:
         if not self._wait_for(lambda progress: True):
             return
         from orchestration.driver.run_end import log_curves, send_evaluation
+        from orchestration.report.run_report import plot_samples
 
+        run, plan = self._run, self._plan
         try:
             if self._samples is not None:
-                self._send_samples(self._samples)
+                picture = plot_samples(run.job, plan, run.store, self._samples)
+                send_file(run.mlflow, run.outbox, "pictures/training-samples.png", picture)
         except EXPECTED_ERRORS as error:  # no reason to end a run
             logger.warning("no picture of the first training samples: %s", error)
         try:
             if self._wait_for(self._is_evaluated):
-                send_evaluation(self._run)
-                self._sent = Sent(evaluation=True)
-                has_curves = log_curves(self._run.mlflow, until=self._plan.total_steps)
-                self._sent = Sent(evaluation=True, curves=has_curves)
+                send_evaluation(run)
+                self.has_sent_evaluation = True
+                self.has_sent_curves = log_curves(run.mlflow, until=plan.total_steps)
         except EXPECTED_ERRORS as error:  # the run's end tries again, and raises
             logger.warning("not sent yet: %s", error)
 
@@ -94,10 +87,3 @@ class Preparation:
 
     def _is_evaluated(self, progress: Progress) -> bool:
         return progress["step"] == self._plan.total_steps and progress["is_evaluated"]
-
-    def _send_samples(self, train: Manifest) -> None:
-        from orchestration.report.run_report import plot_samples
-
-        run = self._run
-        picture = plot_samples(run.job, self._plan, run.store, train)
-        send_file(run.mlflow, run.outbox, "pictures/training-samples.png", picture)

@@ -10,6 +10,7 @@ Ray's snapshots, so that a torn or stale one is never read: only the run's check
 
 import time
 from collections.abc import Callable
+from typing import TypeVar
 
 from ray.exceptions import RayActorError
 from ray.train import TrainingFailedError
@@ -30,18 +31,20 @@ STORAGE_LIMIT_S = 900.0  # how long a run waits for its storage
 STORAGE_PAUSE_S = 5.0
 MAX_GROUPS = 1000
 
+T = TypeVar("T")
 FATAL = (JobError, TrainingError, DataError, ModelError)  # a retry would fail in the same way
 
 
 def train_with_retries(
     fit: Callable[[int], None],
     *,
-    is_done: Callable[[], bool],
+    find_last: Callable[[], T | None],
     check_storage: Callable[[], None],
     max_failures: int,
     log: Callable[[str], None],
-) -> None:
-    """Calls fit(0), fit(1), ..., each of which trains with a new worker group, until is_done().
+) -> T:
+    """Calls fit(0), fit(1), ..., each of which trains with a new worker group, until find_last()
+    finds the last checkpoint, and returns that.
 
     check_storage: raises StoreError while storage is unreachable. Raises the error of to_error if a
     retry would not help or after more than max_failures failures; ServiceError if storage does not
@@ -72,8 +75,8 @@ def train_with_retries(
                     raise to_error(error) from error
                 log(f"{describe_failure(error)}; restart {failures} of {max_failures}")
         else:
-            if is_done():
-                return
+            if (last := find_last()) is not None:
+                return last
     raise TrainingError(
         f"cluster: got {MAX_GROUPS} worker groups, none of which reached the last step; something "
         "ends them as fast as they start. See Ray's logs, then `rayception resume`."

@@ -10,7 +10,7 @@ from datasets.packing.audit import read_sample
 from datasets.shards.manifest import Manifest, load_manifest
 from datasets.storage.store import Store
 from inception.predictions import evaluate_predictions
-from orchestration.driver.preparation import Sent
+from orchestration.driver.preparation import Preparation
 from orchestration.driver.run import Run
 from orchestration.errors import ServiceError, TrainingError
 from orchestration.report.html import timeline_page
@@ -19,69 +19,59 @@ from orchestration.run.checkpoint import CheckpointSummary, checkpoint_tags, new
 from orchestration.run.predictions_file import load_predictions
 from orchestration.run.timeline import load_attempts
 from orchestration.stack.local import Log
+from orchestration.tracking import runs
 from orchestration.tracking.model import log_classifier, register_model
-from orchestration.tracking.outbox import Outbox
 from orchestration.tracking.run_ref import RunRef
-from orchestration.tracking.runs import (
-    FINISHED,
-    MODEL_TAG,
-    close_run,
-    get_tag,
-    log_file,
-    metric_histories,
-    send_file,
-    set_tags,
-)
 from orchestration.tracking.writer import send_outbox_points
 from orchestration.worker.final_network import read_network
 
 
 def finalize_run(
-    run: Run, last: CheckpointSummary, tags: dict[str, str], log: Log, *, sent: Sent
+    run: Run, last: CheckpointSummary, tags: dict[str, str], log: Log, preparation: Preparation
 ) -> str | None:
     """Logs a completed run's report and model, and ends it in MLflow with these tags and those of
     its checkpoints. If MLflow is unreachable, the outbox keeps the rest for `sync`.
 
-    last: the last checkpoint. -> the model's URI, None if MLflow was unreachable. Raises
-    StoreError, TrainingError.
+    last: the last checkpoint. preparation: finished. -> the model's URI, None if MLflow was
+    unreachable. Raises StoreError, TrainingError.
     """
     outbox = run.outbox
-    if not sent.evaluation:
+    if not preparation.has_sent_evaluation:
         send_evaluation(run)
     tags = tags | checkpoint_tags(run.store, run.url)
     try:
-        send_outbox_points(run.mlflow, outbox)
-        _send_outbox_files(run.mlflow, outbox)
-        log_plots(run, has_curves=sent.curves)
+        _send_outbox(run)
+        log_plots(run, has_curves=preparation.has_sent_curves)
         uri = log_final_model(run, last)
-        close_run(run.mlflow, FINISHED, tags)
+        runs.close_run(run.mlflow, runs.FINISHED, tags)
         with contextlib.suppress(StoreError):  # of an earlier driver that ended as failed
             outbox.clear_end()
     except ServiceError as error:
-        outbox.set_end(FINISHED, tags)
+        outbox.set_end(runs.FINISHED, tags)
         log(f"note: {error}")
         log(f"training is complete; `rayception sync {run.url}` sends MLflow what is left")
         return None
     return uri
 
 
-def _send_outbox_files(run: RunRef, outbox: Outbox) -> int:
-    """Sends the files of the outbox; -> how many there were. Raises ServiceError, StoreError."""
-    count = 0
-    for path, url, content in outbox.files():
-        log_file(run, path, content)
-        outbox.delete([url])
-        count += 1
-    return count
+def _send_outbox(run: Run) -> dict[str, int]:
+    """Sends the outbox; -> its numbers of points and files. Raises ServiceError, StoreError."""
+    points = send_outbox_points(run.mlflow, run.outbox)
+    files = 0
+    for path, url, content in run.outbox.files():
+        runs.log_file(run.mlflow, path, content)
+        run.outbox.delete([url])
+        files += 1
+    return {"points": points, "files": files}
 
 
 def log_final_model(run: Run, last: CheckpointSummary) -> str:
     """Logs the model of the last checkpoint unless the run has one, and registers it if the job
     says so; -> its models:/ URI. Raises ServiceError, StoreError, TrainingError."""
     job, store = run.job, run.store
-    uri = get_tag(run.mlflow, MODEL_TAG)
+    val = load_manifest(store, job.data.val)
+    uri = runs.get_tag(run.mlflow, runs.MODEL_TAG)
     if uri is None:
-        val = load_manifest(store, job.data.val)
         uri = log_classifier(
             run.mlflow,
             read_network(job, store, run.url, last),
@@ -91,10 +81,9 @@ def log_final_model(run: Run, last: CheckpointSummary) -> str:
             example=_first_image(store, val),
             step=last.step,
         )
-        set_tags(run.mlflow, {MODEL_TAG: uri})
+        runs.set_tags(run.mlflow, {runs.MODEL_TAG: uri})
     if job.tracking.register is not None and last.top1 is not None:
-        scored_on = load_manifest(store, job.data.val).fingerprint
-        name = job.tracking.register
+        name, scored_on = job.tracking.register, val.fingerprint
         register_model(run.mlflow, uri, name=name, top1=last.top1, scored_on=scored_on)
     return uri
 
@@ -116,7 +105,7 @@ def send_evaluation(run: Run) -> None:
     val = load_manifest(run.store, run.job.data.val)
     assessment = evaluate_predictions(predictions, len(val.classes))
     for name, content in evaluation_files(run.store, val, predictions, assessment).items():
-        send_file(run.mlflow, run.outbox, f"evaluation/{name}", content)
+        runs.send_file(run.mlflow, run.outbox, f"evaluation/{name}", content)
 
 
 def log_plots(run: Run, *, has_curves: bool = False) -> None:
@@ -127,18 +116,18 @@ def log_plots(run: Run, *, has_curves: bool = False) -> None:
         return
     if not has_curves:
         log_curves(run.mlflow)
-    log_file(run.mlflow, "pictures/timeline.html", timeline_page(attempts, run.name).encode())
+    runs.log_file(run.mlflow, "pictures/timeline.html", timeline_page(attempts, run.name).encode())
 
 
 def log_curves(run: RunRef, *, until: int | None = None) -> bool:
     """Plots the metrics that MLflow has by now. until: only if it has the evaluation after that
     step, which is logged last. -> whether they were plotted. Raises ServiceError."""
-    points = metric_histories(run, PLOTTED_METRICS)
+    points = runs.metric_histories(run, PLOTTED_METRICS)
     last = max((step for step, _ in points.get("val/top1", [])), default=0)
     if until is not None and last < until:
         return False
     for name, content in plot_curves(points).items():
-        log_file(run, f"pictures/{name}", content)
+        runs.log_file(run, f"pictures/{name}", content)
     return True
 
 
@@ -150,12 +139,11 @@ def sync_run(run: Run) -> dict[str, int | str]:
     left, StoreError.
     """
     outbox = run.outbox
-    points = send_outbox_points(run.mlflow, outbox)
-    files = _send_outbox_files(run.mlflow, outbox)
+    sent = _send_outbox(run)
     end = outbox.end()
     if end is not None:
         status, tags = end
-        if status == FINISHED:
+        if status == runs.FINISHED:
             last = newest_summary(run.store, run.url)
             if last is None:
                 raise TrainingError(
@@ -163,7 +151,7 @@ def sync_run(run: Run) -> dict[str, int | str]:
                     "what became of the run's folder."
                 )
             log_final_model(run, last)
-        close_run(run.mlflow, status, tags)
+        runs.close_run(run.mlflow, status, tags)
         log_plots(run)
         outbox.clear_end()
-    return {"points": points, "files": files, "ended": "" if end is None else end[0]}
+    return {**sent, "ended": "" if end is None else end[0]}

@@ -108,18 +108,17 @@ def to_markdown(rows: Sequence[Row]) -> str:
         "| run | runs | top-1, mean | standard deviation | lowest to highest |",
         "|---|---|---|---|---|",
     ]
-    for row in rows:
-        runs = f"{row.runs}, {row.failed} failed" if row.failed else f"{row.runs}"
-        lines.append(f"| {row.group} | {runs} | {' | '.join(format_row(row))} |")
+    lines += [f"| {' | '.join(format_row(row))} |" for row in rows]
     return "\n".join(lines) + "\n"
 
 
-def format_row(row: Row) -> tuple[str, str, str]:
-    """A row's mean, standard deviation and range, as text."""
+def format_row(row: Row) -> tuple[str, str, str, str, str]:
+    """A row's group, runs, mean, standard deviation and range, as text."""
+    runs = f"{row.runs}, {row.failed} failed" if row.failed else f"{row.runs}"
     if row.top1 is None:
-        return "-", "-", "-"
+        return row.group, runs, "-", "-", "-"
     spread = "-" if row.spread is None else f"{row.spread:.2f}"
-    return f"{row.top1:.2f}", spread, f"{row.lowest:.2f} to {row.highest:.2f}"
+    return row.group, runs, f"{row.top1:.2f}", spread, f"{row.lowest:.2f} to {row.highest:.2f}"
 
 
 def _parse_axis(entry: str) -> list[str]:

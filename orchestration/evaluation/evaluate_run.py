@@ -7,7 +7,7 @@ from typing import Any
 from datasets.shards.manifest import load_manifest
 from datasets.storage.store import Store
 from inception.predictions import evaluate_predictions
-from orchestration.driver.run_start import run_ref_of, tracking_uri
+from orchestration.driver.run import run_ref_of, tracking_uri
 from orchestration.evaluation.evaluate import (
     Request,
     check_members,

@@ -36,7 +36,7 @@ class WorkerGroups:
         """To the end of the list; one more group completes the run."""
         train_with_retries(
             self.fit,
-            is_done=lambda: not self.ends,
+            find_last=lambda: None if self.ends else "the last checkpoint",
             check_storage=check_storage,
             max_failures=max_failures,
             log=self.lines.append,
