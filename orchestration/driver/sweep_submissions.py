@@ -56,9 +56,15 @@ def run_concurrently(
                 if time.monotonic() - answered_at > MAX_SILENT_S:
                     raise
                 continue
-            for submission in [name for name in running if states[name].has_ended]:
-                trial, status = running.pop(submission), states[submission].status
-                log(f"{trial.key} {status.lower()}; see `rayception logs {submission}`")
+            for submission, trial in list(running.items()):
+                state = states.get(submission)
+                if state is None:
+                    log(f"{trial.key} failed: Ray does not know submission {submission} any more")
+                elif state.has_ended:
+                    log(f"{trial.key} {state.status.lower()}; see `rayception logs {submission}`")
+                else:
+                    continue
+                del running[submission]
     finally:
         for submission in running:
             with contextlib.suppress(RayceptionError):
