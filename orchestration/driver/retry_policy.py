@@ -99,18 +99,16 @@ def describe_failure(error: TrainingFailedError) -> str:
     failures = _failures_by_rank(error)
     for rank, failure in failures.items():
         if _find_death(failure) is not None:
-            return f"rank {rank}: got a worker or node that died"
-    where = "training"
-    cause: BaseException = error
-    if failures:
-        rank, cause = next(iter(failures.items()))
-        where = f"rank {rank}"
+            return f"{rank}: got a worker or node that died"
+    where, cause = next(iter(failures.items()), ("training", error))
     lines = [line for line in str(cause).splitlines() if line.strip()]
     return f"{where}: got {lines[-1].strip()[:300] if lines else type(cause).__name__}"
 
 
-def _failures_by_rank(error: TrainingFailedError) -> dict[int, BaseException]:
-    return dict(sorted((getattr(error, "worker_failures", None) or {}).items()))
+def _failures_by_rank(error: TrainingFailedError) -> dict[str, BaseException]:
+    """By `rank 0`, `rank 1`, ..."""
+    failures = sorted((getattr(error, "worker_failures", None) or {}).items())
+    return {f"rank {rank}": failure for rank, failure in failures}
 
 
 def _controller_failure(error: TrainingFailedError) -> BaseException | None:

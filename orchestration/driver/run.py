@@ -130,7 +130,11 @@ def start_run(request: Request, job: Job, data: PlannedData, lease: Lease, mlflo
         tags=tags,
     )
     try:
-        runs.log_datasets(run, _datasets(written, data.train, data.val))
+        splits = [
+            _dataset(written, "training", written.data.train, data.train),
+            _dataset(written, "validation", written.data.val, data.val),
+        ]
+        runs.log_datasets(run, splits)
         runs.log_text(run, to_yaml(written), "job.yaml")
         runs.log_text(run, _reproduce_script(url, code), "reproduce.sh")
         if code.diff:
@@ -233,24 +237,14 @@ def _note(job: Job, plan: Plan, run_url: str) -> str:
     return "\n\n".join(lines)
 
 
-def _datasets(job: Job, train: Manifest, val: Manifest) -> list[runs.Dataset]:
-    return [
-        runs.Dataset(
-            name=f"{job.name} {context}",
-            digest=manifest.fingerprint[:36],
-            source=url,
-            context=context,
-            profile={
-                "num_samples": manifest.num_samples,
-                "num_shards": len(manifest.shards),
-                "num_classes": len(manifest.classes),
-            },
-        )
-        for url, manifest, context in (
-            (job.data.train, train, "training"),
-            (job.data.val, val, "validation"),
-        )
-    ]
+def _dataset(job: Job, context: str, url: str, manifest: Manifest) -> runs.Dataset:
+    profile = {
+        "num_samples": manifest.num_samples,
+        "num_shards": len(manifest.shards),
+        "num_classes": len(manifest.classes),
+    }
+    name, digest = f"{job.name} {context}", manifest.fingerprint[:36]
+    return runs.Dataset(name=name, digest=digest, source=url, context=context, profile=profile)
 
 
 def _reproduce_script(run_url: str, code: Checkout) -> str:

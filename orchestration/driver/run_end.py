@@ -69,9 +69,9 @@ def log_final_model(run: Run, last: CheckpointSummary) -> str:
     """Logs the model of the last checkpoint unless the run has one, and registers it if the job
     says so; -> its models:/ URI. Raises ServiceError, StoreError, TrainingError."""
     job, store = run.job, run.store
-    val = load_manifest(store, job.data.val)
     uri = runs.get_tag(run.mlflow, runs.MODEL_TAG)
     if uri is None:
+        val = load_manifest(store, job.data.val)
         uri = log_classifier(
             run.mlflow,
             read_network(job, store, run.url, last),
@@ -83,7 +83,8 @@ def log_final_model(run: Run, last: CheckpointSummary) -> str:
         )
         runs.set_tags(run.mlflow, {runs.MODEL_TAG: uri})
     if job.tracking.register is not None and last.top1 is not None:
-        name, scored_on = job.tracking.register, val.fingerprint
+        scored_on = load_manifest(store, job.data.val).fingerprint
+        name = job.tracking.register
         register_model(run.mlflow, uri, name=name, top1=last.top1, scored_on=scored_on)
     return uri
 

@@ -53,13 +53,11 @@ def expand(
     """
     axes = [_parse_axis(entry) for entry in grid]
     trials = []
-    for path in paths:
-        for values in product(*axes):
-            for seed in range(seeds):
-                changes = (*overrides, *values, f"seed={seed}")
-                job = load_job(path, changes)
-                group = " ".join([job.name, *values])
-                trials.append(Trial(group=group, job=job, path=path, overrides=changes))
+    for path, values, seed in product(paths, product(*axes), range(seeds)):
+        changes = (*overrides, *values, f"seed={seed}")
+        job = load_job(path, changes)
+        group = " ".join([job.name, *values])
+        trials.append(Trial(group=group, job=job, path=path, overrides=changes))
     for trial in trials:
         for part in ("cluster", "storage", "tracking"):
             if getattr(trial.job, part) != getattr(trials[0].job, part):
