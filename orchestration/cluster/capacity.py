@@ -6,6 +6,7 @@ Only `read_nodes` asks Ray.
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 
 from orchestration.errors import ServiceError
 from orchestration.job.accelerators import Accelerator
@@ -53,29 +54,23 @@ class Capacity:
 
 def measure_capacity(cluster: Cluster, accelerator: Accelerator, nodes: Nodes) -> Capacity:
     """At most `accelerator.count` ranks per node, and at most as many as the job can use."""
-
-    def count_ranks(resources: list[dict[str, float]]) -> int:
-        ranks = sum(_ranks_that_fit(node, cluster, accelerator) for node in resources)
-        return min(ranks, cluster.max_nodes * accelerator.count)
-
-    live = [node for node in nodes.live if _is_eligible(node, cluster, accelerator)]
-    addable = [node for node in nodes.addable if _is_eligible(node, cluster, accelerator)]
+    fit = partial(_ranks_that_fit, cluster, accelerator)
+    most = cluster.max_nodes * accelerator.count
+    total = sum(fit(node, node.total) for node in nodes.live)
+    more = sum(fit(node, node.total) for node in nodes.addable)
     return Capacity(
         accelerator=accelerator,
         needed=cluster.min_nodes * accelerator.count,
-        now=count_ranks([node.free for node in live]),
-        total=count_ranks([node.total for node in live]),
-        autoscaled=count_ranks([node.total for node in [*live, *addable]]),
+        now=min(most, sum(fit(node, node.free) for node in nodes.live)),
+        total=min(most, total),
+        autoscaled=min(most, total + more),
     )
 
 
-def free_ranks_by_node(cluster: Cluster, accelerator: Accelerator, nodes: Nodes) -> dict[str, int]:
-    """Ranks that fit into each eligible node's free resources, by node id."""
-    return {
-        node.id: _ranks_that_fit(node.free, cluster, accelerator)
-        for node in nodes.live
-        if _is_eligible(node, cluster, accelerator)
-    }
+def free_ranks_by_node(cluster: Cluster) -> dict[str, int]:
+    """Ranks that fit into the free resources of each node of the connected cluster, by node id."""
+    fit = partial(_ranks_that_fit, cluster, cluster.accelerator)
+    return {node.id: fit(node, node.free) for node in read_nodes().live}
 
 
 def choose_accelerator(job: Job, nodes: Nodes) -> Capacity:
@@ -171,13 +166,14 @@ def read_nodes() -> Nodes:
     return Nodes(live=live, addable=addable)
 
 
-def _is_eligible(node: Node, cluster: Cluster, accelerator: Accelerator) -> bool:
+def _ranks_that_fit(
+    cluster: Cluster, accelerator: Accelerator, node: Node, resources: dict[str, float]
+) -> int:
+    """Ranks that fit into these resources of a node; 0 on one of another kind."""
     if cluster.use_spot and not SPOT.items() <= node.labels.items():
-        return False
-    return not accelerator.is_gpu or accelerator.ray_resource in node.total
-
-
-def _ranks_that_fit(resources: dict[str, float], cluster: Cluster, accelerator: Accelerator) -> int:
+        return 0
+    if accelerator.is_gpu and accelerator.ray_resource not in node.total:
+        return 0
     ranks = resources.get("CPU", 0.0) // cluster.cpus_per_worker
     if accelerator.is_gpu:
         ranks = min(ranks, resources.get("GPU", 0.0))

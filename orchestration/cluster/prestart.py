@@ -23,7 +23,7 @@ from ray.core.generated.node_manager_pb2 import PrestartWorkersRequest
 from ray.core.generated.node_manager_pb2_grpc import NodeManagerServiceStub
 from ray.runtime_env import RuntimeEnv
 
-from orchestration.cluster.capacity import free_ranks_by_node, read_nodes
+from orchestration.cluster.capacity import free_ranks_by_node
 from orchestration.cluster.worker_imports import CPU, CPUS_VARIABLE, GPU, KIND_VARIABLE
 from orchestration.job.job import Job
 from orchestration.stack.state import Stack
@@ -31,6 +31,8 @@ from orchestration.stack.worker_pool import code_digest, new_pool, save_pool, ta
 
 logger = logging.getLogger(__name__)
 
+# Seconds between Ray Train's polls of its ranks: half of it is lost at each end and failure. A
+# controller makes about a thousand calls a second, so many ranks are polled less often.
 POLL_VARIABLE = "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"
 POLL_IS_SET = POLL_VARIABLE in os.environ  # by a person, whose value stays
 MAX_FAST_POLL_RANKS = 256
@@ -58,7 +60,7 @@ def _environment(job: Job) -> dict[str, str]:
     for name, value in RAY_TRAIN_VARIABLES.items():
         os.environ.setdefault(name, value)
     if not POLL_IS_SET:  # set anew for each run: all runs of a sweep may be in this process
-        os.environ[POLL_VARIABLE] = _poll_s(job)
+        os.environ[POLL_VARIABLE] = "0.25" if _max_ranks(job) <= MAX_FAST_POLL_RANKS else "1"
     return {name: os.environ[name] for name in (*RAY_TRAIN_VARIABLES, POLL_VARIABLE)} | {
         WORKER_PROCESS_SETUP_HOOK_ENV_VAR: "orchestration.cluster.worker_imports.start",
         KIND_VARIABLE: GPU if job.cluster.accelerator.is_gpu else CPU,
@@ -70,12 +72,6 @@ def _max_ranks(job: Job) -> int:
     return job.cluster.max_nodes * job.cluster.accelerator.count
 
 
-def _poll_s(job: Job) -> str:
-    """Seconds between Ray Train's polls of its ranks: half of it is lost at each end and failure. A
-    controller makes about a thousand calls a second, so many ranks are polled less often."""
-    return "0.25" if _max_ranks(job) <= MAX_FAST_POLL_RANKS else "1"
-
-
 def prestart_workers(job: Job, stack: Stack | None = None) -> None:
     """Prestarts the job's processes on every node with free capacity. stack: a kept one, whose pool
     is used first."""
@@ -84,7 +80,7 @@ def prestart_workers(job: Job, stack: Stack | None = None) -> None:
         ready, variables = take_pool(stack, _environment(job))
         _pool_variables.update(variables)
         missing -= ready
-    free = free_ranks_by_node(job.cluster, job.cluster.accelerator, read_nodes())
+    free = free_ranks_by_node(job.cluster)
     _prestart(job, {node: min(ranks, missing) for node, ranks in free.items()}, FIRST_KEEP_S)
 
 
@@ -110,7 +106,7 @@ def start_spares(job: Job, nodes: Iterable[str]) -> None:
     """
     of_ranks = Counter(nodes)
     max_per_node = max(of_ranks.values(), default=0)
-    free = free_ranks_by_node(job.cluster, job.cluster.accelerator, read_nodes())
+    free = free_ranks_by_node(job.cluster)
     others = [node for node, ranks in sorted(free.items()) if ranks and node not in of_ranks]
     more = {node: min(free[node], max_per_node) for node in others[: len(of_ranks)]}
     _prestart(job, {**of_ranks, **more}, SPARE_KEEP_S)
