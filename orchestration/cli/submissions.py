@@ -195,7 +195,7 @@ def drain(
         from orchestration.cluster.drain import wait_until_idle
 
         with connect("auto"):
-            drained = asdict(drain_node(node, notice))
+            drained = drain_node(node, notice)
         if wait and not wait_until_idle(notice):
             log_line("a rank is still running; it ends with the node")
     else:

@@ -6,7 +6,6 @@ calls `rayception drain`: a person, a node's preStop hook, a script that polls t
 """
 
 import time
-from dataclasses import dataclass
 from typing import Any
 
 import psutil
@@ -16,20 +15,10 @@ from ray.core.generated.autoscaler_pb2 import DrainNodeReason
 
 from orchestration.errors import JobError, ServiceError
 
-HERE = "here"
 
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Drain:
-    """node: its id. end_at_ms: Unix time."""
-
-    node: str
-    address: str
-    end_at_ms: int
-
-
-def drain(node: str, notice_s: float) -> Drain:
-    """Announces to the connected cluster that a node ends in `notice_s`.
+def drain(node: str, notice_s: float) -> dict[str, Any]:
+    """Announces to the connected cluster that a node ends in `notice_s`; -> its id and address, and
+    its end as Unix time in ms.
 
     node: its address, host name, the beginning of its id, or `here`. Raises JobError unless that
     names exactly one live node; ServiceError if Ray refuses.
@@ -51,7 +40,8 @@ def drain(node: str, notice_s: float) -> Drain:
     is_accepted, reason = client.drain_node(node_id, preemption, "rayception drain", end_at_ms)
     if not is_accepted:
         raise ServiceError(f"NODE: got {node}; Ray refuses to drain it ({reason}). See its logs.")
-    return Drain(node=node_id, address=matches[0]["NodeManagerAddress"], end_at_ms=end_at_ms)
+    address = matches[0]["NodeManagerAddress"]
+    return {"node": node_id, "address": address, "end_at_ms": end_at_ms}
 
 
 def wait_until_idle(limit_s: float) -> bool:
@@ -72,7 +62,7 @@ def _has_ranks() -> bool:
 
 
 def _matches(entry: dict[str, Any], node: str) -> bool:
-    if node == HERE:
+    if node == "here":
         return bool(entry["NodeID"] == ray.get_runtime_context().get_node_id())
     return node in (entry["NodeManagerAddress"], entry["NodeManagerHostname"]) or (
         len(node) >= 6 and str(entry["NodeID"]).startswith(node)
