@@ -10,7 +10,6 @@
 | worker_imports | what such a process imports at its start |
 | drain | announcing that a node will be taken away |
 | jobs_api | the client of Ray's Jobs API |
-| working_dir | the working directory uploaded with a submission |
-| checkout | the commit and local changes of this checkout |
+| working_dir | the checkout: its commit and changes, what is uploaded of it |
 | versions | package versions that must agree across machines |
 """

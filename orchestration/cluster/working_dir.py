@@ -1,7 +1,8 @@
-"""The working directory and runtime environment of a submission.
+"""The checkout that this process runs from: its commit and local changes, and what of it is
+uploaded with a submission, in which runtime environment.
 
-The directory has the checkout's files that git does not ignore, without tests, and the resolved
-job. No secret is in it: credentials come from the cluster's own environment.
+Uploaded are its files that git does not ignore, without tests, and the resolved job. No secret is
+among them: credentials come from the cluster's own environment.
 """
 
 import contextlib
@@ -11,20 +12,59 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from orchestration.cluster.checkout import CHECKOUT_FILE, read_checkout
 from orchestration.cluster.versions import DASHBOARD_VARIABLE, VERSIONS_VARIABLE, versions
 from orchestration.errors import JobError
-from orchestration.job.cluster import Environment
+from orchestration.job.cluster import SECRET_PATTERN, Environment
 from orchestration.job.job import Job
 from orchestration.job.load import to_yaml
 from orchestration.job.rules import redact_url
 from orchestration.stack.state import ROOT
 
 JOB_FILE = "submitted-job.yaml"
+CHECKOUT_FILE = "submitted-checkout.json"  # in a submitted working directory, which has no .git
 MAX_UPLOAD_BYTES = 50 * 2**20  # the checkout has less than one MiB: more is a mistake
+MAX_DIFF_BYTES = 500_000
+GIT_LIMIT_S = 60.0
+MIN_SECRET_CHARS = 6  # a shorter value would occur in any text
+
+
+@dataclass(frozen=True, slots=True)
+class Checkout:
+    """commit: "" without git. diff: of the tracked files, against the commit."""
+
+    commit: str
+    diff: str
+
+
+def read_checkout() -> Checkout:
+    """This checkout, or the one that this working directory was submitted from."""
+    submitted = ROOT / CHECKOUT_FILE
+    if submitted.is_file():
+        return Checkout(**json.loads(submitted.read_text()))
+    commit = _git("rev-parse", "HEAD").decode().strip()
+    diff = _git("diff", "HEAD") if commit else b""
+    if len(diff) > MAX_DIFF_BYTES:
+        return Checkout(commit, f"(a diff of {len(diff)} bytes is not kept)\n")
+    text = diff.decode(errors="replace")
+    for name, value in os.environ.items():
+        if SECRET_PATTERN.search(name) and len(value) >= MIN_SECRET_CHARS:
+            text = text.replace(value, "***")
+    return Checkout(commit, text)
+
+
+def _git(*arguments: str) -> bytes:
+    """The command's output; empty if it fails."""
+    command = ["git", *arguments]
+    try:
+        return subprocess.run(
+            command, cwd=ROOT, capture_output=True, timeout=GIT_LIMIT_S, check=True
+        ).stdout
+    except (OSError, subprocess.SubprocessError):
+        return b""
 
 
 def runtime_env(environment: Environment, address: str) -> dict[str, Any]:
@@ -46,16 +86,13 @@ def stage_working_dir(jobs: Mapping[str, Job]) -> Iterator[Path]:
 
     Raises JobError outside a git checkout, and if the files are too large.
     """
-    listing = subprocess.run(
-        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"], cwd=ROOT,
-        capture_output=True, check=False,
-    )  # fmt: skip
-    if listing.returncode:
+    listing = _git("ls-files", "-z", "--cached", "--others", "--exclude-standard")
+    if not listing:
         raise JobError(
             f"{ROOT}: got no git checkout; what git does not ignore is uploaded. Clone "
             "rayception with git, and submit from there."
         )
-    names = [Path(os.fsdecode(name)) for name in listing.stdout.split(b"\0") if name]
+    names = [Path(os.fsdecode(name)) for name in listing.split(b"\0") if name]
     files = [name for name in names if (ROOT / name).is_file() and name.parts[0] != "tests"]
     sizes_bytes = [(ROOT / name).stat().st_size for name in files]
     if sum(sizes_bytes) > MAX_UPLOAD_BYTES:
@@ -71,7 +108,7 @@ def stage_working_dir(jobs: Mapping[str, Job]) -> Iterator[Path]:
         for name in files:
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(ROOT / name, folder / name)
-        (folder / CHECKOUT_FILE).write_text(read_checkout().to_json())
+        (folder / CHECKOUT_FILE).write_text(json.dumps(asdict(read_checkout())))
         for job_file, job in jobs.items():
             (folder / job_file).write_text(to_yaml(job))
         yield folder

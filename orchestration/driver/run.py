@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from datasets.errors import StoreError
 from datasets.shards.manifest import Manifest
 from datasets.storage.store import Store
-from orchestration.cluster.checkout import Checkout, read_checkout
 from orchestration.cluster.preflight import check_storage
 from orchestration.cluster.versions import DASHBOARD_VARIABLE
+from orchestration.cluster.working_dir import Checkout, read_checkout
 from orchestration.errors import JobError, ServiceError
 from orchestration.job.cluster import LOCAL
 from orchestration.job.job import Job
