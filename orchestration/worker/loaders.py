@@ -4,8 +4,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from datasets.images.augment import Augment
 from datasets.images.nvjpeg import GpuDecoder
 from datasets.loading.loader import EvalLoader, TrainLoader
@@ -38,11 +36,6 @@ def data_position(job: Job, manifest: Manifest) -> dict[str, Any]:
         "micro_batch_size": data.micro_batch_size,
         "fingerprint": manifest.fingerprint,
     }
-
-
-def build_decoder(job: Job, device: torch.device) -> GpuDecoder | None:
-    """The rank's GPU decoder, if the job has one. Raises LoaderError if it is not installed."""
-    return GpuDecoder(device) if job.data.decoder == "nvjpeg" else None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

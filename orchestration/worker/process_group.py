@@ -76,10 +76,12 @@ class _ProcessGroup(Backend):  # type: ignore[misc]
 def _choose_interface() -> None:
     """Runs in each worker, before all other code of ours. Variables that are set already stay."""
     worker_imports.wait()
-    name = find_interface(ray.util.get_node_ip_address())
-    if name is not None:
-        for variable in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
-            os.environ.setdefault(variable, name)
+    node_address = ray.util.get_node_ip_address()
+    for name, entries in psutil.net_if_addrs().items():
+        if node_address in (entry.address.partition("%")[0] for entry in entries):
+            os.environ.setdefault("GLOO_SOCKET_IFNAME", name)
+            os.environ.setdefault("NCCL_SOCKET_IFNAME", name)
+            return
 
 
 def _init_group(
@@ -134,11 +136,3 @@ def rank_device() -> Any:
     from ray.train.torch import get_device
 
     return get_device()
-
-
-def find_interface(address: str) -> str | None:
-    """The network interface with this IPv4 or IPv6 address, if there is one."""
-    for name, entries in psutil.net_if_addrs().items():
-        if address in (entry.address.partition("%")[0] for entry in entries):
-            return str(name)
-    return None

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
 
 from datasets.loading.batch import DAMAGE_KINDS
 from datasets.loading.loader import TrainLoader
@@ -105,9 +104,7 @@ class StepMetrics:
         num_steps = len(self._results)
         self._trained_steps += num_steps
         self.trained_s += elapsed_s
-        sums = self._pack(command, elapsed_s)
-        dist.all_reduce(sums)
-        totals = _unpack(sums, num_steps)
+        totals = self._all_reduce(command, elapsed_s)
         step_s, most = totals.elapsed_s / num_steps, self._job.tracking.log_every_steps
         self._steps_per_sync = max(1, min(most, int(SYNC_EVERY_S / step_s)))
         self._log_damages()
@@ -121,8 +118,7 @@ class StepMetrics:
         self.resume_clock()
         return {"train/loss": totals.losses[-1], **rates}, totals.command
 
-    def _pack(self, command: Command, elapsed_s: float) -> Tensor:
-        """float32 (steps + kinds + 5 + ranks,): its sum over ranks is what `_unpack` reads."""
+    def _all_reduce(self, command: Command, elapsed_s: float) -> _Totals:
         losses = torch.stack([result.loss for result in self._results]).float()  # (steps,)
         world_size = dist.get_world_size()
         wait_s = self._loader.wait_s - self._start_wait_s
@@ -130,13 +126,19 @@ class StepMetrics:
         all_reduce_s = sum(result.all_reduce_s() for result in self._results)
         busy_s = [0.0] * world_size  # each rank fills its own place
         busy_s[dist.get_rank()] = wait_s + compute_s
-        values = [
-            *(float(self._loader.damages.counts[kind]) for kind in DAMAGE_KINDS),
-            float(command),
-            *(time_s / world_size for time_s in (elapsed_s, wait_s, compute_s, all_reduce_s)),
-            *busy_s,
+        parts = [
+            [float(self._loader.damages.counts[kind]) for kind in DAMAGE_KINDS],
+            [float(command)],
+            busy_s,
+            [time_s / world_size for time_s in (elapsed_s, wait_s, compute_s, all_reduce_s)],
         ]
-        return torch.cat([losses, torch.tensor(values, device=losses.device)])
+        values = torch.tensor([value for part in parts for value in part], device=losses.device)
+        sums = torch.cat([losses, values])  # float32 (steps + kinds + 1 + ranks + 4,)
+        dist.all_reduce(sums)
+        by_part = torch.split(sums.cpu(), [len(losses), *(len(part) for part in parts)])
+        by_step, damaged, commands, by_rank, means_s = (part.tolist() for part in by_part)
+        by_kind = dict(zip(DAMAGE_KINDS, damaged, strict=True))
+        return _Totals(by_step, by_kind, Command(round(commands[0])), by_rank, *means_s)
 
     def _log_damages(self) -> None:
         """This rank's first damaged samples, each once."""
@@ -196,14 +198,6 @@ class StepMetrics:
                     "train/epoch": self._plan.epoch_at(step),
                 },
             )
-
-
-def _unpack(sums: Tensor, num_steps: int) -> _Totals:
-    sizes = [num_steps, len(DAMAGE_KINDS), 1, 4, dist.get_world_size()]
-    parts = torch.split(sums.cpu(), sizes)
-    losses, damaged, command, means_s, busy_s = (part.tolist() for part in parts)
-    by_kind = dict(zip(DAMAGE_KINDS, damaged, strict=True))
-    return _Totals(losses, by_kind, Command(round(command[0])), busy_s, *means_s)
 
 
 def _slowest_rank(busy_s: list[float], elapsed_s: float) -> dict[str, float]:

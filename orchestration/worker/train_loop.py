@@ -19,6 +19,7 @@ import ray.train
 import torch
 import torch.distributed as dist
 
+from datasets.images.nvjpeg import GpuDecoder
 from datasets.loading.batch import MicroBatch
 from datasets.loading.loader import TrainLoader
 from datasets.shards.manifest import load_manifest
@@ -33,7 +34,7 @@ from orchestration.run.progress import Progress
 from orchestration.tracking.outbox import Outbox
 from orchestration.worker.checkpoint_writer import CheckpointWriter
 from orchestration.worker.final_network import write_network
-from orchestration.worker.loaders import Loaders, build_cache, build_decoder, data_position
+from orchestration.worker.loaders import Loaders, build_cache, data_position
 from orchestration.worker.not_finite import MAX_SKIPPED, record_samples, recorded_steps
 from orchestration.worker.process_group import rank_device
 from orchestration.worker.progress_actor import Command
@@ -69,7 +70,7 @@ class TrainLoop:
             store=self.store,
             rank=self.rank,
             world_size=self.world_size,
-            decoder=build_decoder(job, self.device),
+            decoder=GpuDecoder(self.device) if job.data.decoder == "nvjpeg" else None,
         )
         self.state = TrainState(
             job,
