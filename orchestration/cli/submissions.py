@@ -233,7 +233,6 @@ def _print_submitted(
 def _follow(client: "JobsClient", submission: str) -> None:
     """Shows a submission's log to its end. Raises an error with its exit code if it fails."""
     show_log(console, submission, client.follow(submission))
-    client.check_success(submission)
 
 
 def _jobs_client(address: str | None) -> "JobsClient":

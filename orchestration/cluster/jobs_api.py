@@ -124,15 +124,6 @@ class JobsClient:
             return json.loads("\n".join(lines[start:]))
         raise _error_class(state)(lines[-1] if lines else f"{submission}: {state.status}")
 
-    def check_success(self, submission: str) -> None:
-        """Raises an error with the exit code of a submission that did not succeed."""
-        state = self.find(submission)
-        if state.status != "SUCCEEDED":
-            raise _error_class(state)(
-                f"{submission}: got {state.status}; the last lines of its log give the reason "
-                f"(`rayception logs {submission}`). Correct that, and submit it again."
-            )
-
     def find(self, submission: str) -> Submission:
         """Raises JobError if the cluster has no such submission."""
         for entry in self._list():
@@ -200,18 +191,23 @@ class JobsClient:
             return response
 
     def follow(self, submission: str) -> Iterator[str]:
-        """The driver's lines until it ends."""
+        """The driver's lines until it ends. Raises an error with its exit code if it failed."""
         shown = 0
         while True:
             # Read before the log, so that the log of an ended driver is complete.
-            has_ended = self.find(submission).has_ended
+            state = self.find(submission)
             text = self.logs(submission)
-            end = len(text) if has_ended else text.rfind("\n") + 1
+            end = len(text) if state.has_ended else text.rfind("\n") + 1
             yield from text[shown:end].splitlines()
             shown = max(shown, end)
-            if has_ended:
-                return
+            if state.has_ended:
+                break
             time.sleep(POLL_S)
+        if state.status != "SUCCEEDED":
+            raise _error_class(state)(
+                f"{submission}: got {state.status}; the last lines of its log give the reason "
+                f"(`rayception logs {submission}`). Correct that, and submit it again."
+            )
 
     def stop(self, submission: str) -> Submission:
         """Interrupts the driver and waits up to two minutes for its end."""
