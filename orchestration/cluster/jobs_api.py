@@ -118,7 +118,7 @@ class JobsClient:
                 f"cluster.address: got {self.address}, no answer to `{arguments[0]}` within "
                 f"{limit_s:.0f} s ({state.message}). See its head's load and logs."
             )
-        lines = [line for line in self.logs(submission).splitlines() if line.strip()]
+        lines = [line for line in self._read_log(submission).splitlines() if line.strip()]
         if state.status == "SUCCEEDED":
             start = max(i for i, line in enumerate(lines) if line in ("{", "["))
             return json.loads("\n".join(lines[start:]))
@@ -158,6 +158,9 @@ class JobsClient:
     def logs(self, submission: str) -> str:
         """What the driver has printed so far."""
         self.find(submission)
+        return self._read_log(submission)
+
+    def _read_log(self, submission: str) -> str:
         with self._as_service_errors():
             return str(self._client.get_job_logs(submission))
 
@@ -196,7 +199,7 @@ class JobsClient:
         while True:
             # Read before the log, so that the log of an ended driver is complete.
             state = self.find(submission)
-            text = self.logs(submission)
+            text = self._read_log(submission)
             end = len(text) if state.has_ended else text.rfind("\n") + 1
             yield from text[shown:end].splitlines()
             shown = max(shown, end)
