@@ -2,7 +2,7 @@
 checkpoints and stops.
 
 An actor, because `ray.train.report` is a barrier that Ray's controller serves once per poll. Rank 0
-does not wait for it: it reads the reply to one report, a command, when it sends the next.
+does not wait for it: the reply to a report, a command, is read at the first sync that it precedes.
 """
 
 import time
@@ -19,7 +19,7 @@ MAX_SAMPLES = 10_000
 
 
 class Command(IntEnum):
-    """What the ranks do after their next sync."""
+    """What the ranks do after their next sync; the highest of several."""
 
     CONTINUE = 0
     CHECKPOINT = 1

@@ -108,7 +108,7 @@ class TrainLoop:
                 lambda values: actor.add_system_metrics.remote(node, values)
             )
         self.last_metrics: dict[str, float] = {}  # of the last sync
-        self.reply: Any = None  # to rank 0's last report: a command, once it is there
+        self.replies: list[Any] = []  # to rank 0's reports, each a command, that are not read yet
 
     def train(self) -> None:
         """Trains to the last step of the plan, or until the driver stops the ranks."""
@@ -172,15 +172,18 @@ class TrainLoop:
                 return
 
     def _sync_metrics(self, step_metrics: StepMetrics) -> Command:
-        """All ranks take part; -> the same command on all. It is the reply to rank 0's last report,
-        if that is there already."""
+        """All ranks take part; -> the same command on all, the strongest of the replies to rank 0's
+        reports that have arrived. Every reply is read once: none is lost, however late."""
         command = Command.CONTINUE
-        if self.reply is not None and ray.wait([self.reply], timeout=0)[0]:
+        if self.replies:
+            count = len(self.replies)
+            ready, self.replies = ray.wait(self.replies, num_returns=count, timeout=0)
             with contextlib.suppress(ray.exceptions.RayError):  # the driver is shutting down
-                command = ray.get(self.reply)
+                command = max(ray.get(ready), default=command)
         self.last_metrics, command = step_metrics.sync(self.state.step, command)
         if self.rank == 0:
-            self.reply = self.config.progress_actor.report.remote(self._progress(step_metrics))
+            progress = self._progress(step_metrics)
+            self.replies.append(self.config.progress_actor.report.remote(progress))
         return command
 
     def _skipped_steps(self) -> frozenset[int]:
