@@ -74,10 +74,6 @@ class ProgressActor:
             return Command.CHECKPOINT
         return Command.CONTINUE
 
-    def set_progress(self, progress: Progress) -> None:
-        """Stores progress without a command in return."""
-        self._progress = progress
-
     def read(self) -> Progress | None:
         return self._progress
 

@@ -165,8 +165,7 @@ class TrainLoop:
             if is_checkpoint or command is not Command.CONTINUE:
                 self._checkpoint(step_metrics.images_per_second)
                 if self.rank == 0 and self.last_metrics and state.step in plan.epoch_ends:
-                    progress = self._progress(step_metrics, is_evaluated=True)
-                    self.config.progress_actor.set_progress.remote(progress)
+                    self._report(step_metrics, is_evaluated=True)
                 step_metrics.resume_clock()
             if command is Command.STOP:
                 return
@@ -182,8 +181,7 @@ class TrainLoop:
                 command = max(ray.get(ready), default=command)
         self.last_metrics, command = step_metrics.sync(self.state.step, command)
         if self.rank == 0:
-            progress = self._progress(step_metrics)
-            self.replies.append(self.config.progress_actor.report.remote(progress))
+            self._report(step_metrics)
         return command
 
     def _skipped_steps(self) -> frozenset[int]:
@@ -193,11 +191,12 @@ class TrainLoop:
         dist.broadcast_object_list(steps, src=0)
         return frozenset(steps[0])
 
-    def _progress(self, step_metrics: StepMetrics, *, is_evaluated: bool = False) -> Progress:
+    def _report(self, step_metrics: StepMetrics, *, is_evaluated: bool = False) -> None:
+        """Sends the driver this attempt's progress, from rank 0."""
         metrics, step, plan = self.last_metrics, self.state.step, self.plan
         images_left = (plan.total_steps - step) * plan.global_batch_size
         writer = self.checkpoint_writer
-        return Progress(
+        progress = Progress(
             step=step,
             total_steps=plan.total_steps,
             epoch=plan.epoch_at(step),
@@ -213,6 +212,7 @@ class TrainLoop:
             is_evaluated=is_evaluated,
             checkpoint_s=writer.last_write_s if writer is not None else 0.0,
         )
+        self.replies.append(self.config.progress_actor.report.remote(progress))
 
     def _checkpoint(self, images_per_second: float) -> None:
         """Averages statistics, evaluates at an epoch's end, and starts to write.

@@ -2,16 +2,21 @@
 
 import itertools
 import time
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import ray.exceptions
 
+from orchestration.job.load import load_job
+from orchestration.job.plan import make_plan
 from orchestration.worker import train_loop
 from orchestration.worker.progress_actor import Command, ProgressActor
 from orchestration.worker.train_loop import TrainLoop
 
+ROOT = Path(__file__).resolve().parents[4]
+PLAN = make_plan(load_job(ROOT / "jobs" / "quickstart.yaml"), train_samples=1437, val_samples=360)
 SYNCS = 12
 
 
@@ -52,11 +57,15 @@ def commands_of_syncs(
     monkeypatch.setattr(train_loop, "ray", stub)
     loop = TrainLoop.__new__(TrainLoop)
     vars(loop).update(
-        rank=0, replies=[], state=SimpleNamespace(step=1),
-        config=SimpleNamespace(progress_actor=late),
-        _progress=lambda step_metrics: {"checkpoint_s": 0.0},
+        rank=0, world_size=1, start_step=0, plan=PLAN, replies=[], checkpoint_writer=None,
+        state=SimpleNamespace(step=1, metrics={}),
+        config=SimpleNamespace(progress_actor=late, attempt=1),
     )  # fmt: skip
-    metrics: Any = SimpleNamespace(sync=lambda step, command: ({}, command))
+    names = ("train/loss", "train/images_per_second", "train/data_wait_fraction")
+    synced = dict.fromkeys(names, 1.0)
+    metrics: Any = SimpleNamespace(
+        sync=lambda step, command: (synced, command), images_per_second=1.0, trained_s=1.0
+    )
     commands = []
     for sync in range(SYNCS):
         late.sync = sync
