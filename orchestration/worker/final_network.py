@@ -25,8 +25,12 @@ def network_url(run_url: str, step: int) -> str:
 
 
 def write_network(job: Job, store: Store, run_url: str, state: Checkpoint) -> None:
-    """Raises StoreError."""
-    store.write(network_url(run_url, state.step), encode_network(job, state))
+    """Only logs an error. The last checkpoint is written, so there is no reason to train again: the
+    driver makes the file from that checkpoint, and reports an error that persists."""
+    try:
+        store.write(network_url(run_url, state.step), encode_network(job, state))
+    except Exception as error:
+        logger.warning("the final network is left to the driver: %s", error)
 
 
 def read_network(job: Job, store: Store, run_url: str, last: CheckpointSummary) -> bytes:

@@ -11,7 +11,6 @@ at every start.
 
 import contextlib
 import os
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from datetime import timedelta
 from typing import Any
@@ -41,10 +40,6 @@ class GroupConfig(BackendConfig):  # type: ignore[misc]
         return _ProcessGroup
 
     @property
-    def train_func_context(self) -> Any:
-        return _on_rank_device
-
-    @property
     def framework(self) -> TrainingFramework:
         return TrainingFramework.TORCH
 
@@ -59,14 +54,7 @@ class _ProcessGroup(Backend):  # type: ignore[misc]
     def on_start(self, worker_group: Any, backend_config: GroupConfig) -> None:
         worker_group.execute(_choose_interface)
         address, port = worker_group.execute_single(0, get_address_and_port)
-        pending = [
-            worker_group.execute_single_async(
-                rank, _init_group, backend_config.backend, rank, len(worker_group), address, port,
-                backend_config.timeout_s,
-            )
-            for rank in range(len(worker_group))
-        ]  # fmt: skip
-        ray.get(pending)
+        worker_group.execute(_init_group, backend_config, address, port)
 
     def on_shutdown(self, worker_group: Any, backend_config: GroupConfig) -> None:
         with contextlib.suppress(GetTimeoutError):
@@ -84,28 +72,23 @@ def _choose_interface() -> None:
             return
 
 
-def _init_group(
-    backend: str, rank: int, world_size: int, address: str, port: int, timeout_s: int
-) -> None:
+def _init_group(config: GroupConfig, address: str, port: int) -> None:
     """Runs in all workers at once. Sets the variables of torchrun, which other libraries read."""
     import torch.distributed as dist
 
     context = ray.train.get_context()
-    if backend == "nccl":  # a collective that times out ends the rank
+    if config.backend == "nccl":  # a collective that times out ends the rank
         os.environ.setdefault("TORCH_NCCL_ASYNC_ERROR_HANDLING", "1")
     os.environ |= {
         "MASTER_ADDR": address,
         "MASTER_PORT": str(port),
-        "RANK": str(rank),
-        "WORLD_SIZE": str(world_size),
+        "RANK": str(context.get_world_rank()),
+        "WORLD_SIZE": str(context.get_world_size()),
         "LOCAL_RANK": str(context.get_local_rank()),
         "LOCAL_WORLD_SIZE": str(context.get_local_world_size()),
         "NODE_RANK": str(context.get_node_rank()),
     }
-    dist.init_process_group(
-        backend, init_method="env://", rank=rank, world_size=world_size,
-        timeout=timedelta(seconds=timeout_s),
-    )  # fmt: skip
+    dist.init_process_group(config.backend, timeout=timedelta(seconds=config.timeout_s))
 
 
 def _destroy_group() -> None:
@@ -116,18 +99,8 @@ def _destroy_group() -> None:
         dist.destroy_process_group()
 
 
-@contextlib.contextmanager
-def _on_rank_device() -> Iterator[None]:
-    """Makes the rank's GPU torch's current device for the block."""
-    import torch
-
-    if torch.cuda.is_available():
-        torch.cuda.set_device(rank_device())
-    yield
-
-
-def rank_device() -> Any:
-    """The rank's torch.device: its GPU, else the CPU."""
+def use_rank_device() -> Any:
+    """The rank's torch.device: its GPU, now torch's current one in this thread, else the CPU."""
     import torch
 
     # Ray's get_device() returns cuda:0 if the node declares a GPU, so torch is asked first.
@@ -135,4 +108,6 @@ def rank_device() -> Any:
         return torch.device("cpu")
     from ray.train.torch import get_device
 
-    return get_device()
+    device = get_device()
+    torch.cuda.set_device(device)
+    return device

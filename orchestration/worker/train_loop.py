@@ -36,7 +36,7 @@ from orchestration.worker.checkpoint_writer import CheckpointWriter
 from orchestration.worker.final_network import write_network
 from orchestration.worker.loaders import Loaders, build_cache, data_position
 from orchestration.worker.not_finite import MAX_SKIPPED, record_samples, recorded_steps
-from orchestration.worker.process_group import rank_device
+from orchestration.worker.process_group import use_rank_device
 from orchestration.worker.progress_actor import Command
 from orchestration.worker.step_metrics import StepMetrics
 from orchestration.worker.system_metrics import start_sampling
@@ -63,7 +63,7 @@ class TrainLoop:
         self.store = Store(config.store, build_cache(job))
         self.train_manifest = load_manifest(self.store, job.data.train)
         self.val_manifest = load_manifest(self.store, job.data.val)
-        self.device = rank_device()
+        self.device = use_rank_device()
         self.loaders = Loaders(
             job=job,
             plan=self.plan,
@@ -118,7 +118,8 @@ class TrainLoop:
             if self.checkpoint_writer is not None:
                 self.checkpoint_writer.wait()
                 if self.state.step == self.plan.total_steps:
-                    self._write_network()
+                    state = self.state.checkpoint({})
+                    write_network(self.job, self.store, self.config.run_url, state)
         finally:
             if self.sampling is not None:
                 self.sampling.set()
@@ -128,14 +129,6 @@ class TrainLoop:
                 logger.warning(
                     "MLflow is unreachable; %d metric points wait in the run's outbox", unsent
                 )
-
-    def _write_network(self) -> None:
-        """The last checkpoint is written, so an error here is no reason to train again: the driver
-        makes the file from that checkpoint, and reports an error that persists."""
-        try:
-            write_network(self.job, self.store, self.config.run_url, self.state.checkpoint({}))
-        except Exception as error:
-            logger.warning("the final network is left to the driver: %s", error)
 
     def _train_steps(self, loader: TrainLoader) -> None:
         """All ranks take part in the same steps."""
