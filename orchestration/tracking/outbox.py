@@ -30,21 +30,13 @@ class Outbox:
         self.store.write(url, json.dumps(points).encode())
         return url
 
-    def points(self, writer: str) -> dict[str, list[Point]]:
-        """A writer's points by the URL of their object, oldest first."""
-        points: dict[str, list[Point]] = {}
-        for url, content in self._read_all(f"points/{writer}/"):
-            rows: list[list[object]] = json.loads(content)
-            points[url] = [
-                (str(key), float(str(value)), int(str(at)), int(str(step)))
-                for key, value, at, step in rows
-            ]
-        return points
-
-    def writers(self) -> list[str]:
-        """The writers that have points here."""
-        prefix = f"{self.run_url}/outbox/points/"
-        return sorted({url.removeprefix(prefix).split("/")[0] for url in self._urls("points/")})
+    def points(self, writer: str | None = None) -> dict[str, list[Point]]:
+        """A writer's points by the URL of their object, oldest first; None: every writer's, one
+        after another."""
+        return {
+            url: [(key, value, at, step) for key, value, at, step in json.loads(content)]
+            for url, content in self._read_all(f"points/{writer}/" if writer else "points/")
+        }
 
     def add_file(self, path: str, content: bytes) -> None:
         self.store.write(f"{self.run_url}/outbox/files/{path}", content)

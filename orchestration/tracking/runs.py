@@ -26,7 +26,6 @@ from orchestration.tracking.run_ref import RunRef
 from orchestration.tracking.table_view import VIEW_TAG, saved_view
 
 FINISHED = "FINISHED"
-MAX_BATCH_PARAMS = 100  # the server's limit for one log_batch
 PAGE = 1000  # runs or experiments of one request
 SWEEP_TAG = "rayception.sweep"
 TRIAL_TAG = "rayception.trial"
@@ -39,8 +38,6 @@ EXPERIMENT_TAGS = {KIND_TAG: "custom_model_development", VIEW_TAG: saved_view()}
 # (MLflow's source type, its field for the URL), by the URL's scheme.
 SOURCES = {"s3": ("s3", "uri"), "file": ("local", "uri")}
 HTTP_SOURCE = ("http", "url")
-# HTTP status by MLflow's error code.
-DENIED = {"UNAUTHENTICATED": 401, "CUSTOMER_UNAUTHORIZED": 401, "PERMISSION_DENIED": 403}
 
 
 @contextlib.contextmanager
@@ -60,9 +57,7 @@ def open_run(
     with connect(uri) as client:
         experiment_id = _experiment_id(client, experiment)
         run_id = client.create_run(experiment_id, run_name=name, tags=dict(tags)).info.run_id
-        entries = [Param(key, str(value)) for key, value in params.items()]
-        for i in range(0, len(entries), MAX_BATCH_PARAMS):
-            client.log_batch(run_id, params=entries[i : i + MAX_BATCH_PARAMS])
+        client.log_batch(run_id, params=[Param(key, str(value)) for key, value in params.items()])
     return RunRef(uri=uri, experiment_id=experiment_id, run_id=run_id)
 
 
@@ -127,8 +122,7 @@ def reopen_run(run: RunRef, tags: Mapping[str, str]) -> None:
     """Sets the status RUNNING, and the tags. Raises ServiceError, also if there is no such run."""
     with connect(run.uri) as client:
         client.update_run(run.run_id, status="RUNNING")
-    if tags:
-        set_tags(run, tags)
+    set_tags(run, tags)
 
 
 def run_status(run: RunRef) -> str:
@@ -139,8 +133,7 @@ def run_status(run: RunRef) -> str:
 
 def close_run(run: RunRef, status: str, tags: Mapping[str, str] | None = None) -> None:
     """Sets the final status: FINISHED, FAILED or KILLED. Raises ServiceError."""
-    if tags:
-        set_tags(run, tags)
+    set_tags(run, tags or {})
     with connect(run.uri) as client:
         client.set_terminated(run.run_id, status=status)
 
@@ -269,8 +262,8 @@ def describe_error(uri: str, error: Exception) -> str:
 
 def denied_status(error: Exception) -> int | None:
     """401 or 403 if the server denied access; a denied artifact raises an HTTP error instead."""
-    code = getattr(error, "error_code", None)
-    if code in DENIED:
-        return DENIED[code]
-    status = getattr(getattr(error, "response", None), "status_code", None)
-    return status if status in DENIED.values() else None
+    if isinstance(error, MlflowException):
+        status = error.get_http_status_code()
+    else:
+        status = getattr(getattr(error, "response", None), "status_code", None)
+    return status if status in (401, 403) else None

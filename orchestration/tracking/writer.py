@@ -129,7 +129,7 @@ class MetricWriter:
     def _send(self) -> None:
         """Sends the queue in batches, each of which leaves the queue once it was sent."""
         while batch := self.unsent()[:MAX_BATCH_METRICS]:
-            _send_batch(self._client, self._run, batch, self._logged)
+            _send_points(self._client, self._run, batch, self._logged)
             with self._lock:
                 del self._points[: len(batch)]
                 self._num_stored = max(0, self._num_stored - len(batch))
@@ -155,14 +155,12 @@ def send_outbox_points(run: RunRef, outbox: Outbox) -> int:
     Raises ServiceError, StoreError.
     """
     count = 0
+    logged: dict[str, int] = {}
     with connect(run.uri) as client:
-        for writer in outbox.writers():
-            logged: dict[str, int] = {}
-            for url, points in outbox.points(writer).items():
-                for i in range(0, len(points), MAX_BATCH_METRICS):
-                    _send_batch(client, run, points[i : i + MAX_BATCH_METRICS], logged)
-                outbox.delete([url])
-                count += len(points)
+        for url, points in outbox.points().items():
+            _send_points(client, run, points, logged)
+            outbox.delete([url])
+            count += len(points)
     return count
 
 
@@ -174,22 +172,21 @@ def _newest_steps(points: Sequence[Point]) -> dict[str, int]:
     return newest
 
 
-def _send_batch(
-    client: MlflowClient, run: RunRef, batch: Sequence[Point], logged: dict[str, int]
+def _send_points(
+    client: MlflowClient, run: RunRef, points: Sequence[Point], logged: dict[str, int]
 ) -> None:
-    """Sends at most 1,000 points, without those of steps that the server has. logged: the last step
-    of each key on the server, read if missing and updated. Raises MlflowException, OSError."""
-    newest = _newest_steps(batch)
+    """Sends points, without those of steps that the server has. logged: the last step of each key
+    on the server, read if missing and updated. Raises MlflowException, OSError."""
+    newest = _newest_steps(points)
     for key in newest.keys() - logged.keys():
         history = client.get_metric_history(run.run_id, key)
         logged[key] = max((point.step for point in history), default=-1)
     # MLflow marks NaN as such, but stores infinity as 1.8e308.
     metrics = [
         Metric(key, math.nan if math.isinf(value) else value, at, step)
-        for key, value, at, step in batch
+        for key, value, at, step in points
         if step > logged[key]
     ]
-    if metrics:
-        client.log_batch(run.run_id, metrics=metrics)
+    client.log_batch(run.run_id, metrics=metrics)
     for key, step in newest.items():
         logged[key] = max(step, logged[key])
