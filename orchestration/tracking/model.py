@@ -47,11 +47,24 @@ def log_classifier(
     step. More than six parameters: each is stored with the model. Nothing is pickled; loading needs
     only what the model's requirements.txt names. Raises ServiceError.
     """
+    import pandas as pd
+
     mlflow.set_tracking_uri(run.uri)
+    settings = {
+        "classes": list(classes),
+        "input_size": input_size,
+        "crop": crop,
+        "step": step,
+        "preprocessing": (
+            f"EXIF orientation applied; RGB; central square of {crop:g} of the shorter side; "
+            f"resized to {input_size} x {input_size}, bilinear and antialiased; scaled from "
+            "0..255 to -1..1"
+        ),
+    }
     with tempfile.TemporaryDirectory() as temporary:
-        files = _write_artifacts(
-            Path(temporary), network, classes=classes, input_size=input_size, crop=crop, step=step
-        )
+        network_file, settings_file = Path(temporary, "network.pt2"), Path(temporary, "model.json")
+        network_file.write_bytes(network)
+        settings_file.write_text(json.dumps(settings, ensure_ascii=False, indent=1))
         with connect(run.uri) as client:
             # Created here because log() would do so only in a run that it starts and ends itself.
             model = client.create_logged_model(
@@ -70,9 +83,9 @@ def log_classifier(
                 step=step,
                 # A copy, because MLmodel records the whole path; loading uses only the file name.
                 python_model=shutil.copy(SERVED, temporary),
-                artifacts=files,
+                artifacts={"network": str(network_file), "model": str(settings_file)},
                 signature=_signature(),
-                input_example=_example(example),
+                input_example=pd.DataFrame({"image": [example]}),
                 pip_requirements=_requirements(),
                 validate_serving_input=False,
             )
@@ -102,32 +115,6 @@ def _note(classes: Sequence[str], input_size: int, step: int) -> str:
     )
 
 
-def _write_artifacts(
-    folder: Path,
-    network: bytes,
-    *,
-    classes: Sequence[str],
-    input_size: int,
-    crop: float,
-    step: int,
-) -> dict[str, str]:
-    """Writes the files that served.py reads; -> their paths by the names that it uses."""
-    (folder / "network.pt2").write_bytes(network)
-    settings = {
-        "classes": list(classes),
-        "input_size": input_size,
-        "crop": crop,
-        "step": step,
-        "preprocessing": (
-            f"EXIF orientation applied; RGB; central square of {crop:g} of the shorter side; "
-            f"resized to {input_size} x {input_size}, bilinear and antialiased; scaled from "
-            "0..255 to -1..1"
-        ),
-    }
-    (folder / "model.json").write_text(json.dumps(settings, ensure_ascii=False, indent=1))
-    return {"network": str(folder / "network.pt2"), "model": str(folder / "model.json")}
-
-
 def _signature() -> Any:
     from mlflow.models import ModelSignature
     from mlflow.types import ColSpec, Schema
@@ -144,12 +131,6 @@ def _signature() -> Any:
             ]
         ),
     )
-
-
-def _example(image: bytes) -> Any:
-    import pandas as pd
-
-    return pd.DataFrame({"image": [image]})
 
 
 def _requirements() -> list[str]:
