@@ -75,7 +75,7 @@ def checkpoint_name(step: int) -> str:
 def save_checkpoint(store: Store, run_url: str, state: Checkpoint) -> str:
     """Writes the checkpoint below `run_url`, its index last; -> its URL. Raises StoreError."""
     url = f"{run_url}/{checkpoint_name(state.step)}"
-    content = _encode(state)
+    content = encode_tensors(state)
     store.write(f"{url}/{STATE_FILE}", content)
     sha256 = hashlib.sha256(content).hexdigest()
     index = {
@@ -210,11 +210,12 @@ def _read_whole(store: Store, url: str) -> tuple[dict[str, Any], bytes]:
     return index, content
 
 
-def _encode(state: Checkpoint) -> bytes:
+def encode_tensors(values: Any) -> bytes:
+    """torch.save of a dataclass's fields, by name."""
     import torch
 
     buffer = io.BytesIO()
-    torch.save({f.name: getattr(state, f.name) for f in fields(state)}, buffer)
+    torch.save({f.name: getattr(values, f.name) for f in fields(values)}, buffer)
     return buffer.getvalue()
 
 

@@ -20,17 +20,12 @@ from orchestration.errors import LeaseLost
 LEASE_FILE = "driver.json"
 
 
-def _utc_now() -> str:
-    return f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d %H:%M:%S} UTC"
-
-
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Lease:
     """This process's lease on the run in `run_url`; `mark` distinguishes it from every other."""
 
     store: Store
     run_url: str
-    since: str = field(default_factory=_utc_now)
     mark: str = field(default_factory=lambda: secrets.token_hex(8))
 
     def acquire(self) -> None:
@@ -38,7 +33,7 @@ class Lease:
         values = {
             "host": socket.gethostname(),
             "pid": os.getpid(),
-            "since": self.since,
+            "since": f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d %H:%M:%S} UTC",
             "mark": self.mark,
         }
         self.store.write(f"{self.run_url}/{LEASE_FILE}", json.dumps(values).encode())

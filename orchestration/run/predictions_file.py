@@ -9,17 +9,14 @@ from datasets.errors import DataError
 from datasets.storage.store import Store
 from inception.predictions import Predictions
 from orchestration.errors import TrainingError
+from orchestration.run.checkpoint import encode_tensors
 
 PREDICTIONS_FILE = "predictions.pt"
-FIELDS = ("samples", "keys", "targets", "best", "best_p", "target_p")
 
 
 def save_predictions(store: Store, run_url: str, predictions: Predictions) -> None:
     """Raises StoreError."""
-    values = {name: getattr(predictions, name) for name in FIELDS}
-    buffer = io.BytesIO()
-    torch.save(values, buffer)
-    store.write(f"{run_url}/{PREDICTIONS_FILE}", buffer.getvalue())
+    store.write(f"{run_url}/{PREDICTIONS_FILE}", encode_tensors(predictions))
 
 
 def load_predictions(store: Store, run_url: str) -> Predictions | None:

@@ -48,14 +48,13 @@ def read_split_sizes(job: Job) -> tuple[int, int, ShardShape]:
     """
     data = job.data
     stack = load_stack(stack_folder())
-    needs_stack = job.storage.endpoint_url == LOCAL and data.train.startswith("s3://")
-    if needs_stack and (stack is None or not stack.is_up("s3")):
-        raise JobError(
-            "data.train_samples: got nothing, and the embedded store that holds the manifest is "
-            "down; planning needs both splits' sizes. State data.train_samples and "
-            "data.val_samples, or run `rayception stack up` first."
-        )
-    if needs_stack and stack is not None:
+    if job.storage.endpoint_url == LOCAL and data.train.startswith("s3://"):
+        if stack is None or not stack.is_up("s3"):
+            raise JobError(
+                "data.train_samples: got nothing, and the embedded store that holds the manifest "
+                "is down; planning needs both splits' sizes. State data.train_samples and "
+                "data.val_samples, or run `rayception stack up` first."
+            )
         os.environ.update(s3_environment(stack.secrets))
     store = Store(build_store_config(job, stack))
     train, val = load_manifest(store, data.train), load_manifest(store, data.val)
