@@ -133,7 +133,7 @@ def open_store(endpoint_url: str | None) -> "Store":
             "Run `rayception stack up` first."
         )
     os.environ.update(s3_environment(stack.secrets))
-    return Store(StoreConfig(endpoint_url=stack.s3_url, region=REGION, addressing="path"))
+    return Store(StoreConfig(endpoint_url=stack.url("s3"), region=REGION, addressing="path"))
 
 
 @contextlib.contextmanager

@@ -161,7 +161,7 @@ def _tracking_server(uri: str | None, log: "Log") -> Iterator[tuple[str, "Stack 
         return
     with embedded(frozenset({"s3", "mlflow"}), log) as stack:
         assert stack is not None
-        yield stack.mlflow_url, stack
+        yield stack.url("mlflow"), stack
 
 
 def runs_table(rows: "Sequence[RunRow]", *, width: int) -> Table:

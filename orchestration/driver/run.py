@@ -83,7 +83,7 @@ class PlannedData:
 
 def tracking_uri(job: Job, stack: Stack | None) -> str:
     """The URI of the job's MLflow server."""
-    return stack.mlflow_url if job.tracking.uri == LOCAL and stack else job.tracking.uri
+    return stack.url("mlflow") if job.tracking.uri == LOCAL and stack else job.tracking.uri
 
 
 def run_ref_of(record: RunRecord, job: Job, stack: Stack | None) -> RunRef:

@@ -18,7 +18,7 @@ def build_store_config(job: Job, stack: Stack | None) -> StoreConfig:
     storage = job.storage
     if storage.endpoint_url == LOCAL:
         assert stack is not None, "a job with a local store has a stack"
-        return StoreConfig(endpoint_url=stack.s3_url, region=REGION, addressing="path")
+        return StoreConfig(endpoint_url=stack.url("s3"), region=REGION, addressing="path")
     return StoreConfig(
         endpoint_url=storage.endpoint_url,
         region=storage.region,

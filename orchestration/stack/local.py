@@ -22,7 +22,7 @@ from typing import IO
 
 from orchestration.errors import ServiceError
 from orchestration.stack import services
-from orchestration.stack.processes import MARKER, ProcessId, end_processes, find_process, identify
+from orchestration.stack.processes import MARKER, end_processes, find_process, identify
 from orchestration.stack.services import Command, free_ports, is_port_free
 from orchestration.stack.state import ROOT, SERVICES, Stack, load_stack, new_stack, save_stack
 
@@ -78,12 +78,16 @@ def up(
         started: dict[str, subprocess.Popen[bytes]] = {}
         try:
             for part in missing:
-                started[part] = _spawn(stack, part, _command(stack, part, parts, num_cpus))
+                command = _command(stack, part, parts, num_cpus)
+                marked = {**command.environment, MARKER: f"{stack.id}:{part}"}
+                started[part] = _spawn(command.arguments, marked, folder, _log_path(folder, part))
                 process_id = identify(started[part].pid)
                 stack = replace(stack, processes={**stack.processes, part: process_id})
                 save_stack(stack)
             if not stack.kept and not find_process(stack.reaper):
-                stack = replace(stack, reaper=_spawn_reaper(folder))
+                arguments = (sys.executable, "-m", "orchestration.stack.local", str(folder))
+                reaper = _spawn(arguments, {}, ROOT, Path(os.devnull))
+                stack = replace(stack, reaper=identify(reaper.pid))
             save_stack(stack)
             if started and while_starting is not None:  # else it need not hold the lock
                 while_starting()
@@ -200,7 +204,7 @@ def _command(stack: Stack, part: str, parts: frozenset[str], num_cpus: int) -> C
     if part == "s3":
         return services.s3_command(stack.folder, stack.ports["s3"], stack.secrets)
     if part == "mlflow":
-        s3_url = stack.s3_url if "s3" in parts or stack.is_up("s3") else None
+        s3_url = stack.url("s3") if "s3" in parts or stack.is_up("s3") else None
         return services.mlflow_command(stack.folder, stack.ports["mlflow"], s3_url, stack.secrets)
     assert stack.ray_temp is not None
     return services.ray_command(
@@ -208,24 +212,14 @@ def _command(stack: Stack, part: str, parts: frozenset[str], num_cpus: int) -> C
     )
 
 
-def _spawn(stack: Stack, part: str, command: Command) -> "subprocess.Popen[bytes]":
-    environment = {**command.environment, MARKER: f"{stack.id}:{part}"}
-    with _log_path(stack.folder, part).open("wb") as log_file:
-        return _start_process(command.arguments, stack.folder, log_file, environment)
-
-
-def _spawn_reaper(folder: Path) -> ProcessId:
-    command = (sys.executable, "-m", "orchestration.stack.local", str(folder))
-    return identify(_start_process(command, ROOT, subprocess.DEVNULL, {}).pid)
-
-
-def _start_process(
-    arguments: Sequence[str], cwd: Path, output: IO[bytes] | int, environment: Mapping[str, str]
+def _spawn(
+    arguments: Sequence[str], environment: Mapping[str, str], cwd: Path, log_file: Path
 ) -> "subprocess.Popen[bytes]":
-    return subprocess.Popen(
-        arguments, env={**os.environ, **environment}, cwd=cwd, stdin=subprocess.DEVNULL,
-        stdout=output, stderr=subprocess.STDOUT, start_new_session=True,
-    )  # fmt: skip
+    with log_file.open("wb") as output:
+        return subprocess.Popen(
+            arguments, env={**os.environ, **environment}, cwd=cwd, stdin=subprocess.DEVNULL,
+            stdout=output, stderr=subprocess.STDOUT, start_new_session=True,
+        )  # fmt: skip
 
 
 def _wait_ready(
@@ -277,12 +271,8 @@ def _stop_unless_kept(folder: Path) -> None:
         _stop(stack)
 
 
-def _reap(folder: Path) -> None:
-    """The reaper process: waits until nobody uses the stack."""
-    with (folder / "stack.lock").open("a") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        _stop_unless_kept(folder)
-
-
-if __name__ == "__main__":
-    _reap(Path(sys.argv[1]))
+if __name__ == "__main__":  # the reaper: waits until nobody uses the stack
+    home = Path(sys.argv[1])
+    with (home / "stack.lock").open("a") as stack_lock:
+        fcntl.flock(stack_lock, fcntl.LOCK_EX)
+        _stop_unless_kept(home)

@@ -33,14 +33,6 @@ class Stack:
     ray_uses_own_s3: bool = True
 
     @property
-    def s3_url(self) -> str:
-        return self.url("s3")
-
-    @property
-    def mlflow_url(self) -> str:
-        return self.url("mlflow")
-
-    @property
     def ray_address(self) -> str:
         return f"{LOOPBACK}:{self.ports['ray']}"
 

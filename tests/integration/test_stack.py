@@ -45,7 +45,9 @@ def test_up_a_killed_store_and_down(home: Home, monkeypatch: pytest.MonkeyPatch)
         assert stack is not None
         monkeypatch.setenv("AWS_ACCESS_KEY_ID", stack.secrets.access_key)
         monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", stack.secrets.secret_key)
-        return Store(StoreConfig(endpoint_url=stack.s3_url, region="us-east-1", addressing="path"))
+        return Store(
+            StoreConfig(endpoint_url=stack.url("s3"), region="us-east-1", addressing="path")
+        )
 
     store = connect()
     written = {}
