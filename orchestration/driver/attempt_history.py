@@ -166,9 +166,8 @@ class AttemptHistory:
         return int(at - self.attempts[0].began)
 
     def _save(self) -> None:
-        run = self._run
         try:
-            run.store.write(f"{run.url}/{timeline.TIMELINE_FILE}", timeline.to_json(self.attempts))
+            timeline.save_attempts(self._run.store, self._run.url, self.attempts)
             self._saved_at = time.monotonic()
         except StoreError as error:
             logger.warning("the run's timeline is not saved yet: %s", error)

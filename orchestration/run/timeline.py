@@ -32,18 +32,17 @@ class Attempt:
     phases: dict[str, float] = field(default_factory=dict)
 
 
-def to_json(attempts: Sequence[Attempt]) -> bytes:
-    return json.dumps([asdict(attempt) for attempt in attempts], indent=1).encode()
-
-
-def from_json(content: bytes) -> list[Attempt]:
-    return [Attempt(**values) for values in json.loads(content)]
+def save_attempts(store: Store, run_url: str, attempts: Sequence[Attempt]) -> None:
+    """Raises StoreError."""
+    content = json.dumps([asdict(attempt) for attempt in attempts], indent=1)
+    store.write(f"{run_url}/{TIMELINE_FILE}", content.encode())
 
 
 def load_attempts(store: Store, run_url: str) -> list[Attempt]:
     """Empty for a new run. Raises StoreError."""
     try:
-        return from_json(store.read(f"{run_url}/{TIMELINE_FILE}"))
+        values = json.loads(store.read(f"{run_url}/{TIMELINE_FILE}"))
+        return [Attempt(**attempt) for attempt in values]
     except (DataError, ValueError, TypeError):  # none yet, or damaged: a run does not end for that
         return []
 

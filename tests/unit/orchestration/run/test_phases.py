@@ -10,7 +10,7 @@ from datasets.storage.store import Store
 from orchestration.report.html import timeline_page
 from orchestration.run.checkpoint import newest_summary, save_checkpoint
 from orchestration.run.phases import Phases, split_training
-from orchestration.run.timeline import Attempt, from_json, to_json
+from orchestration.run.timeline import TIMELINE_FILE, Attempt, load_attempts, save_attempts
 from orchestration.worker.progress_actor import ProgressActor
 from tests.unit.orchestration.run.test_checkpoints import state
 
@@ -55,17 +55,20 @@ def test_the_workers_phase_lasts_until_the_last_rank_joins() -> None:
     assert actor.phases() == {}
 
 
-def test_a_timeline_keeps_phases_and_shows_the_start() -> None:
+def test_a_timeline_keeps_phases_and_shows_the_start(tmp_path: Path) -> None:
     attempt = Attempt(
         began=0.0, ended=60.0, ranks=2, from_step=0, to_step=9, trained_s=40.0, ended_by="done",
         phases={"ray": 0.5, "workers": 7.25},
     )  # fmt: skip
-    assert from_json(to_json([attempt])) == [attempt]
+    store, url = Store(), tmp_path.as_uri()
+    save_attempts(store, url, [attempt])
+    assert load_attempts(store, url) == [attempt]
     page = timeline_page([attempt], "a-run")
     assert 'title="ray 0.5 s, workers 7.2 s">7.2 s</td>' in page
     old_file = b'[{"began": 0, "ended": 1, "ranks": 1, "from_step": 0, "to_step": 1, '
     old_file += b'"trained_s": 1, "ended_by": ""}]'  # of an earlier version
-    assert from_json(old_file)[0].phases == {}
+    store.write(f"{url}/{TIMELINE_FILE}", old_file)
+    assert load_attempts(store, url)[0].phases == {}
 
 
 def test_a_summary_has_the_metrics_without_the_tensors(tmp_path: Path) -> None:

@@ -1,17 +1,18 @@
 """Goodput, interruptions and hours of a run's attempts."""
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from datasets.storage.store import Store
 from orchestration.run.timeline import (
     Attempt,
-    from_json,
     goodput,
     interruptions,
     lifetime_tags,
+    load_attempts,
     rank_hours,
-    to_json,
+    save_attempts,
     useful_steps,
 )
 
@@ -56,14 +57,19 @@ histories = st.lists(
 )
 
 
+@settings(deadline=None)  # it writes a file
 @given(histories)
-def test_any_history_keeps_its_bounds(rows: list[tuple[float, float, int, int]]) -> None:
+def test_any_history_keeps_its_bounds(
+    tmp_path_factory: pytest.TempPathFactory, rows: list[tuple[float, float, int, int]]
+) -> None:
     now, attempts = 0.0, []
     for gap, length, start, steps in rows:
         attempts.append(attempt(now + gap, now + gap + length, (start, start + steps)))
         now += gap + length
     assert 0.0 <= goodput(attempts) <= 1.0
-    assert from_json(to_json(attempts)) == attempts
+    store, run_url = Store(), tmp_path_factory.getbasetemp().as_uri()
+    save_attempts(store, run_url, attempts)
+    assert load_attempts(store, run_url) == attempts
     assert len(interruptions(attempts)) == len(attempts) - 1
     assert all(
         0 <= useful <= each.to_step - each.from_step
