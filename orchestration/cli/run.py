@@ -182,7 +182,7 @@ def _run_trials(
     status = "FINISHED" if len(top1) == len(trials) else "FAILED"
     note = table if len(table) < MAX_NOTE else "The table is the artifact sweep.md."
     try:
-        runs.log_text(parent, table, "sweep.md")
+        runs.log_file(parent, "sweep.md", table.encode())
         runs.close_run(parent, status, {runs.NOTE_TAG: note})
     except ServiceError as error:  # the command still prints the table
         log_line(f"note: {error}")

@@ -135,10 +135,10 @@ def start_run(request: Request, job: Job, data: PlannedData, lease: Lease, mlflo
             _dataset(written, "validation", written.data.val, data.val),
         ]
         runs.log_datasets(run, splits)
-        runs.log_text(run, to_yaml(written), "job.yaml")
-        runs.log_text(run, _reproduce_script(url, code), "reproduce.sh")
+        runs.log_file(run, "job.yaml", to_yaml(written).encode())
+        runs.log_file(run, "reproduce.sh", _reproduce_script(url, code).encode())
         if code.diff:
-            runs.log_text(run, code.diff, "code.diff")
+            runs.log_file(run, "code.diff", code.diff.encode())
         if request.start_from is not None:
             save_checkpoint(store, url, request.start_from)
         lease.acquire()

@@ -28,7 +28,7 @@ from orchestration.report.scorecard import (
 from orchestration.run.storage import build_store_config
 from orchestration.stack.state import Stack
 from orchestration.tracking.run_ref import RunRef
-from orchestration.tracking.runs import close_run, log_file, log_metrics, log_text, open_run
+from orchestration.tracking.runs import close_run, log_file, log_metrics, open_run
 
 TOP = 5  # classes and pairs in a result
 
@@ -87,7 +87,7 @@ def evaluate_run(
             files = evaluation_files(store, manifest, predictions[kind], assessment)
             for name, content in files.items():
                 log_file(run, f"{folder}/{kind}/{name}", content)
-        log_text(run, json.dumps(result, indent=1), f"{folder}/result.json")
+        log_file(run, f"{folder}/result.json", json.dumps(result, indent=1).encode())
         if len(members) > 1:
             close_run(run, "FINISHED")
     return {**result, "run_id": run.run_id if run is not None else None}

@@ -143,11 +143,6 @@ def status_of(error: BaseException) -> str:
     return "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED"
 
 
-def log_text(run: RunRef, text: str, path: str) -> None:
-    """Raises ServiceError."""
-    log_file(run, path, text.encode())
-
-
 def log_file(run: RunRef, path: str, content: bytes) -> None:
     """Logs an artifact. Raises ServiceError."""
     directory, _, name = path.rpartition("/")

@@ -15,7 +15,7 @@ from orchestration.errors import ServiceError
 from orchestration.job.load import load_job
 from orchestration.tracking.outbox import Outbox
 from orchestration.tracking.run_ref import RunRef
-from orchestration.tracking.runs import Dataset, close_run, log_datasets, log_text, open_run
+from orchestration.tracking.runs import Dataset, close_run, log_datasets, log_file, open_run
 from orchestration.tracking.table_view import VIEW_TAG
 from orchestration.tracking.writer import MetricWriter, send_outbox_points
 from tests.integration.conftest import ROOT, Home
@@ -35,7 +35,7 @@ def history(client: MlflowClient, run: RunRef, key: str) -> list[tuple[int, floa
 
 def test_run_opens_as_model_training_and_closes(shared_home: Home) -> None:
     client, run = begin(shared_home)
-    log_text(run, "name: x", "job.yaml")
+    log_file(run, "job.yaml", b"name: x")
     close_run(run, "FINISHED")
     found = client.get_run(run.run_id)
     assert found.info.status == "FINISHED"

@@ -22,7 +22,7 @@ from orchestration.stack.processes import end_processes, identify
 from orchestration.stack.services import LOOPBACK, REGION, free_ports, is_ready
 from orchestration.tracking.outbox import Outbox
 from orchestration.tracking.run_ref import RunRef
-from orchestration.tracking.runs import close_run, log_text, open_run
+from orchestration.tracking.runs import close_run, log_file, open_run
 from orchestration.tracking.writer import MetricWriter
 from tests.integration.conftest import ROOT, Home
 from tests.integration.postgresql import Cluster, cluster
@@ -183,7 +183,7 @@ def test_what_is_written_with_a_password_comes_back(
     for step in range(1, 11):
         writer.log(step, {"train/loss": 1.0 / step})
     assert writer.close() == 0
-    log_text(run, "name: x", "job.yaml")
+    log_file(run, "job.yaml", b"name: x")
     close_run(run, "FINISHED")
     client = MlflowClient(tracking_uri=server.uri)
     found = client.get_run(run.run_id)
@@ -210,7 +210,7 @@ def test_without_the_password_it_is_one_line(
     act_as(monkeypatch, user, WRONG)
     calls: list[Callable[[], object]] = [
         lambda: begin(server, "never"),
-        lambda: log_text(run, "text", "a.txt"),
+        lambda: log_file(run, "a.txt", b"text"),
         lambda: close_run(run, "FINISHED"),
     ]
     for call in calls:
