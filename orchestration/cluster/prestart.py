@@ -26,8 +26,9 @@ from ray.runtime_env import RuntimeEnv
 from orchestration.cluster.capacity import free_ranks_by_node
 from orchestration.cluster.worker_imports import CPU, CPUS_VARIABLE, GPU, KIND_VARIABLE
 from orchestration.job.job import Job
+from orchestration.stack.processes import MARKER
 from orchestration.stack.state import Stack
-from orchestration.stack.worker_pool import code_digest, new_pool, save_pool, take_pool
+from orchestration.stack.worker_pool import new_pool, save_pool, take_pool
 
 logger = logging.getLogger(__name__)
 
@@ -89,11 +90,11 @@ def fill_pool(job: Job, stack: Stack) -> None:
     uses about 0.4 GB of memory, for a day at most."""
     _pool_variables.clear()
     try:
-        environment, digest, ranks = _environment(job), code_digest(), _max_ranks(job)
-        _pool_variables.update(new_pool(stack))
+        pool, ranks = new_pool(stack, _environment(job)), _max_ranks(job)
+        _pool_variables[MARKER] = pool["marker"]
         by_node = {node["NodeID"]: ranks for node in ray.nodes()}
         _prestart(job, by_node, POOL_KEEP_S, of_job=False)
-        save_pool(stack, environment, _pool_variables, digest, ranks)
+        save_pool(stack, pool, ranks)
     except OSError as error:  # a full disk, a file that vanished: the run itself is complete
         logger.warning("no processes for the next run: %s", error)
 

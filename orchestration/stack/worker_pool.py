@@ -44,33 +44,22 @@ def _claim(stack: Stack) -> dict[str, Any] | None:
     return pool if pool["ray"] == stack.ray_temp else None  # else it ended with its Ray
 
 
-def new_pool(stack: Stack) -> dict[str, str]:
-    """The variables that identify the processes of a new pool."""
-    return {MARKER: f"{stack.id}:ray:{secrets.token_hex(4)}"}
-
-
-def save_pool(
-    stack: Stack,
-    environment: Mapping[str, str],
-    variables: Mapping[str, str],
-    digest: str,
-    ranks: int,
-) -> None:
-    """Saves a pool of `ranks` processes for the next run; ends one that another run has left.
-
-    variables: of `new_pool`, in addition to the environment. digest: of their code.
-    """
-    if (other := _claim(stack)) is not None:
-        end_processes((), marker=other["marker"])
-    pool = {
+def new_pool(stack: Stack, environment: Mapping[str, str]) -> dict[str, Any]:
+    """A pool of processes yet to start, with this environment and, as MARKER, its `marker`."""
+    return {
         "ray": stack.ray_temp,
         "environment": dict(environment),
-        "marker": variables[MARKER],
-        "code": digest,
-        "ranks": ranks,
+        "marker": f"{stack.id}:ray:{secrets.token_hex(4)}",
+        "code": code_digest(),
     }
+
+
+def save_pool(stack: Stack, pool: Mapping[str, Any], ranks: int) -> None:
+    """Saves a pool of `ranks` processes for the next run; ends one that another run has left."""
+    if (other := _claim(stack)) is not None:
+        end_processes((), marker=other["marker"])
     temporary = stack.folder / f"{POOL_FILE}.{os.getpid()}"
-    temporary.write_text(json.dumps(pool))
+    temporary.write_text(json.dumps({**pool, "ranks": ranks}))
     temporary.rename(stack.folder / POOL_FILE)
 
 

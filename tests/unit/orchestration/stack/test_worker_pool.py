@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -15,7 +16,7 @@ from orchestration.stack.state import Stack, new_stack
 from orchestration.stack.worker_pool import POOL_FILE, code_digest, new_pool, save_pool, take_pool
 
 ENVIRONMENT = {"RAYCEPTION_RANK": "cpu"}
-Waiting = tuple["subprocess.Popen[bytes]", dict[str, str]]
+Waiting = tuple["subprocess.Popen[bytes]", dict[str, Any]]
 
 
 @pytest.fixture
@@ -25,25 +26,27 @@ def stack(tmp_path: Path) -> Stack:
 
 @pytest.fixture
 def waiting(stack: Stack) -> Iterator[Waiting]:
-    """A process of a new pool of the stack, and the variables that identify it."""
-    variables = new_pool(stack)
+    """A process of a new pool of the stack, and that pool."""
+    pool = new_pool(stack, ENVIRONMENT)
     code = "import time; print(flush=True); time.sleep(60)"
     process = subprocess.Popen(
-        [sys.executable, "-c", code], env=os.environ | variables, stdout=subprocess.PIPE
+        [sys.executable, "-c", code],
+        env=os.environ | {MARKER: pool["marker"]},
+        stdout=subprocess.PIPE,
     )
     assert process.stdout is not None
     process.stdout.readline()
-    yield process, variables
+    yield process, pool
     process.kill()
     process.wait()
 
 
 def test_a_pool_is_taken_once_by_ranks_with_its_environment(stack: Stack, waiting: Waiting) -> None:
-    process, variables = waiting
-    assert variables[MARKER].startswith(f"{stack.id}:ray")  # ends with its stack
+    process, pool = waiting
+    assert pool["marker"].startswith(f"{stack.id}:ray")  # ends with its stack
     assert take_pool(stack, ENVIRONMENT) == (0, {})
-    save_pool(stack, ENVIRONMENT, variables, code_digest(), 2)
-    assert take_pool(stack, ENVIRONMENT) == (2, variables)
+    save_pool(stack, pool, 2)
+    assert take_pool(stack, ENVIRONMENT) == (2, {MARKER: pool["marker"]})
     assert take_pool(stack, ENVIRONMENT) == (0, {})
     assert process.poll() is None
     assert not list(stack.folder.glob(f"{POOL_FILE}*"))
@@ -51,26 +54,24 @@ def test_a_pool_is_taken_once_by_ranks_with_its_environment(stack: Stack, waitin
 
 @pytest.mark.parametrize("what", ["environment", "code"])
 def test_a_pool_that_does_not_match_ends(stack: Stack, waiting: Waiting, what: str) -> None:
-    process, variables = waiting
-    code = "other" if what == "code" else code_digest()
-    save_pool(stack, ENVIRONMENT, variables, code, 2)
+    process, pool = waiting
+    save_pool(stack, pool | {"code": "other"} if what == "code" else pool, 2)
     wanted = ENVIRONMENT if what == "code" else {"RAYCEPTION_RANK": "gpu"}
     assert take_pool(stack, wanted) == (0, {})
     assert not psutil.pid_exists(process.pid)
 
 
 def test_a_pool_ends_where_another_takes_its_place(stack: Stack, waiting: Waiting) -> None:
-    process, variables = waiting
-    save_pool(stack, ENVIRONMENT, variables, code_digest(), 2)
-    other = new_pool(stack)
-    save_pool(stack, ENVIRONMENT, other, code_digest(), 1)
+    process, pool = waiting
+    save_pool(stack, pool, 2)
+    other = new_pool(stack, ENVIRONMENT)
+    save_pool(stack, other, 1)
     assert not psutil.pid_exists(process.pid)
-    assert take_pool(stack, ENVIRONMENT) == (1, other)
+    assert take_pool(stack, ENVIRONMENT) == (1, {MARKER: other["marker"]})
 
 
 def test_a_pool_ends_with_its_ray(stack: Stack) -> None:
-    variables = new_pool(stack)
-    save_pool(stack, ENVIRONMENT, variables, code_digest(), 2)
+    save_pool(stack, new_pool(stack, ENVIRONMENT), 2)
     assert take_pool(replace(stack, ray_temp="other"), ENVIRONMENT) == (0, {})
 
 
