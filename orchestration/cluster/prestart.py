@@ -93,8 +93,8 @@ def fill_pool(job: Job, stack: Stack) -> None:
         pool, ranks = new_pool(stack, _environment(job)), _max_ranks(job)
         _pool_variables[MARKER] = pool["marker"]
         by_node = {node["NodeID"]: ranks for node in ray.nodes()}
-        _prestart(job, by_node, POOL_KEEP_S, of_job=False)
-        save_pool(stack, pool, ranks)
+        if started := _prestart(job, by_node, POOL_KEEP_S, of_job=False):
+            save_pool(stack, pool, started)
     except OSError as error:  # a full disk, a file that vanished: the run itself is complete
         logger.warning("no processes for the next run: %s", error)
 
@@ -113,9 +113,11 @@ def start_spares(job: Job, nodes: Iterable[str]) -> None:
     _prestart(job, {**of_ranks, **more}, SPARE_KEEP_S)
 
 
-def _prestart(job: Job, by_node: Mapping[str, int], keep_s: int, *, of_job: bool = True) -> None:
-    """of_job: the processes end with this Ray job; otherwise any job may get them. Ranks also start
-    without prestarted processes, so no error here ends a run."""
+def _prestart(job: Job, by_node: Mapping[str, int], keep_s: int, *, of_job: bool = True) -> int:
+    """-> the number of processes that nodes agreed to start. of_job: they end with this Ray job;
+    otherwise any job may get them. Ranks also start without prestarted processes, so no error here
+    ends a run."""
+    started = 0
     try:
         runtime_env = _runtime_env(set_environment(job))
         job_id = bytes.fromhex(ray.get_runtime_context().get_job_id()) if of_job else b""
@@ -125,17 +127,22 @@ def _prestart(job: Job, by_node: Mapping[str, int], keep_s: int, *, of_job: bool
                     language=Language.PYTHON, job_id=job_id, runtime_env_info=runtime_env,
                     keep_alive_duration_secs=keep_s, num_workers=by_node[node["NodeID"]],
                 )  # fmt: skip
-                _send(request, f"{node['NodeManagerAddress']}:{node['NodeManagerPort']}")
+                if _send(request, f"{node['NodeManagerAddress']}:{node['NodeManagerPort']}"):
+                    started += request.num_workers
     except Exception as error:
         logger.warning("no prestarted processes: %s", error)
+    return started
 
 
-def _send(request: PrestartWorkersRequest, address: str) -> None:
+def _send(request: PrestartWorkersRequest, address: str) -> bool:
+    """-> whether the node agreed."""
     try:
         with init_grpc_channel(address) as channel:
             NodeManagerServiceStub(channel).PrestartWorkers(request, timeout=RPC_LIMIT_S)
     except grpc.RpcError as error:
         logger.info("no prestarted processes on %s: %s", address, error)
+        return False
+    return True
 
 
 def _runtime_env(variables: Mapping[str, str]) -> Any:
