@@ -177,7 +177,12 @@ def _find(client: MlflowClient, experiment_ids: list[str], reference: str) -> An
 
 
 def _quoted(text: str) -> str:
-    """A string in an MLflow filter, which has no escape characters."""
+    """A string in an MLflow filter, which has no escape characters. Raises JobError."""
+    if "'" in text and '"' in text:
+        raise JobError(
+            f"RUN: got {redact_url(text)!r}; MLflow finds no name or URL with both kinds of "
+            "quotes. Give the run's id."
+        )
     return f'"{text}"' if "'" in text else f"'{text}'"
 
 
