@@ -13,29 +13,24 @@ VIEW_TAG = f"mlflow.sharedViewState.{VIEW_ID}"
 # Columns that the table always has, by their names in the UI's code.
 ALWAYS = ("attributes.`Run Name`", "attributes.`Created`", "duration")
 WIDTHS = {"attributes.`Run Name`": 330}  # pixels: names of runs differ at their end
-METRICS = (
-    "val_ema/top1", "val/top1", "val/loss", "train/loss", "train/epoch",
-    "train/images_per_second", "run/goodput", "run/rank_hours", "run/dollars",
-)  # fmt: skip
-TAGS = ("rayception.accelerator", "rayception.world_size", "rayception.attempts")
-PARAMS = (
-    "model.name", "model.input_size", "optim.name", "optim.lr", "data.global_batch_size",
-    "schedule.epochs", "seed",
-)  # fmt: skip
+COLUMNS = {
+    "metrics": (
+        "val_ema/top1", "val/top1", "val/loss", "train/loss", "train/epoch",
+        "train/images_per_second", "run/goodput", "run/rank_hours", "run/dollars",
+    ),
+    "tags": ("rayception.accelerator", "rayception.world_size", "rayception.attempts"),
+    "params": (
+        "model.name", "model.input_size", "optim.name", "optim.lr", "data.global_batch_size",
+        "schedule.epochs", "seed",
+    ),
+}  # fmt: skip
 
 
 def saved_view() -> str:
     """The value of VIEW_TAG."""
-    columns = [
-        *(f"metrics.`{name}`" for name in METRICS),
-        *(f"tags.`{name}`" for name in TAGS),
-        *(f"params.`{name}`" for name in PARAMS),
-    ]
-    state = {
-        "selectedColumns": columns,
-        "columnOrder": [*ALWAYS, *columns],
-        "columnWidths": WIDTHS,
-    }
+    columns = [f"{kind}.`{name}`" for kind, names in COLUMNS.items() for name in names]
+    order = [*ALWAYS, *columns]
+    state = {"selectedColumns": columns, "columnOrder": order, "columnWidths": WIDTHS}
     return json.dumps({"name": VIEW_ID, "createdAt": 0, "updatedAt": 0, "state": json.dumps(state)})
 
 
