@@ -145,8 +145,8 @@ def test_environment_interpolates(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         ("name=null", "text"),
     ],
 )
-def test_mistake_gets_one_line_with_the_remedy(apply_overrides: str, expected: str) -> None:
-    message = refused(QUICKSTART, apply_overrides)
+def test_mistake_gets_one_line_with_the_remedy(override: str, expected: str) -> None:
+    message = refused(QUICKSTART, override)
     assert expected in message
 
 
