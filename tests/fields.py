@@ -80,10 +80,13 @@ def _comment_above(lines: list[str], at: int) -> str:
 
 def _default(node: ast.AnnAssign, constants: dict[str, ast.expr]) -> str:
     value = node.value
+    if isinstance(value, ast.Call):  # field(...)
+        arguments = {keyword.arg: keyword.value for keyword in value.keywords}
+        if factory := arguments.get("default_factory"):
+            return {"list": "`[]`", "dict": "`{}`"}.get(ast.unparse(factory), "")
+        value = arguments.get("default")
     if value is None:
         return "required"
-    if isinstance(value, ast.Call):  # field(default_factory=...)
-        return {"list": "`[]`", "dict": "`{}`"}.get(ast.unparse(value.keywords[0].value), "")
     if isinstance(value, ast.Name):
         value = constants.get(value.id, value)
     text = ast.unparse(value)

@@ -5,10 +5,9 @@ from dataclasses import dataclass, field
 
 from orchestration.errors import JobError
 from orchestration.job.accelerators import Accelerator, parse_accelerator
-from orchestration.job.rules import check_choice, check_min, redact_url
+from orchestration.job.rules import check_choice, check_fields, check_min, redact_url
 
 LOCAL = "local"
-ADDRESSING = ("auto", "path", "virtual")
 SECRET_PATTERN = re.compile(r"SECRET|PASSWORD|PASSWD|TOKEN|CREDENTIAL|ACCESS_KEY|API_KEY", re.I)
 SERVICE_URL = r"https?://[^\s/@]+(/\S*)?"  # never with credentials
 
@@ -58,12 +57,12 @@ class Cluster:
     # Run ranks on spot machines only: nodes with the label ray.io/market-type: spot.
     use_spot: bool = False
     # CPU cores per rank, at least 1: compute threads on a CPU, decoding threads beside a GPU.
-    cpus_per_worker: int = 1
+    cpus_per_worker: int = field(default=1, metadata={"min": 1})
     # How many times a dead worker or node may be replaced, each time from the last checkpoint; at
     # least 0. Nodes that were drained with notice do not count.
-    max_failures: int = 3
+    max_failures: int = field(default=3, metadata={"min": 0})
     # Longest wait, in seconds, for capacity that other work is using; 0: no wait.
-    wait_s: int = 86_400
+    wait_s: int = field(default=86_400, metadata={"min": 0})
     # What the job's processes need beyond what the nodes provide.
     environment: Environment = field(default_factory=Environment)
     # Price in dollars of one accelerator for an hour, by type: {H100: 2.99, A100-80G: 1.79}. If
@@ -74,6 +73,7 @@ class Cluster:
     secrets: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
+        check_fields(self, "cluster")
         choices = self.choices
         if not choices:
             raise JobError(
@@ -99,9 +99,6 @@ class Cluster:
                 f"cluster.num_nodes: got min {self.min_nodes} above max {self.max_nodes}; min is "
                 "the smaller one. Swap them."
             )
-        check_min("cluster.cpus_per_worker", self.cpus_per_worker, 1)
-        check_min("cluster.max_failures", self.max_failures, 0)
-        check_min("cluster.wait_s", self.wait_s, 0)
         for type_name, price in self.dollars_per_hour.items():
             parse_accelerator(f"{type_name}:1", field="cluster.dollars_per_hour")
             if not price >= 0:
@@ -161,10 +158,10 @@ class Storage:
     anonymous: bool = False
     # Where a request names the bucket: `path`, `virtual` (in the host name), or `auto` (botocore
     # decides).
-    addressing: str = "auto"
+    addressing: str = field(default="auto", metadata={"choices": ("auto", "path", "virtual")})
 
     def __post_init__(self) -> None:
-        check_choice("storage.addressing", self.addressing, ADDRESSING)
+        check_fields(self, "storage")
         url = self.endpoint_url
         if url not in (None, LOCAL) and not re.match(r"https?://[^/\s@]+(:\d+)?/?$", str(url)):
             raise JobError(
@@ -181,18 +178,17 @@ class CheckpointPolicy:
     # Folder for runs, reachable from every node: s3://BUCKET[/PATH] or file:///PATH.
     storage: str = "s3://runs"
     # Steps between checkpoints within an epoch, at least 1; left out, none is written there.
-    every_steps: int | None = None
+    every_steps: int | None = field(default=None, metadata={"min": 1})
     # How many of the newest checkpoints are kept, at least 1; the best by top-1 is kept as well.
-    keep: int = 3
+    keep: int = field(default=3, metadata={"min": 1})
 
     def __post_init__(self) -> None:
+        check_fields(self, "checkpoint")
         if not re.match(r"(s3://[^/]+|file:///.+)", self.storage):
             raise JobError(
                 f"checkpoint.storage: got {self.storage!r}; s3://BUCKET[/PATH] or file:///PATH. "
                 "Name a place that every node can reach."
             )
-        check_min("checkpoint.every_steps", self.every_steps, 1)
-        check_min("checkpoint.keep", self.keep, 1)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -206,20 +202,20 @@ class Tracking:
     experiment: str | None = None
     # Largest number of steps whose metrics are sent together, at least 1; fewer if these take more
     # than a second.
-    log_every_steps: int = 10
+    log_every_steps: int = field(default=10, metadata={"min": 1})
     # Name under which the final model is registered; left out, it is not registered. Starts with a
     # letter or digit, without / and :. The alias `champion` marks the version with the highest
     # top-1 on one held-out split.
     register: str | None = None
 
     def __post_init__(self) -> None:
+        check_fields(self, "tracking")
         if self.uri != LOCAL and not re.match(f"{SERVICE_URL}$", self.uri):
             raise JobError(
                 f"tracking.uri: got {redact_url(self.uri)!r}; `local`, or the http(s) URL "
                 "of an MLflow server without credentials in it. Write such a URL, and set "
                 "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD if the server asks for them."
             )
-        check_min("tracking.log_every_steps", self.log_every_steps, 1)
         if self.register is not None and not re.fullmatch(r"\w[^/:\n]*", self.register):
             raise JobError(
                 f"tracking.register: got {self.register!r}; a name in the model registry begins "

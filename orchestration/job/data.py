@@ -4,16 +4,7 @@ import re
 from dataclasses import dataclass, field
 
 from orchestration.errors import JobError
-from orchestration.job.rules import (
-    OBJECT_URL,
-    check_choice,
-    check_min,
-    check_range,
-    redact_url,
-)
-
-SOURCES = ("digits",)
-DECODERS = ("cpu", "nvjpeg")
+from orchestration.job.rules import OBJECT_URL, check_fields, redact_url
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -23,17 +14,16 @@ class Shuffle:
 
     # Lanes that the shuffled shards are cut into, from 1 to the number of training samples;
     # neighbours in a batch come from different lanes. More lanes mix better and take more memory.
-    lanes: int = 16
+    lanes: int = field(default=16, metadata={"min": 1})
     # Pieces of shards that each lane mixes at a time, at least 1. More pieces mix better and take
     # more memory.
-    pieces: int = 4
+    pieces: int = field(default=4, metadata={"min": 1})
     # Slices in which each piece is read, at least 1; one slice of each piece is shuffled together.
     # More slices take less memory and mix less.
-    slices: int = 8
+    slices: int = field(default=8, metadata={"min": 1})
 
     def __post_init__(self) -> None:
-        for name in ("lanes", "pieces", "slices"):
-            check_min(f"data.shuffle.{name}", getattr(self, name), 1)
+        check_fields(self, "data.shuffle")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -46,17 +36,18 @@ class Augmentation:
     # Width / height of the random crop: [smallest, largest], 0 < smallest <= largest.
     aspect: tuple[float, float] = (0.75, 1.3333)
     # Probability of a horizontal flip, 0 to 1.
-    flip: float = 0.5
+    flip: float = field(default=0.5, metadata={"range": (0.0, 1.0)})
     # Strength of Inception's colour distortion (brightness, saturation, hue, contrast), 0 to 1:
     # 0 is none, 1 is TF-slim's. Runs on the device.
-    colour: float = 0.0
+    colour: float = field(default=0.0, metadata={"range": (0.0, 1.0)})
     # RandAugment (arXiv 1909.13719) operations per image, of its fourteen; 0 to 14, 0 is none.
     # Runs on the CPU.
-    rand_operations: int = 0
+    rand_operations: int = field(default=0, metadata={"range": (0, 14)})
     # Strength of the RandAugment operations, 0 to 10.
-    rand_magnitude: float = 9.0
+    rand_magnitude: float = field(default=9.0, metadata={"range": (0.0, 10.0)})
 
     def __post_init__(self) -> None:
+        check_fields(self, "data.augment")
         low, high = self.area
         if not 0 < low <= high <= 1:
             raise JobError(
@@ -69,10 +60,6 @@ class Augmentation:
                 f"data.augment.aspect: got {[low, high]}; two width/height ratios, "
                 "0 < smallest <= largest. Write [0.75, 1.3333], the usual choice."
             )
-        check_range("data.augment.flip", self.flip, 0.0, 1.0)
-        check_range("data.augment.colour", self.colour, 0.0, 1.0)
-        check_range("data.augment.rand_operations", self.rand_operations, 0, 14)
-        check_range("data.augment.rand_magnitude", self.rand_magnitude, 0.0, 10.0)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -86,45 +73,46 @@ class Data:
     val: str
     # Data set to pack into the two prefixes if they are empty: `digits` (scikit-learn's 1,797
     # handwritten digits, 8x8 pixels, split 80/20). Left out: none.
-    source: str | None = None
+    source: str | None = field(default=None, metadata={"choices": ("digits",)})
     # Samples of the training split, at least 1, so that `plan` needs no storage. Left out, the
     # manifest says it; if stated, a manifest that differs stops the run.
-    train_samples: int | None = None
+    train_samples: int | None = field(default=None, metadata={"min": 1})
     # Samples of the validation split, as `train_samples`.
-    val_samples: int | None = None
+    val_samples: int | None = field(default=None, metadata={"min": 1})
     # Samples of the largest training shard, at least 1. Stated with train_sample_bytes and the
     # samples of both splits, it lets `plan` compute the loader's memory.
-    train_shard_samples: int | None = None
+    train_shard_samples: int | None = field(default=None, metadata={"min": 1})
     # Mean size of a training sample in its shard, in bytes, at least 1. See train_shard_samples.
-    train_sample_bytes: int | None = None
+    train_sample_bytes: int | None = field(default=None, metadata={"min": 1})
     # Samples per optimizer step over all ranks, a multiple of micro_batch_size; at least one
     # micro-batch per rank.
-    global_batch_size: int = 256
+    global_batch_size: int = field(default=256, metadata={"min": 1})
     # Samples that batch norm normalizes together, at least 2 (the paper: 32 per replica). The loss
     # is a mean over micro-batches of this size, so it does not depend on the cluster.
-    micro_batch_size: int = 32
+    micro_batch_size: int = field(default=32, metadata={"min": 2})
     # Damaged samples, over all ranks, that an attempt may skip, at least 0; each keeps its place in
     # the batch with weight zero. 0: the first one stops the run.
-    max_damaged: int = 0
+    max_damaged: int = field(default=0, metadata={"min": 0})
     # Decoding processes per rank for training, at least 0; 0: a thread of the rank's process. Left
     # out: cluster.cpus_per_worker - 1 beside a GPU, none on a CPU.
-    loader_workers: int | None = None
+    loader_workers: int | None = field(default=None, metadata={"min": 0})
     # `cpu`, or `nvjpeg`: threads of the rank's process decode JPEGs on its GPU, with slightly
     # different pixels and without RandAugment.
-    decoder: str = "cpu"
+    decoder: str = field(default="cpu", metadata={"choices": ("cpu", "nvjpeg")})
     # Most disk space per node, in GiB, for parts of remote shards that later epochs reuse; 0: no
     # cache.
-    cache_gib: float = 0.0
+    cache_gib: float = field(default=0.0, metadata={"range": (0.0, 1e6)})
     # Absolute path of that cache on every node; the ranks of a node share it.
     cache_folder: str = "/tmp/rayception-cache"
     # Side of the central square that is evaluated, as a fraction of the shorter side, 0.01 to 1.
-    eval_crop: float = 0.875
+    eval_crop: float = field(default=0.875, metadata={"range": (0.01, 1.0)})
     # Order of the training samples.
     shuffle: Shuffle = field(default_factory=Shuffle)
     # Augmentation of the training images.
     augment: Augmentation = field(default_factory=Augmentation)
 
     def __post_init__(self) -> None:
+        check_fields(self, "data")
         for name in ("train", "val"):
             url = getattr(self, name)
             if not re.fullmatch(OBJECT_URL, url):
@@ -138,27 +126,17 @@ class Data:
                 f"data.val: got {self.val!r}, which is also data.train; the validation split has "
                 "its own prefix. Name another one."
             )
-        check_choice("data.source", self.source, SOURCES)
-        for name in ("train_samples", "val_samples", "train_shard_samples", "train_sample_bytes"):
-            check_min(f"data.{name}", getattr(self, name), 1)
-        check_min("data.global_batch_size", self.global_batch_size, 1)
-        check_min("data.micro_batch_size", self.micro_batch_size, 2)
-        check_min("data.max_damaged", self.max_damaged, 0)
-        check_min("data.loader_workers", self.loader_workers, 0)
-        check_choice("data.decoder", self.decoder, DECODERS)
         if self.decoder == "nvjpeg" and self.augment.rand_operations:
             raise JobError(
                 f"data.decoder: got nvjpeg with data.augment.rand_operations="
                 f"{self.augment.rand_operations}; RandAugment runs on the CPU. Write "
                 "data.decoder=cpu, or data.augment.rand_operations=0."
             )
-        check_range("data.cache_gib", self.cache_gib, 0.0, 1e6)
         if not self.cache_folder.startswith("/"):
             raise JobError(
                 f"data.cache_folder: got {self.cache_folder!r}; an absolute path on every node. "
                 "Write one, such as /mnt/nvme/rayception."
             )
-        check_range("data.eval_crop", self.eval_crop, 0.01, 1.0)
         if self.global_batch_size % self.micro_batch_size:
             near = max(1, self.global_batch_size // self.micro_batch_size) * self.micro_batch_size
             raise JobError(

@@ -1,10 +1,10 @@
 """The job YAML, field by field; with data.py, recipe.py and cluster.py it is the reference manual.
 
-The comment above a field is its documentation. A job is frozen once it is built. A rule about one
-section is checked in that section's `__post_init__`, a rule about two sections in `Job`'s; `plan`
-checks what needs the size of the data, `preflight` what needs the live cluster. Every mistake
-raises JobError in the form of the error law. Nothing here imports torch, ray or mlflow: planning a
-job takes milliseconds.
+The comment above a field is its documentation, its metadata its rule. A job is frozen once it is
+built. Other rules about one section are checked in its `__post_init__`, those about two sections in
+`Job`'s; `plan` checks what needs the size of the data, `preflight` what needs the live cluster.
+Every mistake raises JobError in the form of the error law. Nothing here imports torch, ray or
+mlflow: planning a job takes milliseconds.
 """
 
 import re

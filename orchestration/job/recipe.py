@@ -8,14 +8,7 @@ from inception.family import MODEL_NAMES, Architecture, build_architecture, stag
 from inception.options import Options
 from inception.recipes import LR_SCALINGS, OPTIMIZER_NAMES, PRECISIONS, SCHEDULE_NAMES
 from orchestration.errors import JobError
-from orchestration.job.rules import (
-    OBJECT_URL,
-    check_above,
-    check_choice,
-    check_min,
-    check_range,
-    redact_url,
-)
+from orchestration.job.rules import OBJECT_URL, check_fields, redact_url
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -23,10 +16,10 @@ class Model:
     """The network. Its state dict uses torchvision's names."""
 
     # Number of classes, at least 2.
-    num_classes: int
+    num_classes: int = field(metadata={"min": 2})
     # Network of the Inception family: googlenet, bn_inception, inception_v2, inception_seed,
     # inception_v3 or inception_v4 (`rayception models` compares them).
-    name: str = "inception_v3"
+    name: str = field(default="inception_v3", metadata={"choices": MODEL_NAMES})
     # Side of the square input, in pixels; the smallest depends on the network (inception_v3: 75).
     input_size: int = 299
     # Pretrained weights: the s3://, file:/// or https:// URL, without a query, of a .safetensors
@@ -37,21 +30,21 @@ class Model:
     # stay as they are (`rayception models NAME` lists the stages). Left out: none is frozen.
     freeze_until: str | None = None
     # Factor of every layer's channels, 0.01 to 8; 1.0 is the published network.
-    width: float = 1.0
+    width: float = field(default=1.0, metadata={"range": (0.01, 8.0)})
     # Train with the network's auxiliary (side) heads, if it has any.
     side_head: bool = True
     # Dropout probability before the classifier, 0 to 0.99.
-    dropout: float = 0.2
+    dropout: float = field(default=0.2, metadata={"range": (0.0, 0.99)})
     # Batch norm's momentum, 1e-6 to 1, in torch's sense: the weight of the new batch (TensorFlow's
     # decay 0.9 is 0.1 here). 0.0003 suits long runs only.
-    bn_momentum: float = 0.1
+    bn_momentum: float = field(default=0.1, metadata={"range": (1e-6, 1.0)})
     # `fp32`, `bf16`, or `auto`: bfloat16 if the device computes it fast, else float32.
-    precision: str = "auto"
+    precision: str = field(default="auto", metadata={"choices": PRECISIONS})
     # Deviations from the named network (inception/options.py).
     options: Options = field(default_factory=Options)
 
     def __post_init__(self) -> None:
-        check_choice("model.name", self.name, MODEL_NAMES)
+        check_fields(self, "model")
         if self.init_from is not None and not re.match(
             rf"{OBJECT_URL}\.(safetensors|pt|pth)$", self.init_from
         ):
@@ -60,11 +53,6 @@ class Model:
                 "the s3://, file:/// or https:// URL, without a query, of a .safetensors, .pt or "
                 ".pth file. Write such a URL."
             )
-        check_choice("model.precision", self.precision, PRECISIONS)
-        check_min("model.num_classes", self.num_classes, 2)
-        check_range("model.dropout", self.dropout, 0.0, 0.99)
-        check_range("model.bn_momentum", self.bn_momentum, 1e-6, 1.0)
-        check_range("model.width", self.width, 0.01, 8.0)
         stages = stage_names(self.architecture())  # raises ModelError: the input is too small
         if self.freeze_until is not None:
             if self.init_from is None:
@@ -94,25 +82,21 @@ class Loss:
     """Cross-entropy of the main and the auxiliary (side) heads."""
 
     # Probability mass that label smoothing spreads over all classes, 0 to 0.99.
-    label_smoothing: float = 0.1
+    label_smoothing: float = field(default=0.1, metadata={"range": (0.0, 0.99)})
     # Weight of each auxiliary (side) head's loss relative to the main one, 0 to 10; TensorFlow's
     # is 0.4.
-    side_weight: float = 0.4
+    side_weight: float = field(default=0.4, metadata={"range": (0.0, 10.0)})
     # Alpha of mixup within a micro-batch, 0 to 100; 0 is off. With cutmix as well, each micro-batch
     # takes one of the two.
-    mixup: float = 0.0
+    mixup: float = field(default=0.0, metadata={"range": (0.0, 100.0)})
     # Alpha of CutMix, as `mixup`.
-    cutmix: float = 0.0
+    cutmix: float = field(default=0.0, metadata={"range": (0.0, 100.0)})
     # Reaction to a step with a loss that is not finite. `stop` ends the run; `skip` returns to the
     # checkpoint before it and leaves that step out, at most ten times.
-    not_finite: str = "stop"
+    not_finite: str = field(default="stop", metadata={"choices": ("stop", "skip")})
 
     def __post_init__(self) -> None:
-        check_choice("loss.not_finite", self.not_finite, ("stop", "skip"))
-        check_range("loss.mixup", self.mixup, 0.0, 100.0)
-        check_range("loss.cutmix", self.cutmix, 0.0, 100.0)
-        check_range("loss.label_smoothing", self.label_smoothing, 0.0, 0.99)
-        check_range("loss.side_weight", self.side_weight, 0.0, 10.0)
+        check_fields(self, "loss")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -120,38 +104,29 @@ class Optim:
     """The optimizer, and the running average of the weights."""
 
     # `rmsprop_tf` (TensorFlow's RMSProp, which differs from torch's), `sgd` (Nesterov) or `adamw`.
-    name: str = "rmsprop_tf"
+    name: str = field(default="rmsprop_tf", metadata={"choices": OPTIMIZER_NAMES})
     # Peak learning rate, more than 0; see lr_scaling.
-    lr: float = 0.045
+    lr: float = field(default=0.045, metadata={"above": 0.0})
     # How the learning rate follows data.global_batch_size. `none`: it does not; `linear`, `sqrt`:
     # `lr` is for a global batch of lr_batch_size, and is scaled by the ratio or its square root.
-    lr_scaling: str = "none"
+    lr_scaling: str = field(default="none", metadata={"choices": LR_SCALINGS})
     # Global batch size that `lr` is for if lr_scaling is linear or sqrt, at least 1.
-    lr_batch_size: int = 256
+    lr_batch_size: int = field(default=256, metadata={"min": 1})
     # Momentum of rmsprop_tf and sgd, 0 to 0.9999.
-    momentum: float = 0.9
+    momentum: float = field(default=0.9, metadata={"range": (0.0, 0.9999)})
     # Decay of the mean square (rmsprop_tf), 0 to 0.9999.
-    decay: float = 0.9
+    decay: float = field(default=0.9, metadata={"range": (0.0, 0.9999)})
     # Term inside the square root (rmsprop_tf), more than 0.
-    eps: float = 1.0
+    eps: float = field(default=1.0, metadata={"above": 0.0})
     # Weight decay, 0 to 1, on weights of convolutions and fully connected layers only.
-    weight_decay: float = 4e-5
+    weight_decay: float = field(default=4e-5, metadata={"range": (0.0, 1.0)})
     # Largest global norm of the gradient, more than 0; left out, the gradient is not clipped.
-    clip_norm: float | None = None
+    clip_norm: float | None = field(default=None, metadata={"above": 0.0})
     # Decay of the running average of the weights, 0 to 0.999999; null: no average.
-    average_decay: float | None = 0.9999
+    average_decay: float | None = field(default=0.9999, metadata={"range": (0.0, 0.999999)})
 
     def __post_init__(self) -> None:
-        check_choice("optim.name", self.name, OPTIMIZER_NAMES)
-        check_above("optim.lr", self.lr, 0.0)
-        check_choice("optim.lr_scaling", self.lr_scaling, LR_SCALINGS)
-        check_min("optim.lr_batch_size", self.lr_batch_size, 1)
-        check_range("optim.momentum", self.momentum, 0.0, 0.9999)
-        check_range("optim.decay", self.decay, 0.0, 0.9999)
-        check_above("optim.eps", self.eps, 0.0)
-        check_range("optim.weight_decay", self.weight_decay, 0.0, 1.0)
-        check_above("optim.clip_norm", self.clip_norm, 0.0)
-        check_range("optim.average_decay", self.average_decay, 0.0, 0.999999)
+        check_fields(self, "optim")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -159,24 +134,21 @@ class Schedule:
     """The learning rate over the epochs: linear warm-up, then the named schedule."""
 
     # Length of training in epochs, more than 0; a fraction is allowed.
-    epochs: float
+    epochs: float = field(metadata={"above": 0.0})
     # `constant`, `staircase` (x decay every every_epochs), `step` (x decay at each of milestones)
     # or `cosine` (to zero at the last epoch).
-    name: str = "staircase"
+    name: str = field(default="staircase", metadata={"choices": SCHEDULE_NAMES})
     # Factor of staircase and step, 1e-6 to 1.
-    decay: float = 0.94
+    decay: float = field(default=0.94, metadata={"range": (1e-6, 1.0)})
     # Epochs between the decays of staircase, more than 0.
-    every_epochs: float = 2.0
+    every_epochs: float = field(default=2.0, metadata={"above": 0.0})
     # Epochs at which step decays, in rising order; required for step, empty for the others.
     milestones: tuple[float, ...] = ()
     # Epochs of linear warm-up from a tenth of the rate, from 0 to less than `epochs`.
     warmup_epochs: float = 0.0
 
     def __post_init__(self) -> None:
-        check_choice("schedule.name", self.name, SCHEDULE_NAMES)
-        check_above("schedule.epochs", self.epochs, 0.0)
-        check_range("schedule.decay", self.decay, 1e-6, 1.0)
-        check_above("schedule.every_epochs", self.every_epochs, 0.0)
+        check_fields(self, "schedule")
         if bool(self.milestones) != (self.name == "step") or (
             list(self.milestones) != sorted(set(self.milestones))
         ):

@@ -1,7 +1,9 @@
-"""Checks of single values of a job. Each raises JobError; None, a field left out, passes."""
+"""Checks of single values of a job. Each raises JobError."""
 
 import re
 from collections.abc import Sequence
+from dataclasses import fields
+from typing import Any
 
 from inception.errors import unknown_name
 from orchestration.errors import JobError
@@ -10,26 +12,34 @@ from orchestration.errors import JobError
 OBJECT_URL = r"(s3://[^/]+/.+|file:///.+|https?://[^/@?]+/[^?]+)"
 
 
+def check_fields(section: Any, path: str) -> None:
+    """Checks the fields of a section by their metadata: `choices`, `min`, `above` (excluded) or
+    `range` (both included). None, a field left out, passes."""
+    for field in fields(section):
+        name, value = f"{path}.{field.name}", getattr(section, field.name)
+        if value is None:
+            continue
+        match field.metadata:
+            case {"choices": choices}:
+                check_choice(name, value, choices)
+            case {"min": minimum}:
+                check_min(name, value, minimum)
+            case {"above": bound} if not value > bound:
+                raise JobError(f"{name}: got {value}; more than {bound:g}. Write a larger number.")
+            case {"range": (low, high)} if not low <= value <= high:
+                raise JobError(
+                    f"{name}: got {value}; from {low:g} to {high:g}. Write a number in that range."
+                )
+
+
 def check_choice(path: str, value: str | None, choices: Sequence[str]) -> None:
     if value is not None and value not in choices:
         raise JobError(str(unknown_name(path, value, choices)))
 
 
-def check_min(path: str, value: int | None, minimum: int) -> None:
-    if value is not None and value < minimum:
+def check_min(path: str, value: int, minimum: int) -> None:
+    if value < minimum:
         raise JobError(f"{path}: got {value}; at least {minimum}. Write {minimum} or more.")
-
-
-def check_above(path: str, value: float | None, bound: float) -> None:
-    if value is not None and not value > bound:
-        raise JobError(f"{path}: got {value}; more than {bound:g}. Write a larger number.")
-
-
-def check_range(path: str, value: float | None, low: float, high: float) -> None:
-    if value is not None and not low <= value <= high:
-        raise JobError(
-            f"{path}: got {value}; from {low:g} to {high:g}. Write a number in that range."
-        )
 
 
 def redact_url(url: str) -> str:

@@ -4,6 +4,7 @@ import dataclasses
 import pickle
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -187,6 +188,16 @@ def test_local_services_are_those_that_the_job_calls_local() -> None:
     assert partly_local.local_services() == {"ray"}
 
 
-def test_every_field_is_documented_by_its_type() -> None:
-    for section in dataclasses.fields(Job):
-        assert not isinstance(section.type, str), section.name
+def leaf_fields(section: Any) -> list["dataclasses.Field[Any]"]:
+    leaves = []
+    for field in dataclasses.fields(section):
+        is_section = dataclasses.is_dataclass(field.type)
+        leaves += leaf_fields(field.type) if is_section else [field]
+    return leaves
+
+
+def test_every_fields_metadata_is_one_known_rule() -> None:
+    for field in leaf_fields(Job):
+        assert not isinstance(field.type, str), field.name
+        assert set(field.metadata) <= {"choices", "min", "above", "range"}, field.name
+        assert len(field.metadata) <= 1, field.name
