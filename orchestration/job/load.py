@@ -8,14 +8,13 @@ from collections.abc import Sequence
 from dataclasses import asdict, fields, is_dataclass
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import (
-    ConfigKeyError,
-    InterpolationKeyError,
     InterpolationResolutionError,
+    KeyValidationError,
     MissingMandatoryValue,
     OmegaConfBaseException,
     ValidationError,
@@ -26,6 +25,7 @@ from inception.options import Options
 from orchestration.errors import JobError
 from orchestration.job.job import Job
 
+Built = TypeVar("Built")
 # What a field of each type expects; with None allowed, "... or null".
 TYPE_NAMES: dict[Any, str] = {
     int: "a whole number",
@@ -45,29 +45,23 @@ def load_job(path: str | Path, overrides: Sequence[str] = ()) -> Job:
     Raises JobError: no such file, not YAML, an unknown key, a value of the wrong type, an
     environment variable that is not set, or a broken rule of a field.
     """
-    return _build(_read(Path(path), ()), overrides, source=str(path))
+    return _build(Job, _read(Path(path), ()), overrides, source=str(path))
 
 
 def from_dict(values: dict[str, Any]) -> Job:
     """The job that `to_dict` wrote. Raises JobError as load_job does."""
-    return _build(OmegaConf.create(values), (), source="job")
+    return _build(Job, OmegaConf.create(values), (), source="job")
 
 
 def apply_overrides(job: Job, overrides: Sequence[str]) -> Job:
     """The job with `key=value` overrides. Raises JobError as load_job does."""
-    return _build(OmegaConf.create(to_dict(job)), overrides, source="job") if overrides else job
+    values = OmegaConf.create(to_dict(job))
+    return _build(Job, values, overrides, source="job") if overrides else job
 
 
 def load_options(overrides: Sequence[str]) -> Options:
     """Network options from overrides such as `stem=79`. Raises JobError as load_job does."""
-    minimal = {
-        "name": "options",
-        "data": {"train": "file:///train", "val": "file:///val"},
-        "model": {"num_classes": 2},
-        "schedule": {"epochs": 1},
-    }
-    prefixed = [f"model.options.{text}" for text in overrides]
-    return _build(OmegaConf.create(minimal), prefixed, source="options").model.options
+    return _build(Options, OmegaConf.create(), overrides, source="options", prefix="model.options.")
 
 
 def to_dict(job: Job) -> dict[str, Any]:
@@ -137,87 +131,83 @@ def _read(path: Path, children: tuple[Path, ...]) -> DictConfig:
     return merged
 
 
-def _build(values: DictConfig, overrides: Sequence[str], *, source: str) -> Job:
+def _build(
+    kind: type[Built],
+    values: DictConfig,
+    overrides: Sequence[str],
+    *,
+    source: str,
+    prefix: str = "",
+) -> Built:
+    """An instance of the dataclass `kind`. prefix: its path in a job, such as `model.options.`."""
     for text in overrides:
         if "=" not in text or text.startswith("="):
             raise JobError(
                 f"override: got {text!r}; FIELD=VALUE. Write, for example, optim.lr=0.1."
             )
+    layers = [values]
     try:
-        dotlist = OmegaConf.from_dotlist(list(overrides))
-        job = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Job), values, dotlist))
+        layers.append(OmegaConf.from_dotlist(list(overrides)))
+        built = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(kind), *layers))
     except ModelError as error:  # already in the form of the error law
         raise JobError(str(error)) from error
-    except (OmegaConfBaseException, yaml.YAMLError, TypeError, ValueError) as error:
-        merged = OmegaConf.merge(values, OmegaConf.from_dotlist(list(overrides)))
-        assert isinstance(merged, DictConfig)
-        raise JobError(_reword(error, merged, source)) from error
-    assert isinstance(job, Job)
-    return job
+    except (OmegaConfBaseException, yaml.YAMLError, TypeError, ValueError, AttributeError) as error:
+        for layer in layers:
+            _check_types(OmegaConf.to_container(layer), kind, prefix)
+        raise JobError(_reword(error, source)) from error
+    assert isinstance(built, kind)
+    return built
 
 
-def _reword(error: Exception, values: DictConfig, source: str) -> str:
-    """values: all that was written, before it is checked against the fields."""
-    path = str(getattr(error, "full_key", None) or "")
-    text = str(error).strip()
-    first_line = text.splitlines()[0] if text else type(error).__name__
-    match error:
-        case ConfigKeyError():
-            section, _, key = path.rpartition(".")
-            known = _field_names(_type_of(section))
-            near = get_close_matches(key, known, n=1)
+def _check_types(values: Any, kind: Any, prefix: str) -> None:
+    """Raises JobError for the first key that the dataclass `kind` does not have, or value that is
+    of another type than its field."""
+    types = {field.name: field.type for field in fields(kind)}
+    for key, value in values.items():
+        path = f"{prefix}{key}"
+        if key not in types:
+            near = get_close_matches(str(key), types, n=1)
             hint = f"Did you mean {near[0]}?" if near else "Remove it."
-            owner = section or "a job"
-            return f"{path}: got a key that {owner} does not have; {', '.join(known)}. {hint}"
-        case MissingMandatoryValue():
-            return (
-                f"{path or source}: got nothing; a job must set it. "
-                f"Add {path} to {source}, or {path}=... to the command."
+            owner = prefix.rstrip(".") or "a job"
+            raise JobError(
+                f"{path}: got a key that {owner} does not have; {', '.join(types)}. {hint}"
             )
-        case InterpolationResolutionError() | InterpolationKeyError():
-            return (
-                f"{path}: got an interpolation that cannot be resolved ({first_line}); "
-                "${oc.env:NAME} needs NAME in the environment. Set it, or write the value."
-            )
-        case ValidationError():
-            value = getattr(error, "value", None)
-            if not path:  # OmegaConf does not name a section that was given as a plain value
-                path, value = _plain_section(values, Job) or ("job", None)
-            return f"{path}: got {value!r}; {_expected(path)}. Correct it (see jobs/README.md)."
-    return f"{path or source}: got an unreadable value; {first_line}. See jobs/README.md."
+        if is_dataclass(types[key]) and isinstance(value, dict):
+            _check_types(value, types[key], f"{path}.")
+            continue
+        try:
+            OmegaConf.merge(OmegaConf.structured(kind), {key: value})
+        except (ValidationError, KeyValidationError, TypeError) as error:
+            part = getattr(error, "full_key", None)  # such as secrets[0]
+            wrong = getattr(error, "value", None) if part else value
+            raise JobError(
+                f"{prefix}{part or key}: got {wrong!r}; {_accepted(types[key])}. Correct it (see "
+                "jobs/README.md)."
+            ) from error
 
 
-def _type_of(path: str) -> Any:
-    """The type of the field that a dotted path names ('' is Job itself), or None."""
-    kind: Any = Job
-    for name in path.split(".") if path else []:
-        if not is_dataclass(kind):
-            return None
-        kind = next((f.type for f in fields(kind) if f.name == name), None)
-    return kind
-
-
-def _field_names(kind: Any) -> list[str]:
-    return [f.name for f in fields(kind)] if is_dataclass(kind) else []
-
-
-def _expected(path: str) -> str:
-    kind = _type_of(path)
+def _accepted(kind: Any) -> str:
+    """What a field of this type accepts."""
     if is_dataclass(kind):
-        return f"a section with {', '.join(_field_names(kind))}"
+        return f"a section with {', '.join(field.name for field in fields(kind))}"
     return TYPE_NAMES.get(kind, "another type")
 
 
-def _plain_section(values: DictConfig, kind: Any, prefix: str = "") -> tuple[str, Any] | None:
-    """Path and value of the first plain value that stands in the place of a section."""
-    for f in fields(kind):
-        if is_dataclass(f.type) and f.name in values:
-            path, value = f"{prefix}{f.name}", values[f.name]
-            if not isinstance(value, DictConfig):
-                return path, value
-            if found := _plain_section(value, f.type, f"{path}."):
-                return found
-    return None
+def _reword(error: Exception, source: str) -> str:
+    path = str(getattr(error, "full_key", None) or source)
+    text = str(error).strip()
+    first_line = text.splitlines()[0] if text else type(error).__name__
+    if isinstance(error, MissingMandatoryValue):
+        return (
+            f"{path}: got nothing; a job must set it. "
+            f"Add {path} to {source}, or {path}=... to the command."
+        )
+    if isinstance(error, InterpolationResolutionError):
+        return (
+            f"{path}: got an interpolation that cannot be resolved ({first_line}); "
+            "${oc.env:NAME} needs NAME in the environment. Set it, or write the value."
+        )
+    return f"{path}: got an unreadable value; {first_line}. See jobs/README.md."
 
 
 def _suggest_file(path: Path) -> str:
