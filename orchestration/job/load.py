@@ -105,14 +105,17 @@ def _read(path: Path, children: tuple[Path, ...]) -> DictConfig:
             "one of the `inherits`."
         )
     try:
-        values = OmegaConf.create(path.read_text())
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        text = path.read_text()
+        root = yaml.compose(text)
+        # OmegaConf.create reads a text as a key, and asserts that it is not a number.
+        values = OmegaConf.create(text if isinstance(root, yaml.MappingNode) else "")
+    except (yaml.YAMLError, UnicodeDecodeError, OmegaConfBaseException) as error:
         mark = getattr(error, "problem_mark", None)
         line = f" in line {mark.line + 1}" if mark is not None else ""
         problem = str(getattr(error, "problem", None) or "text that is not YAML").splitlines()[0]
         raise JobError(f"{path}: got {problem}{line}; a job is YAML. Correct that line.") from error
     if not isinstance(values, DictConfig) or not values:
-        content = "a list or a plain value" if values else "an empty file"
+        content = "a list or a plain value" if root and root.value else "an empty file"
         raise JobError(
             f"{path}: got {content}; a job is a mapping such as `name: mine`. "
             "Start from jobs/quickstart.yaml."
