@@ -23,6 +23,7 @@ from omegaconf.errors import (
 from inception.errors import ModelError
 from inception.options import Options
 from orchestration.errors import JobError
+from orchestration.job.cluster import SECRET_PATTERN
 from orchestration.job.job import Job
 
 Built = TypeVar("Built")
@@ -34,6 +35,11 @@ TYPE_NAMES: dict[Any, str] = {
     bool: "true or false",
     tuple[float, ...]: "a list of numbers",
     tuple[float, float]: "two numbers, [smallest, largest]",
+    list[str]: "a list such as [a, b]",
+    dict[str, str]: "text by name, such as {NAME: text}",
+    dict[str, float]: "numbers by name, such as {H100: 2.99}",
+    str | list[str]: "text, or a list such as [a, b]",
+    int | dict[str, int]: "a whole number, or {min: 2, max: 4}",
 }
 TYPE_NAMES |= {kind | None: f"{TYPE_NAMES[kind]} or null" for kind in (int, float, str, bool)}
 
@@ -181,10 +187,12 @@ def _check_types(values: Any, kind: Any, prefix: str) -> None:
         try:
             OmegaConf.merge(OmegaConf.structured(kind), {key: value})
         except (ValidationError, KeyValidationError, TypeError) as error:
-            part = getattr(error, "full_key", None)  # such as secrets[0]
-            wrong = getattr(error, "value", None) if part else value
+            part = getattr(error, "full_key", None)  # such as variables.NAME
+            got = repr(getattr(error, "value", None) if part else value)
+            if SECRET_PATTERN.search(path):
+                got = "another type"  # a secret's value may stand there
             raise JobError(
-                f"{prefix}{part or key}: got {wrong!r}; {_accepted(types[key])}. Correct it (see "
+                f"{prefix}{part or key}: got {got}; {_accepted(types[key])}. Correct it (see "
                 "jobs/README.md)."
             ) from error
 
@@ -193,7 +201,7 @@ def _accepted(kind: Any) -> str:
     """What a field of this type accepts."""
     if is_dataclass(kind):
         return f"a section with {', '.join(field.name for field in fields(kind))}"
-    return TYPE_NAMES.get(kind, "another type")
+    return TYPE_NAMES[kind]
 
 
 def _reword(error: Exception, source: str) -> str:

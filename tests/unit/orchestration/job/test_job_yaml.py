@@ -10,7 +10,7 @@ import pytest
 
 from orchestration.errors import JobError
 from orchestration.job.job import Job
-from orchestration.job.load import flatten, from_dict, load_job, to_dict, to_yaml
+from orchestration.job.load import TYPE_NAMES, flatten, from_dict, load_job, to_dict, to_yaml
 
 ROOT = Path(__file__).resolve().parents[4]
 QUICKSTART = ROOT / "jobs" / "quickstart.yaml"
@@ -100,8 +100,15 @@ def test_environment_interpolates(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         ("optim=3", "a section with name, lr"),
         ("data.shuffle=deep", "a section with lanes"),
         ("optim=[1]", "optim: got [1]; a section with name, lr"),
-        ("cluster.secrets={a: 1}", "cluster.secrets: got {'a': 1}"),
-        ("cluster.secrets=[null]", "cluster.secrets[0]: got None"),
+        ("cluster.secrets=3", "cluster.secrets: got another type; a list such as [a, b]"),
+        ("cluster.secrets=[null]", "cluster.secrets[0]: got another type; a list"),
+        ("cluster.num_nodes=two", "got 'two'; a whole number, or {min: 2, max: 4}"),
+        ("cluster.num_nodes={min: a, max: 2}", "; a whole number, or {min: 2, max: 4}"),
+        ("cluster.accelerators=3", "got 3; text, or a list such as [a, b]"),
+        ("cluster.environment.pip=torch", "got 'torch'; a list such as [a, b]"),
+        ("cluster.environment.variables=A", "got 'A'; text by name, such as {NAME: text}"),
+        ("cluster.environment.variables={A: null}", "variables.A: got None; text by name"),
+        ("cluster.dollars_per_hour={H100: much}", "H100: got 'much'; numbers by name"),
         ("cluster.accelerators=[[1]]", "unreadable"),
         ("schedule.milestones=[a]", "schedule.milestones: got ['a']; a list of numbers"),
         ("data.augment.area={a: 1}", "two numbers"),
@@ -194,6 +201,11 @@ def test_credentials_in_a_url_are_refused_and_not_repeated(field: str) -> None:
     assert "hunter2" not in message
 
 
+@pytest.mark.parametrize("value", ["hunter2", "{AWS_SECRET_ACCESS_KEY: hunter2}"])
+def test_a_secret_in_the_wrong_place_is_not_repeated(value: str) -> None:
+    assert "hunter2" not in refused(QUICKSTART, f"cluster.secrets={value}")
+
+
 def test_local_services_are_those_that_the_job_calls_local() -> None:
     job = load_job(QUICKSTART)
     assert job.local_services() == {"s3", "mlflow", "ray"}
@@ -211,8 +223,8 @@ def leaf_fields(section: Any) -> list["dataclasses.Field[Any]"]:
     return leaves
 
 
-def test_every_fields_metadata_is_one_known_rule() -> None:
+def test_every_field_has_a_type_with_a_name_and_at_most_one_rule() -> None:
     for field in leaf_fields(Job):
-        assert not isinstance(field.type, str), field.name
+        assert field.type in TYPE_NAMES, field.name
         assert set(field.metadata) <= {"choices", "min", "above", "range"}, field.name
         assert len(field.metadata) <= 1, field.name
