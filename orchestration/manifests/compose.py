@@ -9,12 +9,13 @@ import json
 from typing import Any
 
 from orchestration.errors import JobError
-from orchestration.job.accelerators import AMD, Accelerator
+from orchestration.job.accelerators import AMD
 from orchestration.job.job import Job
 from orchestration.manifests import nodes
 
 DASHBOARD_PORT = 8265
 GCS_PORT = 6379
+START = ("ray", "start", "--block")
 
 
 def compose(job: Job, *, image: str) -> dict[str, Any]:
@@ -30,39 +31,40 @@ def compose(job: Job, *, image: str) -> dict[str, Any]:
             "kuberay."
         )
     head = _service(job, image, nodes.HEAD_VARIABLES, shm_gib=2) | {
-        "command": _start(
+        "command": [
+            *START,
             "--head",
             f"--port={GCS_PORT}",
             "--dashboard-host=0.0.0.0",  # within the containers' network
             f"--dashboard-port={DASHBOARD_PORT}",
             "--num-cpus=0",
             "--num-gpus=0",
-        ),
+        ],
         "ports": [f"127.0.0.1:{DASHBOARD_PORT}:{DASHBOARD_PORT}"],
         "healthcheck": _healthcheck(nodes.GCS_HEALTH_URL),
     }
     resources = nodes.node_resources(job, accelerator)
     custom = {accelerator.ray_resource: accelerator.count} if accelerator.is_gpu else {}
     labels = nodes.node_labels(job, accelerator)
-    worker = _service(job, image, {}, shm_gib=max(1, nodes.memory_gib(accelerator) // 2)) | {
-        "command": _start(
+    worker = _service(job, image, {}, shm_gib=nodes.memory_gib(accelerator) // 2) | {
+        "command": [
+            *START,
             f"--address=head:{GCS_PORT}",
             f"--num-cpus={resources['CPU']}",
             f"--num-gpus={resources.get('GPU', 0)}",
             f"--resources={json.dumps(custom)}",
             f"--labels={','.join(f'{key}={value}' for key, value in labels.items())}",
-        ),
+        ],
         "depends_on": {"head": {"condition": "service_healthy"}},
-        "deploy": {"replicas": num_nodes, **_reservation(accelerator)},
+        "deploy": {"replicas": num_nodes},
         "healthcheck": _healthcheck(nodes.RAYLET_HEALTH_URL),
     }
     if accelerator.type in AMD:  # its driver does not support reservations
         worker |= {"devices": ["/dev/kfd", "/dev/dri"], "group_add": ["video"]}
+    elif accelerator.is_gpu:
+        device = {"driver": "nvidia", "count": accelerator.count, "capabilities": ["gpu"]}
+        worker["deploy"]["resources"] = {"reservations": {"devices": [device]}}
     return {"name": job.name, "services": {"head": head, "worker": worker}}
-
-
-def _start(*options: str) -> list[str]:
-    return ["ray", "start", "--block", *options]
 
 
 def _service(job: Job, image: str, variables: dict[str, str], *, shm_gib: int) -> dict[str, Any]:
@@ -76,13 +78,6 @@ def _service(job: Job, image: str, variables: dict[str, str], *, shm_gib: int) -
         "stop_grace_period": f"{nodes.GRACE_S}s",
         "environment": [*(f"{key}={value}" for key, value in variables.items()), *secrets],
     }
-
-
-def _reservation(accelerator: Accelerator) -> dict[str, Any]:
-    if not accelerator.is_gpu or accelerator.type in AMD:
-        return {}
-    device = {"driver": "nvidia", "count": accelerator.count, "capabilities": ["gpu"]}
-    return {"resources": {"reservations": {"devices": [device]}}}
 
 
 def _healthcheck(url: str) -> dict[str, Any]:

@@ -19,7 +19,6 @@ from orchestration.manifests import nodes
 JOB_FILE = "/etc/rayception/job.yaml"
 PROGRAM = "python -m orchestration.cli"
 MAX_NAME = 47  # KubeRay derives the names of clusters and services from a RayJob's
-HEAD_RESOURCES = {"cpu": "2", "memory": "8Gi"}
 
 
 def config_map(job: Job, *, name: str) -> dict[str, Any]:
@@ -60,11 +59,7 @@ def ray_job(
     is_autoscaled = job.cluster.is_elastic or len(choices) > 1
     groups = []
     for index, accelerator in enumerate(choices):
-        selector = (
-            nodes.node_selector(job, accelerator, cloud)
-            if node_selector is None
-            else dict(node_selector)
-        )
+        selector = node_selector or nodes.node_selector(job, accelerator, cloud)
         min_replicas = job.cluster.min_nodes if len(choices) == 1 else 0
         groups.append(
             {
@@ -122,7 +117,7 @@ def _worker_pod(
     cloud: str,
     image: str,
     secret: str,
-    selector: dict[str, str],
+    selector: Mapping[str, str],
 ) -> dict[str, Any]:
     memory_gib = nodes.memory_gib(accelerator)
     memory = f"{memory_gib}Gi"
@@ -141,7 +136,7 @@ def _worker_pod(
         **_probes(nodes.RAYLET_HEALTH_URL),
     }
     if selector:
-        pod["nodeSelector"] = selector
+        pod["nodeSelector"] = dict(selector)
     if tolerations := nodes.tolerations(job, accelerator, cloud):
         pod["tolerations"] = tolerations
     return {"spec": pod}
@@ -153,12 +148,11 @@ def _head_pod(job: Job, cloud: str, image: str, secret: str, name: str) -> dict[
     container = pod["containers"][0]
     container["volumeMounts"].append({"name": "job", "mountPath": JOB_FILE.rpartition("/")[0]})
     pod["volumes"].append({"name": "job", "configMap": {"name": name}})
-    container |= {
-        "resources": {"requests": dict(HEAD_RESOURCES), "limits": dict(HEAD_RESOURCES)},
-        **_probes(nodes.RAYLET_HEALTH_URL, nodes.GCS_HEALTH_URL),
-    }
+    resources = {"cpu": "2", "memory": "8Gi"}
+    container["resources"] = {"requests": resources, "limits": resources}
+    container |= _probes(nodes.RAYLET_HEALTH_URL, nodes.GCS_HEALTH_URL)
     if cloud in nodes.ON_DEMAND:  # a run cannot continue without its head
-        pod["nodeSelector"] = dict(nodes.ON_DEMAND[cloud])
+        pod["nodeSelector"] = nodes.ON_DEMAND[cloud]
     return {"spec": pod}
 
 
