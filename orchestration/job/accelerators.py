@@ -50,6 +50,13 @@ PREFIXES = ("NVIDIA-", "TESLA-", "GEFORCE-")  # in the names of nvidia-smi and o
 MIG = re.compile(r"\d+g\.\d+gb", re.IGNORECASE)
 
 
+def _normalize(name: str) -> str:
+    return re.sub(r"[\s_]+", "-", name.strip()).upper()
+
+
+RAY_NAMES = {_normalize(name): name for name in (CPU, *GPU_TYPES, *UNSUPPORTED)} | ALIASES
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Accelerator:
     """One node's devices: `count` ranks, each on its own device of `type` (or on CPU cores)."""
@@ -83,13 +90,16 @@ def parse_accelerator(text: str, *, field: str = "cluster.accelerators") -> Acce
             "most one slice of a GPU. Write whole GPUs, such as H100:8; `predict` alone can use "
             "MIG."
         )
-    name = _ray_name(type_text)
+    key = _normalize(type_text)
+    for prefix in PREFIXES:
+        key = key.removeprefix(prefix)
+    name = RAY_NAMES.get(key)
     if name in UNSUPPORTED:
         raise JobError(
             f"{field}: got {text!r}; Ray knows {name}, but torch's DDP here drives NVIDIA and AMD "
             "GPUs and CPUs. Choose one of those, such as H100:8 or CPU:4."
         )
-    if name not in (CPU, *GPU_TYPES):
+    if name is None:
         names = {_normalize(known): known for known in (CPU, *GPU_TYPES, *ALIASES)}
         near = get_close_matches(_normalize(type_text), list(names), n=1)
         hint = (
@@ -109,17 +119,3 @@ def parse_accelerator(text: str, *, field: str = "cluster.accelerators") -> Acce
             f"at least 1. Write {name}:1, or {name}:8 for eight."
         )
     return Accelerator(type=name, count=int(count) if count else 1)
-
-
-def _normalize(name: str) -> str:
-    return re.sub(r"[\s_]+", "-", name.strip()).upper()
-
-
-def _ray_name(text: str) -> str:
-    """Ray's name for a type, or the normalized text if there is none."""
-    key = _normalize(text)
-    for prefix in PREFIXES:
-        key = key.removeprefix(prefix)
-    if key in ALIASES:
-        return ALIASES[key]
-    return {_normalize(name): name for name in (CPU, *GPU_TYPES, *UNSUPPORTED)}.get(key, key)

@@ -71,10 +71,8 @@ def load_options(overrides: Sequence[str]) -> Options:
 
 
 def to_dict(job: Job) -> dict[str, Any]:
-    """A plain nested dict of numbers, strings, lists and None: sent to workers and logged."""
-    plain = OmegaConf.to_container(OmegaConf.create(asdict(job)))
-    assert isinstance(plain, dict)
-    return {str(key): value for key, value in plain.items()}
+    """A plain nested dict: sent to workers and logged."""
+    return asdict(job)
 
 
 def to_yaml(job: Job) -> str:

@@ -4,7 +4,7 @@ Nothing downstream recomputes what follows from `world_size`: the driver makes t
 and the terminal read it.
 """
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from math import ceil
 
 from datasets.loading.share import Share, loader_bytes
@@ -12,11 +12,6 @@ from inception.cost import count_cost
 from inception.schedule import learning_rate, scaled_rate
 from orchestration.errors import JobError
 from orchestration.job.job import Job
-
-# Forward + backward is about three forward passes; a multiply-add is two operations.
-FLOPS_PER_MULTIPLY_ADD = 2
-PASSES_PER_STEP = 3
-BYTES_PER_PARAMETER = 4  # float32
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,23 +76,14 @@ def data_from_job(job: Job) -> tuple[int, int, ShardShape | None] | None:
 
 def learning_rate_at(job: Job, plan: Plan, step: int) -> float:
     """The learning rate of step `step` (0 is the first)."""
-    schedule, optim = job.schedule, job.optim
+    optim = job.optim
     peak = scaled_rate(
         optim.lr,
         rule=optim.lr_scaling,
         batch_size=plan.global_batch_size,
         reference=optim.lr_batch_size,
     )
-    return learning_rate(
-        plan.epoch_at(step),
-        name=schedule.name,
-        lr=peak,
-        epochs=schedule.epochs,
-        decay=schedule.decay,
-        every_epochs=schedule.every_epochs,
-        warmup_epochs=schedule.warmup_epochs,
-        milestones=schedule.milestones,
-    )
+    return learning_rate(plan.epoch_at(step), lr=peak, **asdict(job.schedule))
 
 
 def make_plan(
@@ -118,28 +104,24 @@ def make_plan(
         micro_batch_size=data.micro_batch_size,
         parts=max(1, num_workers),
     )
-    shuffle = data.shuffle
-    memory = (
-        None
-        if shape is None
-        else loader_bytes(
+    memory = None
+    if shape is not None:
+        memory = loader_bytes(
             share,
             num_samples=train_samples,
-            shard_samples=shape.shard_samples,
-            sample_bytes=shape.sample_bytes,
-            lanes=shuffle.lanes,
-            pieces=shuffle.pieces,
-            slices=shuffle.slices,
             input_size=job.model.input_size,
+            **asdict(shape),
+            **asdict(data.shuffle),
         )
-    )
     cost = count_cost(job.model.architecture())
     epochs = job.schedule.epochs
     # Rounded up: the last batch runs on into the next epoch, so no sample is left out.
     # (1e-9: an epoch count such as 0.57 must not gain a step by its binary rounding.)
     total_steps = ceil(epochs * train_samples / batch - 1e-9)
     ends = [ceil(e * train_samples / batch) for e in range(1, ceil(epochs))] + [total_steps]
-    flops = FLOPS_PER_MULTIPLY_ADD * PASSES_PER_STEP * cost.multiply_adds
+    # A multiply-add is two operations; forward + backward is about three forward passes.
+    flops = 2 * 3 * cost.multiply_adds
+    float32_bytes = 4 * cost.parameters
     return Plan(
         world_size=world_size,
         num_nodes=job.cluster.max_nodes,
@@ -157,15 +139,15 @@ def make_plan(
         epoch_ends=tuple(ends),
         eval_batch_size=data.micro_batch_size,
         loader_workers=num_workers,
-        reads=share.world_size * share.num_lanes(shuffle.lanes) / shuffle.lanes,
+        reads=share.world_size * share.num_lanes(data.shuffle.lanes) / data.shuffle.lanes,
         loader_bytes=memory,
         parameters=cost.parameters,
         side_head_parameters=cost.aux_head_parameters,
         multiply_adds=cost.multiply_adds,
         training_flops_per_image=flops,
         training_flops=float(flops) * total_steps * batch,
-        gradient_bytes=BYTES_PER_PARAMETER * cost.parameters,
-        checkpoint_bytes=4 * BYTES_PER_PARAMETER * cost.parameters,
+        gradient_bytes=float32_bytes,
+        checkpoint_bytes=4 * float32_bytes,
     )
 
 

@@ -16,7 +16,6 @@ from orchestration.job.rules import check_choice
 from orchestration.manifests import nodes
 
 PROVIDERS = ("aws", "gcp")
-HEAD_TYPE = "head"
 HEAD_MACHINE = {"aws": "m6i.xlarge", "gcp": "n2-standard-4"}
 DISK_GB = 200
 TOKEN = ".ray/auth_token"
@@ -107,7 +106,7 @@ def cluster_yaml(
             "projects/PROJECT/global/images/family/FAMILY on GCP."
         )
     types: dict[str, Any] = {
-        HEAD_TYPE: {
+        "head": {
             "resources": {"CPU": 0},
             "min_workers": 0,
             "max_workers": 0,
@@ -138,7 +137,7 @@ def cluster_yaml(
             "run_options": _run_options(job, choices),
         },
         "file_mounts": {f"/home/ray/{TOKEN}": f"~/{TOKEN}"},
-        "head_node_type": HEAD_TYPE,
+        "head_node_type": "head",
         "available_node_types": types,
         "setup_commands": [],  # everything is in the image
         "head_setup_commands": [],
