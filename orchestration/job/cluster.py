@@ -65,8 +65,7 @@ class Cluster:
     wait_s: int = field(default=86_400, metadata={"min": 0})
     # What the job's processes need beyond what the nodes provide.
     environment: Environment = field(default_factory=Environment)
-    # Price in dollars of one accelerator for an hour, by type: {H100: 2.99, A100-80G: 1.79}. If
-    # stated, the run reports its cost.
+    # Dollars for an hour of one accelerator, by type: {H100: 2.99}. If stated, runs report costs.
     dollars_per_hour: dict[str, float] = field(default_factory=dict)
     # Names, never values, of environment variables that every node of the job must have, such as
     # AWS_SECRET_ACCESS_KEY.
@@ -156,8 +155,7 @@ class Storage:
     region: str | None = None
     # Read public buckets without credentials.
     anonymous: bool = False
-    # Where a request names the bucket: `path`, `virtual` (in the host name), or `auto` (botocore
-    # decides).
+    # Where a request names the bucket: `path`, `virtual` (host name), or `auto` (botocore decides).
     addressing: str = field(default="auto", metadata={"choices": ("auto", "path", "virtual")})
 
     def __post_init__(self) -> None:
@@ -195,13 +193,11 @@ class CheckpointPolicy:
 class Tracking:
     """MLflow. User name and password come from MLFLOW_TRACKING_USERNAME and ..._PASSWORD."""
 
-    # `local`: the embedded server. Otherwise the http(s) URL of an MLflow server, without
-    # credentials.
+    # `local`: the embedded server; or the http(s) URL of an MLflow server, without credentials.
     uri: str = LOCAL
     # Name of the experiment; left out, the job's name.
     experiment: str | None = None
-    # Largest number of steps whose metrics are sent together, at least 1; fewer if these take more
-    # than a second.
+    # Most steps whose metrics are sent together, at least 1; fewer if they take over a second.
     log_every_steps: int = field(default=10, metadata={"min": 1})
     # Name under which the final model is registered; left out, it is not registered. Starts with a
     # letter or digit, without / and :. The alias `champion` marks the version with the highest

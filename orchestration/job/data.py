@@ -15,8 +15,7 @@ class Shuffle:
     # Lanes that the shuffled shards are cut into, from 1 to the number of training samples;
     # neighbours in a batch come from different lanes. More lanes mix better and take more memory.
     lanes: int = field(default=16, metadata={"min": 1})
-    # Pieces of shards that each lane mixes at a time, at least 1. More pieces mix better and take
-    # more memory.
+    # Pieces of shards that each lane mixes at a time, at least 1. More mix better, in more memory.
     pieces: int = field(default=4, metadata={"min": 1})
     # Slices in which each piece is read, at least 1; one slice of each piece is shuffled together.
     # More slices take less memory and mix less.
@@ -30,8 +29,7 @@ class Shuffle:
 class Augmentation:
     """Random changes to a training image, keyed by (seed, epoch, sample)."""
 
-    # Area of the random crop as a fraction of the image: [smallest, largest],
-    # 0 < smallest <= largest <= 1.
+    # Area of the random crop / the image's: [smallest, largest], 0 < smallest <= largest <= 1.
     area: tuple[float, float] = (0.08, 1.0)
     # Width / height of the random crop: [smallest, largest], 0 < smallest <= largest.
     aspect: tuple[float, float] = (0.75, 1.3333)
@@ -40,8 +38,7 @@ class Augmentation:
     # Strength of Inception's colour distortion (brightness, saturation, hue, contrast), 0 to 1:
     # 0 is none, 1 is TF-slim's. Runs on the device.
     colour: float = field(default=0.0, metadata={"range": (0.0, 1.0)})
-    # RandAugment (arXiv 1909.13719) operations per image, of its fourteen; 0 to 14, 0 is none.
-    # Runs on the CPU.
+    # RandAugment (arXiv 1909.13719) operations per image, on the CPU; 0 to 14, 0 is none.
     rand_operations: int = field(default=0, metadata={"range": (0, 14)})
     # Strength of the RandAugment operations, 0 to 10.
     rand_magnitude: float = field(default=9.0, metadata={"range": (0.0, 10.0)})
@@ -99,8 +96,7 @@ class Data:
     # `cpu`, or `nvjpeg`: threads of the rank's process decode JPEGs on its GPU, with slightly
     # different pixels and without RandAugment.
     decoder: str = field(default="cpu", metadata={"choices": ("cpu", "nvjpeg")})
-    # Most disk space per node, in GiB, for parts of remote shards that later epochs reuse; 0: no
-    # cache.
+    # Disk space per node, at most, in GiB, for parts of remote shards to reuse; 0: no cache.
     cache_gib: float = field(default=0.0, metadata={"range": (0.0, 1e6)})
     # Absolute path of that cache on every node; the ranks of a node share it.
     cache_folder: str = "/tmp/rayception-cache"

@@ -20,8 +20,7 @@ from orchestration.job.recipe import Loss, Model, Optim, Schedule
 class Job:
     """One training job."""
 
-    # Name of the job: 1 to 63 lower-case letters, digits and inner hyphens. It names folders and
-    # cluster objects.
+    # 1 to 63 lower-case letters, digits and inner hyphens; it names folders and cluster objects.
     name: str
     # The two splits, and how they become batches.
     data: Data

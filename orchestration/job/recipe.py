@@ -83,8 +83,7 @@ class Loss:
 
     # Probability mass that label smoothing spreads over all classes, 0 to 0.99.
     label_smoothing: float = field(default=0.1, metadata={"range": (0.0, 0.99)})
-    # Weight of each auxiliary (side) head's loss relative to the main one, 0 to 10; TensorFlow's
-    # is 0.4.
+    # Weight of each side head's loss relative to the main one, 0 to 10; TensorFlow's is 0.4.
     side_weight: float = field(default=0.4, metadata={"range": (0.0, 10.0)})
     # Alpha of mixup within a micro-batch, 0 to 100; 0 is off. With cutmix as well, each micro-batch
     # takes one of the two.
