@@ -120,8 +120,9 @@ def _worker_pod(
     selector: Mapping[str, str],
 ) -> dict[str, Any]:
     memory_gib = nodes.memory_gib(accelerator)
-    memory = f"{memory_gib}Gi"
-    gpus = {nodes.gpu_resource(accelerator): str(accelerator.count)} if accelerator.is_gpu else {}
+    limits = {"memory": f"{memory_gib}Gi"}
+    if accelerator.is_gpu:
+        limits[nodes.gpu_resource(accelerator)] = str(accelerator.count)
     cpus = str(nodes.node_resources(job, accelerator)["CPU"])
     pod = _pod(job, image, secret, nodes.NODE_VARIABLES, name="worker", shm_gib=memory_gib // 2)
     # An evicted pod drains its Ray node, and waits until its ranks have checkpointed and stopped.
@@ -129,10 +130,7 @@ def _worker_pod(
     pod["containers"][0] |= {
         "lifecycle": {"preStop": {"exec": {"command": ["bash", "-c", drain]}}},
         # No CPU limit: decoding threads may use the node's spare cores.
-        "resources": {
-            "requests": {"cpu": cpus, "memory": memory, **gpus},
-            "limits": {"memory": memory, **gpus},
-        },
+        "resources": {"requests": {"cpu": cpus, **limits}, "limits": limits},
         **_probes(nodes.RAYLET_HEALTH_URL),
     }
     if selector:
