@@ -13,25 +13,20 @@ import os
 import struct
 import time
 import zlib
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from datasets.errors import StoreError
-from datasets.storage.transfer import buffer, read_fully
+from datasets.storage.disk import write_atomically
+from datasets.storage.transfer import buffer
 
 PART_BYTES = 8 * 2**20
 PAGE_BYTES = 128 * 2**10
 FILL_AFTER_EVICTION = 0.9  # of the limit
 STALE_S = 3600.0  # the writer of a temporary file of this age is dead
 
-Fetch = Callable[[int, memoryview], None]  # (first byte, buffer to fill)
-
-
-@dataclass
-class _Total:
-    value: int
+Fetch = Callable[[memoryview, int], object]  # (buffer to fill, first byte)
 
 
 class DiskCache:
@@ -43,8 +38,7 @@ class DiskCache:
     def check(self) -> None:
         """Raises StoreError if the folder cannot be written."""
         try:
-            with self._locked():
-                pass
+            self._reserve(0)
         except OSError as error:
             raise StoreError(
                 f"data.cache_folder: got {str(self.folder)!r} ({error.strerror}); every node's "
@@ -69,7 +63,7 @@ class DiskCache:
             if _read_part(path, length, begin - first, wanted):
                 continue
             part = buffer(length)
-            fetch(first, part)
+            fetch(part, first)
             wanted[:] = part[begin - first : stop - first]
             with suppress(OSError):
                 self._write_part(path, part)
@@ -80,39 +74,24 @@ class DiskCache:
 
     def _write_part(self, path: Path, part: memoryview) -> None:
         checksums = struct.pack(f"<{-(-len(part) // PAGE_BYTES)}I", *_checksums(part))
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with self._locked() as total:
-            if path.exists():  # another process was faster
-                return
-            size = len(part) + len(checksums)
-            if size > self.limit_bytes:
-                return
-            if total.value + size > self.limit_bytes:
-                total.value = self._evict(int(FILL_AFTER_EVICTION * self.limit_bytes) - size)
-            total.value += size
-        temporary = path.with_name(f".{path.name[:16]}.{os.getpid()}.{time.monotonic_ns()}")
-        try:
-            with temporary.open("wb") as file:
-                file.write(part)
-                file.write(checksums)
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        size = len(part) + len(checksums)
+        if size > self.limit_bytes or path.exists():  # too large, or another was faster
+            return
+        self._reserve(size)
+        write_atomically(path, part, checksums, is_durable=False)
 
-    @contextmanager
-    def _locked(self) -> Iterator[_Total]:
-        """The total, for one thread of one process at a time."""
+    def _reserve(self, size: int) -> None:
+        """Adds to the total, under the lock; evicts parts if it would exceed the limit."""
         self.folder.mkdir(parents=True, exist_ok=True)
         with (self.folder / "total").open("a+b") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             file.seek(0)
             content = file.read()
-            before = int.from_bytes(content, "little") if len(content) == 8 else self._evict()
-            total = _Total(before)
-            yield total
-            if total.value != before or len(content) != 8:
-                file.truncate(0)
-                file.write(total.value.to_bytes(8, "little"))
+            total = int.from_bytes(content, "little") if len(content) == 8 else self._evict()
+            if total + size > self.limit_bytes:
+                total = self._evict(int(FILL_AFTER_EVICTION * self.limit_bytes) - size)
+            file.truncate(0)
+            file.write((total + size).to_bytes(8, "little"))
 
     def _evict(self, target: int | None = None) -> int:
         """Removes the least recently used parts until at most `target` bytes are left (None: none
@@ -141,12 +120,12 @@ def _read_part(path: Path, length: int, offset: int, wanted: memoryview) -> bool
     first, last = offset // PAGE_BYTES, (offset + len(wanted) - 1) // PAGE_BYTES
     begin, stop = first * PAGE_BYTES, min(length, (last + 1) * PAGE_BYTES)
     try:
-        with path.open("rb", buffering=0) as file:
+        with path.open("rb") as file:
             if os.fstat(file.fileno()).st_size != length + 4 * num_pages:
                 raise OSError("wrong length")
             content = buffer(stop - begin)
             file.seek(begin)
-            reached = read_fully(file, content)
+            reached = file.readinto(content)
             file.seek(length + 4 * first)
             checksums = struct.unpack(f"<{last - first + 1}I", file.read(4 * (last - first + 1)))
         if reached != len(content) or checksums != _checksums(content):

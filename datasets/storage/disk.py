@@ -8,7 +8,7 @@ from typing import TypeVar
 from urllib.parse import quote, unquote, urlsplit
 
 from datasets.errors import DataError, StoreError
-from datasets.storage.transfer import Entry, read_fully, short_object
+from datasets.storage.transfer import Entry, short_object
 
 Result = TypeVar("Result")
 
@@ -23,16 +23,16 @@ class Disk:
         """etag: ignored, as files have none."""
 
         def read(path: Path) -> int:
-            with path.open("rb", buffering=0) as file:
+            with path.open("rb") as file:
                 file.seek(start)
-                return read_fully(file, view)
+                return file.readinto(view)
 
         length = _on_disk(url, read)
         if length != len(view):
-            raise DataError(short_object(url, start, length, len(view)))
+            raise short_object(url, start, length, len(view))
 
     def write(self, url: str, content: bytes) -> None:
-        _on_disk(url, lambda path: _write_atomically(path, content))
+        _on_disk(url, lambda path: write_atomically(path, content, is_durable=True))
 
     def delete(self, url: str) -> None:
         _on_disk(url, lambda path: path.unlink(missing_ok=True))
@@ -82,14 +82,16 @@ def _list_files(prefix: str) -> list[Entry]:
     return entries
 
 
-def _write_atomically(path: Path, content: bytes) -> None:
+def write_atomically(path: Path, *contents: bytes | memoryview, is_durable: bool) -> None:
+    """Writes the file whole or not at all; if durable, it survives a power cut. Raises OSError."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.{random.getrandbits(32):08x}")
+    temporary = path.with_name(f".{path.name[:16]}.{os.getpid()}.{random.getrandbits(32):08x}")
     try:
         with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
+            file.writelines(contents)
+            if is_durable:
+                file.flush()
+                os.fsync(file.fileno())
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)

@@ -1,8 +1,10 @@
 """http(s):// URLs of web servers that answer byte ranges; read only. On urllib3."""
 
-from threading import Lock
 from typing import Any
 from urllib.parse import urlsplit
+
+from urllib3 import PoolManager, Retry, Timeout
+from urllib3.exceptions import HTTPError
 
 from datasets.errors import DataError, StoreBusyError, StoreError
 from datasets.storage import transfer
@@ -16,8 +18,18 @@ class Http:
     """Thread-safe; connections are kept per host and shared."""
 
     def __init__(self) -> None:
-        self._pool: Any = None
-        self._lock = Lock()
+        self._pool = PoolManager(
+            maxsize=transfer.CONNECTIONS,
+            timeout=Timeout(connect=transfer.CONNECT_LIMIT_S, read=transfer.SILENCE_LIMIT_S),
+            retries=Retry(
+                total=ATTEMPTS,
+                status_forcelist=RETRIED,
+                allowed_methods=("GET", "HEAD"),
+                backoff_factor=transfer.FIRST_PAUSE_S,
+                backoff_jitter=transfer.FIRST_PAUSE_S,
+                raise_on_status=False,
+            ),
+        )
 
     def read(self, url: str) -> bytes:
         return bytes(self.read_into(url, None, 0, None))
@@ -25,8 +37,6 @@ class Http:
     def read_into(
         self, url: str, view: memoryview | None, start: int, etag: str | None
     ) -> memoryview:
-        from urllib3.exceptions import HTTPError
-
         def get(byte_range: str | None, match: str | None) -> Response:
             headers = {"If-Match": f'"{match}"'} if match else {}
             if byte_range:
@@ -57,11 +67,9 @@ class Http:
         return Entry(url, int(response.headers["Content-Length"]), _etag(response))
 
     def _request(self, method: str, url: str, headers: dict[str, str]) -> Any:
-        from urllib3.exceptions import HTTPError
-
         headers["Accept-Encoding"] = "identity"
         try:
-            response = self._connect().request(
+            response = self._pool.request(
                 method, url, headers=headers, preload_content=False, decode_content=False
             )
         except HTTPError as error:
@@ -81,27 +89,6 @@ class Http:
             f"{redacted(url)}: got HTTP {response.status}; the server must give the object. "
             "Check that the URL may be read."
         )
-
-    def _connect(self) -> Any:
-        with self._lock:
-            if self._pool is None:
-                from urllib3 import PoolManager, Retry, Timeout
-
-                self._pool = PoolManager(
-                    maxsize=transfer.CONNECTIONS,
-                    timeout=Timeout(
-                        connect=transfer.CONNECT_LIMIT_S, read=transfer.SILENCE_LIMIT_S
-                    ),
-                    retries=Retry(
-                        total=ATTEMPTS,
-                        status_forcelist=RETRIED,
-                        allowed_methods=("GET", "HEAD"),
-                        backoff_factor=transfer.FIRST_PAUSE_S,
-                        backoff_jitter=transfer.FIRST_PAUSE_S,
-                        raise_on_status=False,
-                    ),
-                )
-            return self._pool
 
 
 def redacted(url: str) -> str:

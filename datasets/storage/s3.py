@@ -5,7 +5,7 @@ resets before a response) with exponential backoff and jitter; `receive` continu
 """
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from threading import Lock
 from typing import Any, TypeVar
@@ -84,19 +84,14 @@ class S3:
                 return _entry(bucket, item)
         raise DataError(f"{url}: got no such object; it must exist. Fix the URL.")
 
-    def entries(self, prefix: str) -> Iterator[Entry]:
+    def entries(self, prefix: str) -> list[Entry]:
         bucket, key = split_url(prefix)
-        token: dict[str, str] = {}
-        while True:
-            page = self._call(
-                prefix,
-                lambda s3, token=token: s3.list_objects_v2(Bucket=bucket, Prefix=key, **token),
-            )
-            for item in page.get("Contents", []):
-                yield _entry(bucket, item)
-            if not page.get("IsTruncated"):
-                return
-            token = {"ContinuationToken": page["NextContinuationToken"]}
+
+        def list_all(s3: Any) -> list[Entry]:
+            pages = s3.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=key)
+            return [_entry(bucket, item) for page in pages for item in page.get("Contents", [])]
+
+        return self._call(prefix, list_all)
 
     def _call(self, url: str, request: Callable[..., Result]) -> Result:
         """One request, with botocore's errors as DataError and StoreError."""

@@ -3,6 +3,8 @@
 Every call is bounded: 5 s to connect, 30 s of silence, a few attempts. http(s) is read only.
 """
 
+from functools import partial
+
 from datasets.errors import DataError, StoreError
 from datasets.storage.cache import DiskCache
 from datasets.storage.disk import Disk
@@ -22,9 +24,6 @@ class Store:
     def __init__(self, config: StoreConfig | None = None, cache: DiskCache | None = None) -> None:
         self.config, self.cache = config or StoreConfig(), cache
         self._s3, self._http, self._disk = S3(self.config), Http(), Disk()
-
-    def __repr__(self) -> str:
-        return f"Store({self.config.endpoint_url or 'AWS'})"
 
     def __reduce__(self) -> tuple[type["Store"], tuple[StoreConfig, DiskCache | None]]:
         return Store, (self.config, self.cache)
@@ -48,14 +47,11 @@ class Store:
         if len(view) == 0:
             return
         backend = self._backend(url)
+        fetch = partial(backend.read_into, url, etag=etag)
         if self.cache is None or backend is self._disk or etag is None or size_bytes is None:
-            backend.read_into(url, view, start, etag)
-            return
-
-        def fetch(first: int, part: memoryview) -> None:
-            backend.read_into(url, part, first, etag)
-
-        self.cache.read_into(f"{url}\0{etag}", size_bytes, start, view, fetch)
+            fetch(view, start)
+        else:
+            self.cache.read_into(f"{url}\0{etag}", size_bytes, start, view, fetch)
 
     def read_range(self, url: str, start: int, length: int, etag: str | None = None) -> memoryview:
         """Exactly `length` bytes from `start`. Raises as read_into."""

@@ -9,7 +9,6 @@ import random
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from io import FileIO
 from typing import Any
 
 import numpy as np
@@ -94,8 +93,7 @@ def receive(
             view = buffer(response.length)
         elif response.length != len(view) - reached:
             body.close()
-            wanted = len(view) - reached
-            raise DataError(short_object(url, start + reached, response.length, wanted))
+            raise short_object(url, start + reached, response.length, len(view) - reached)
         try:
             while reached < len(view):
                 piece = body.read(min(amount, len(view) - reached))
@@ -119,17 +117,9 @@ def buffer(size: int) -> memoryview:
     return np.empty(size, dtype=np.uint8).data
 
 
-def read_fully(file: FileIO, view: memoryview) -> int:
-    """Fills `view` as far as the file goes; -> the bytes read."""
-    reached = 0
-    while reached < len(view) and (count := file.readinto(view[reached:])):
-        reached += count
-    return reached
-
-
-def short_object(url: str, start: int, length: int, wanted: int) -> str:
-    """The message for an object with fewer bytes than its index states."""
-    return (
+def short_object(url: str, start: int, length: int, wanted: int) -> DataError:
+    """The error of an object with fewer bytes than its index states."""
+    return DataError(
         f"{url}: got {length} bytes from byte {start}; its index says {wanted}. The object was cut "
         "or replaced: upload it again, or index the split again."
     )

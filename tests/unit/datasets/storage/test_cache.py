@@ -36,7 +36,7 @@ class Source:
         content = OBJECTS[name]
         view = memoryview(bytearray(length))
 
-        def fetch(first: int, part: memoryview) -> None:
+        def fetch(part: memoryview, first: int) -> None:
             self.fetched.append((name, first))
             part[:] = content[first : first + len(part)]
 
