@@ -9,8 +9,9 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import islice
-from typing import Any
+from itertools import chain, groupby, islice
+from operator import itemgetter
+from typing import Any, TypeVar
 
 import numpy as np
 import webdataset as wds
@@ -19,7 +20,7 @@ from webdataset.tariterators import base_plus_ext
 from datasets.errors import DataError, ShardError
 from datasets.order import Ints, Order, Run, Window
 from datasets.shards.manifest import Manifest
-from datasets.shards.tar import BLOCK_BYTES, members
+from datasets.shards.tar import BLOCK_BYTES, Member, members
 from datasets.storage.store import Store
 from datasets.storage.transfer import buffer
 
@@ -28,6 +29,7 @@ GROUP_SAMPLES = 8  # given to a decoding thread at a time
 Sample = dict[str, Any]  # webdataset's: __key__, __url__, extension -> bytes (or a view of them)
 SampleRuns = dict[int, "Future[SampleRun]"]  # by shard: a window has one run of each
 Fetch = Callable[[tuple[Run, ...]], SampleRuns]
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -159,13 +161,7 @@ def stream(requests: Iterable[SampleRequest], *, lookahead: int) -> Callable[[],
     """
 
     def source() -> Iterator[Sample]:
-        pending: deque[SampleRequest] = deque()
-        for request in requests:
-            pending.append(request)
-            if len(pending) > lookahead:
-                yield pending.popleft().resolve()
-        while pending:
-            yield pending.popleft().resolve()
+        return map(SampleRequest.resolve, _draw_ahead(requests, lookahead))
 
     return source
 
@@ -179,17 +175,27 @@ def in_threads(
     Items go in groups, as each handover between threads costs 50 us, a twentieth of a decode.
     """
 
-    def stage(items: Iterable[Any]) -> Iterator[Any]:
-        running: deque[Future[list[Any]]] = deque()
+    def start(items: Iterable[Any]) -> Iterator[Future[list[Any]]]:
         rest = iter(items)
         while group := list(islice(rest, GROUP_SAMPLES)):
-            running.append(pool.submit(lambda group: [work(item) for item in group], group))
-            if GROUP_SAMPLES * len(running) > ahead:
-                yield from running.popleft().result()
-        while running:
-            yield from running.popleft().result()
+            yield pool.submit(lambda group: [work(item) for item in group], group)
+
+    def stage(items: Iterable[Any]) -> Iterator[Any]:
+        running = _draw_ahead(start(items), ahead // GROUP_SAMPLES)
+        return chain.from_iterable(map(Future.result, running))
 
     return stage
+
+
+def _draw_ahead(items: Iterable[Item], count: int) -> Iterator[Item]:
+    """The items, each once `count` more are drawn."""
+    drawn: deque[Item] = deque()
+    for item in items:
+        drawn.append(item)
+        if len(drawn) > count:
+            yield drawn.popleft()
+    while drawn:
+        yield drawn.popleft()
 
 
 def build_pipeline(source: Callable[[], Iterator[Sample]], *stages: Any) -> Iterator[Any]:
@@ -203,31 +209,26 @@ def split_samples(content: memoryview, url: str) -> Iterator[tuple[int, Sample]]
     Files are views of `content`. Raises ShardError if a member is damaged, truncated or twice in
     its sample.
     """
-    key: str | None = None
-    begin = 0
-    sample: Sample = {}
-    for member, body in members(content, url):
-        base, extension = split_name(member.name)
-        if base is None:
-            continue
-        if base != key:
-            if key is not None:
-                yield begin, sample
-            key, begin, sample = base, member.start, {"__key__": base, "__url__": url}
-        if extension in sample:
-            raise ShardError(
-                f"{url}: got {member.name} twice in sample {base}; a sample has each file once. "
-                "Pack the shard again."
-            )
-        sample[extension] = body
-    if key is not None:
-        yield begin, sample
+    for key, group in group_by_key(members(content, url)):
+        files = list(group)
+        sample: Sample = {"__key__": key, "__url__": url}
+        for extension, member in files:
+            if extension in sample:
+                raise ShardError(
+                    f"{url}: got {member.name} twice in sample {key}; a sample has each file once. "
+                    "Pack the shard again."
+                )
+            sample[extension] = content[member.begin : member.begin + member.size]
+        yield files[0][1].start, sample
 
 
-def split_name(name: str) -> tuple[str | None, str]:
-    """(key, extension in lower case) by webdataset's rule; key None for a name without a dot."""
-    base, extension = base_plus_ext(name)
-    return (None, "") if base is None else (base, extension.lower())
+def group_by_key(members: Iterable[Member]) -> Iterator[tuple[str, Iterator[tuple[str, Member]]]]:
+    """(key, its (extension in lower case, member) pairs) of each sample: by webdataset's rule,
+    neighbours with one key; a name without a dot has none."""
+    named = ((*base_plus_ext(member.name), member) for member in members)
+    files = (file for file in named if file[0] is not None)
+    for key, group in groupby(files, key=itemgetter(0)):
+        yield key, ((extension.lower(), member) for _, extension, member in group)
 
 
 def with_bytes(sample: Sample) -> Sample:

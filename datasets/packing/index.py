@@ -15,7 +15,7 @@ from braceexpand import braceexpand
 
 from datasets.errors import DataError, LabelError
 from datasets.images.decode import IMAGE_EXTENSIONS
-from datasets.loading.stream import split_name
+from datasets.loading.stream import group_by_key
 from datasets.shards.labels import (
     DEFAULT_RULE,
     LABEL_EXTENSIONS,
@@ -204,8 +204,8 @@ def _list_shard(store: Store, entry: Entry, rule: str | None, field: str | None)
     samples: list[ListedSample] = []
     end = 0
     members = walk(read, entry.size_bytes, entry.url, is_whole=True)
-    for key, group, labels in _group(read, members):
-        end = max(member.end for member in group.values())
+    for key, files, labels in _read_samples(read, members):
+        end = max(member.end for member in files.values())
         try:
             sample_rule = rule or find_rule(labels, field)
             text = label_text(labels, sample_rule, entry.url) if sample_rule else None
@@ -214,41 +214,33 @@ def _list_shard(store: Store, entry: Entry, rule: str | None, field: str | None)
         samples.append(
             ListedSample(
                 key=key,
-                start=min(member.start for member in group.values()),
-                has_image=any(extension in group for extension in IMAGE_EXTENSIONS),
+                start=min(member.start for member in files.values()),
+                has_image=any(extension in files for extension in IMAGE_EXTENSIONS),
                 text=text,
             )
         )
     return ShardListing(entry, tuple(samples), end)
 
 
-def _group(
+def _read_samples(
     read: _Headers, members: Iterator[Member]
 ) -> Iterator[tuple[str, dict[str, Member], dict[str, bytes]]]:
-    """(key, members by extension, contents of label files) of each sample: by webdataset's rule,
-    neighbours with one key. A label is read with its header, from the same request if possible."""
-    current: str | None = None
-    group: dict[str, Member] = {}
-    labels: dict[str, bytes] = {}
-    for member in members:
-        key, extension = split_name(member.name)
-        if key is None:
-            continue
-        if key != current:
-            if current is not None:
-                yield current, group, labels
-            current, group, labels = key, {}, {}
-        group[extension] = member
-        if extension in LABEL_EXTENSIONS and member.size <= MAX_LABEL_BYTES:
-            labels[extension] = bytes(read(member.begin, member.size))
-    if current is not None:
-        yield current, group, labels
+    """(key, members by extension, contents of label files) of each sample. A label is read with its
+    header, from the same request if possible."""
+    for key, group in group_by_key(members):
+        files: dict[str, Member] = {}
+        labels: dict[str, bytes] = {}
+        for extension, member in group:
+            files[extension] = member
+            if extension in LABEL_EXTENSIONS and member.size <= MAX_LABEL_BYTES:
+                labels[extension] = bytes(read(member.begin, member.size))
+        yield key, files, labels
 
 
 def _find_split_rule(store: Store, entries: Sequence[Entry], field: str | None) -> str:
     """The label rule of the first labelled sample of the first shard."""
     read = _Headers(store, entries[0])
-    for _, _, labels in _group(read, walk(read, entries[0].size_bytes, entries[0].url)):
+    for _, _, labels in _read_samples(read, walk(read, entries[0].size_bytes, entries[0].url)):
         if (rule := find_rule(labels, field)) and label_extension(rule) in labels:
             return rule
     return DEFAULT_RULE

@@ -8,6 +8,7 @@ the part files are deleted.
 import hashlib
 import io
 import json
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -86,28 +87,22 @@ def pack_shards(
     url = url.rstrip("/")
     if not plans:
         raise DataError(f"{url}: got no samples; a split has at least one. Check the source.")
-    keys: set[str] = set()
-    for plan in plans:
-        for key in plan.keys:
-            if key in keys:
-                raise DataError(
-                    f"{url}: got the key {key!r} twice; a key names one sample. "
-                    "Give each sample its own."
-                )
-            keys.add(key)
+    counts = Counter(key for plan in plans for key in plan.keys)
+    for key, count in counts.items():
+        if count > 1:
+            raise DataError(
+                f"{url}: got the key {key!r} twice; a key names one sample. "
+                "Give each sample its own."
+            )
+
+    def write(number: int) -> Shard:
+        return _write_shard(plans[number], store, url, f"shard-{number:06d}.tar")
+
+    shards = []
     with ThreadPoolExecutor(workers, thread_name_prefix="pack") as pool:
-        futures = [
-            pool.submit(_write_shard, plan, store, url, f"shard-{number:06d}.tar")
-            for number, plan in enumerate(plans)
-        ]
-        try:
-            shards = []
-            for future in futures:
-                shards.append(future.result())
-                on_shard(shards[-1])
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
+        for shard in pool.map(write, range(len(plans))):  # an error cancels the rest
+            shards.append(shard)
+            on_shard(shard)
     manifest = Manifest(url=url, classes=tuple(classes), shards=tuple(shards))
     save_manifest(store, manifest)
     for shard in shards:
@@ -134,7 +129,7 @@ def describe_shard(name: str, content: bytes, etag: str | None) -> Shard:
     """The manifest's entry for a shard's bytes. Raises DataError unless they are a whole tar."""
     view = memoryview(content)
     starts = [start for start, _ in split_samples(view, name)]
-    end = max((member.end for member, _ in members(view, name)), default=0)
+    end = max((member.end for member in members(view, name)), default=0)
     offsets = np.array([*starts, end], dtype=np.int64) // BLOCK_BYTES
     return Shard(
         name=name,
@@ -154,13 +149,7 @@ def _write_shard(plan: ShardPlan, store: Store, url: str, name: str) -> Shard:
     _check_keys(plan, content, f"{url}/{name}")
     store.write(f"{url}/{name}", content)
     shard = describe_shard(name, content, store.stat(f"{url}/{name}").etag)
-    part = {
-        "digest": plan.digest,
-        "size_bytes": shard.size_bytes,
-        "sha256": shard.sha256,
-        "etag": shard.etag,
-        "offsets": shard.offsets.tolist(),
-    }
+    part = {**shard.entry, "digest": plan.digest, "offsets": shard.offsets.tolist()}
     store.write(_part_url(url, name), json.dumps(part).encode())
     return shard
 

@@ -48,6 +48,17 @@ class Shard:
     def num_samples(self) -> int:
         return len(self.offsets) - 1
 
+    @property
+    def entry(self) -> dict[str, Any]:
+        """The shard in index.json, which has the offsets of all shards in a file of their own."""
+        return {
+            "name": self.name,
+            "size_bytes": self.size_bytes,
+            "num_samples": self.num_samples,
+            "sha256": self.sha256,
+            "etag": self.etag,
+        }
+
     def byte_range(self, first: int, count: int) -> tuple[int, int]:
         """(start, length), in bytes, of `count` samples from `first` on."""
         start = int(self.offsets[first]) * BLOCK_BYTES
@@ -147,16 +158,7 @@ def save_manifest(store: Store, manifest: Manifest) -> None:
             "name": offsets_url.rpartition("/")[2],
             "sha256": hashlib.sha256(offsets).hexdigest(),
         },
-        "shards": [
-            {
-                "name": shard.name,
-                "size_bytes": shard.size_bytes,
-                "num_samples": shard.num_samples,
-                "sha256": shard.sha256,
-                "etag": shard.etag,
-            }
-            for shard in manifest.shards
-        ],
+        "shards": [shard.entry for shard in manifest.shards],
     }
     store.write(url, json.dumps(values, indent=1).encode())
 

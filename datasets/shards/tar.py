@@ -80,10 +80,9 @@ def walk(
         )
 
 
-def members(content: memoryview, where: str) -> Iterator[tuple[Member, memoryview]]:
-    """(member, content) of each regular file of an archive in memory. Raises ShardError."""
-    for member in walk(lambda at, length: content[at : at + length], len(content), where):
-        yield member, content[member.begin : member.begin + member.size]
+def members(content: memoryview, where: str) -> Iterator[Member]:
+    """The members of an archive in memory. Raises ShardError."""
+    return walk(lambda at, length: content[at : at + length], len(content), where)
 
 
 def _check_header(raw: bytes, where: str, at: int) -> int:
