@@ -6,9 +6,7 @@ reconstructs chroma differently, so pixels differ a little from the CPU's: the c
 is part of the job, like the crop's size.
 """
 
-from collections.abc import Callable
 from functools import partial
-from threading import local
 from typing import Any
 
 import numpy as np
@@ -18,15 +16,7 @@ from torch.nn import functional as F
 
 from datasets.errors import LoaderError
 from datasets.images.decode import JPEG_MAGIC, MAX_PIXELS, decode_image
-from datasets.images.region import ChooseBox
-
-
-class _PerThread(local):
-    """Two threads on one decoder got each other's pixels a few times in a thousand images (seen
-    with 0.9 on its CPU backend)."""
-
-    def __init__(self, make: Callable[[], Any]) -> None:
-        self.decoder = make()
+from datasets.images.region import ChooseBox, PerThread
 
 
 class GpuDecoder:
@@ -52,7 +42,9 @@ class GpuDecoder:
         if device.type == "cuda":
             kinds = [nvimgcodec.HW_GPU_ONLY, nvimgcodec.GPU_ONLY, nvimgcodec.HYBRID_CPU_GPU]
             device_id = device.index or 0
-        self._thread = _PerThread(
+        # Two threads on one decoder got each other's pixels a few times in a thousand images (seen
+        # with 0.9 on its CPU backend).
+        self._decoder = PerThread(
             partial(
                 nvimgcodec.Decoder,
                 device_id=device_id,
@@ -91,7 +83,7 @@ class GpuDecoder:
                 return None
             top, left, height, width = choose(code.height, code.width)
             region = self._codec.Region(top, left, top + height, left + width)
-            image = self._thread.decoder.decode(
+            image = self._decoder.value.decode(
                 code.get_sub_code_stream(region=region), cuda_stream=stream
             )
         except (RuntimeError, ValueError):

@@ -77,14 +77,16 @@ class _Decompressor:
         self._library.tj3Destroy(self.handle)
 
 
-class _PerThread(threading.local):
-    def __init__(self) -> None:
-        self.decompressor = _Decompressor()
+class PerThread(threading.local):
+    """A value for each thread."""
+
+    def __init__(self, make: Callable[[], Any]) -> None:
+        self.value = make()
 
 
 @cache
-def _thread() -> _PerThread:
-    return _PerThread()
+def _decompressor() -> PerThread:
+    return PerThread(_Decompressor)
 
 
 def has_regions() -> bool:
@@ -103,7 +105,7 @@ def decode_region(
     """
     if not has_regions() or not bytes(content[-_PADDING_BYTES:]).rstrip(b"\0").endswith(_END):
         return None
-    library, handle = _library(), _thread().decompressor.handle
+    library, handle = _library(), _decompressor().value.handle
     source = np.frombuffer(content, dtype=np.uint8).ctypes.data
     if library.tj3DecompressHeader(handle, source, len(content)) != 0:
         return None
