@@ -70,9 +70,8 @@ class TrainLoader(_Loader):
     """Endless training steps: each item is this rank's list of micro-batches of one step.
 
     workers: loader processes; with 0, `threads` threads of this one decode, on the CPU or with
-    `decoder`. start_position: global samples of finished steps, a multiple of the global batch.
-    The other parameters are fields of the job, too. Iterating raises DataError, StoreError or
-    LoaderError at the step that it concerns.
+    `decoder`. first_step: the number of finished steps. The other parameters are fields of the job,
+    too. Iterating raises DataError, StoreError or LoaderError at the step that it concerns.
     """
 
     def __init__(
@@ -90,11 +89,10 @@ class TrainLoader(_Loader):
         workers: int = 0,
         threads: int = 1,
         is_skipping: bool = False,
-        start_position: int = 0,
+        first_step: int = 0,
         decoder: GpuDecoder | None = None,
     ) -> None:
         super().__init__(is_skipping=is_skipping)
-        assert start_position % global_batch_size == 0, "steps begin at whole batches"
         assert decoder is None or not workers, "a GPU decoder works in its rank's own process"
         self._workers, self._threads = workers, threads
         self._decoder = TrainDecoder(
@@ -109,7 +107,7 @@ class TrainLoader(_Loader):
             ),
             augment=augment,
             input_size=input_size,
-            first_step=start_position // global_batch_size,
+            first_step=first_step,
             image_decoder=decoder or CpuDecoder(),
         )
 

@@ -77,9 +77,7 @@ class Reader:
                 for row, sample in zip(plan.rows.tolist(), samples, strict=False):
                     yield sample, buffer, row
 
-        def fill_row(item: tuple[Sample, BatchBuffer, int]) -> BatchBuffer:
-            return self._fill_row(decoder, *item)
-
+        fill_row = partial(self._fill_row, decoder)
         filled = build_pipeline(
             stream(decoder.requests(to_fetch, self._fetch), lookahead=ahead),
             assign_rows,
@@ -100,8 +98,9 @@ class Reader:
         }
 
     def _fill_row(
-        self, decoder: "BatchDecoder", sample: Sample, buffer: BatchBuffer, row: int
+        self, decoder: "BatchDecoder", item: tuple[Sample, BatchBuffer, int]
     ) -> BatchBuffer:
+        sample, buffer, row = item
         buffer.samples[row] = sample["__shard__"], sample["__sample__"]
         buffer.keys[row] = sample["__key__"]
         where = f"{self._manifest.shard_url(sample['__shard__'])}:{sample['__key__']}"
@@ -174,8 +173,7 @@ class TrainDecoder:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EvalDecoder:
-    """Evaluation batches. crop: share of the shorter side that the central square takes. crops: of
-    each image, 1, 12 or 144 (evaluation_boxes); with more than one the image decoder is the CPU."""
+    """Evaluation batches. crop, crops: EvalLoader's; several are cut by the CPU's decoder."""
 
     manifest: Manifest
     batch_size: int

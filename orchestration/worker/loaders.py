@@ -80,7 +80,7 @@ class Loaders:
             workers=plan.loader_workers,
             threads=self._threads,
             is_skipping=job.data.max_damaged > 0,
-            start_position=step * plan.global_batch_size,
+            first_step=step,
             decoder=self.decoder,
         )
 

@@ -119,7 +119,7 @@ def _first_batches(console: Console, store: Store, manifest: Manifest, order: Or
             with TrainLoader(
                 store, manifest, order, rank=0, world_size=1, global_batch_size=64,
                 micro_batch_size=64, input_size=299, augment=Augment(),
-                start_position=64 * int(share * last),
+                first_step=int(share * last),
             ) as loader:  # fmt: skip
                 next(iter(loader))
                 seconds.append(time.perf_counter() - began)

@@ -19,14 +19,11 @@ def order_of(
 
 
 def train_loader(
-    store: Store, manifest: Manifest, *, order: Order | None = None, first_step: int = 0,
-    **options: Any,
-) -> TrainLoader:  # fmt: skip
-    """The loader of the only rank, from `first_step` on. options: of TrainLoader."""
+    store: Store, manifest: Manifest, *, order: Order | None = None, **options: Any
+) -> TrainLoader:
+    """The loader of the only rank. options: of TrainLoader."""
     defaults: dict[str, Any] = {
         "rank": 0, "world_size": 1, "global_batch_size": BATCH, "micro_batch_size": MICRO,
         "input_size": PIXELS, "augment": Augment(),
     }  # fmt: skip
-    options = defaults | options
-    options["start_position"] = first_step * options["global_batch_size"]
-    return TrainLoader(store, manifest, order or order_of(manifest), **options)
+    return TrainLoader(store, manifest, order or order_of(manifest), **defaults | options)
