@@ -120,12 +120,9 @@ def is_mirrored(numbers: list[float], augment: Augment) -> bool:
     return numbers[FLIP_AT] < augment.flip
 
 
-def colour_of(numbers: list[float], augment: Augment) -> tuple[float, ...] | None:
+def colour_of(numbers: list[float], augment: Augment) -> tuple[float, ...]:
     """(brightness to add, saturation factor, hue to add in turns, contrast factor, order of the
-    four): the ranges of TF-slim's inception_preprocessing.distort_color times the strength; None
-    without distortion."""
-    if not augment.colour:
-        return None
+    four): the ranges of TF-slim's inception_preprocessing.distort_color times the strength."""
     strength = augment.colour
     a, b, c, d, order = numbers[COLOUR_AT:OPERATIONS_AT]
     return (

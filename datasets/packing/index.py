@@ -20,7 +20,6 @@ from datasets.shards.labels import (
     DEFAULT_RULE,
     LABEL_EXTENSIONS,
     MAX_LABEL_BYTES,
-    class_number,
     find_rule,
     is_class_number,
     label_extension,
@@ -167,7 +166,7 @@ def index_shards(
     )
     if classes:
         for text in texts:
-            class_number(text, manifest.class_numbers, manifest.num_classes, url)
+            manifest.class_number(text, url)
     return IndexResult(
         manifest,
         (len(no_image), tuple(no_image[:EXAMPLES])),

@@ -15,7 +15,6 @@ from datasets.errors import DataError, LabelError
 from datasets.loading.stream import Sample, fetch_run, runs_of, with_bytes
 from datasets.packing.index import ShardListing, list_shards, name_classes
 from datasets.packing.pack import ShardPlan, group_by_bytes
-from datasets.shards.labels import class_number
 from datasets.shards.manifest import Manifest
 from datasets.storage.store import Entry, Store
 
@@ -67,7 +66,7 @@ def plan_repack(
             for number, sample in enumerate(listing.samples):
                 key = sample.key if keys[sample.key] == 1 else f"{stem}/{sample.key}"
                 assert sample.text is not None
-                label = class_number(sample.text, source.class_numbers, len(classes), key)
+                label = source.class_number(sample.text, key)
                 _, size = source.shards[shard].byte_range(number, 1)
                 yield (shard, number, key, label), size
 

@@ -4,5 +4,5 @@
 |---|---|
 | manifest | a split's `index.json` and `index.offsets` |
 | tar | the members of an archive in memory |
-| labels | class numbers from label files |
+| labels | labels from their files |
 """

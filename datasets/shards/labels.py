@@ -1,7 +1,7 @@
-"""A sample's label file -> its class number. Pure.
+"""A sample's label file -> its label, a class's number or name. Pure.
 
-A label rule says which file: `cls` or `txt` (a number or a class name), or `json:FIELD` (a field of
-a JSON object, likewise). The manifest holds the split's rule and class names.
+A label rule says which file: `cls` or `txt`, or `json:FIELD` (a field of a JSON object). The
+manifest holds the split's rule and numbers its classes.
 """
 
 import json
@@ -68,23 +68,6 @@ def label_text(sample: Mapping[str, Any], rule: str, where: str) -> str:
 def is_class_number(text: str) -> bool:
     """Whether a label is a number and not a name."""
     return text.isascii() and text.isdigit() and len(text) < 10
-
-
-def class_number(text: str, numbers: Mapping[str, int], num_classes: int, where: str) -> int:
-    """The class of a label: the number that it is, else that of its name.
-
-    numbers: class name -> number. Raises LabelError.
-    """
-    if is_class_number(text) and int(text) < num_classes:
-        return int(text)
-    number = numbers.get(text)
-    if number is None:
-        raise LabelError(
-            f"{where}: got the label {text[:40]!r}; a class is a number from 0 to "
-            f"{num_classes - 1} or one of the split's class names. Fix the label, or index the "
-            "split again."
-        )
-    return number
 
 
 def files_of(sample: Mapping[str, Any]) -> str:

@@ -20,8 +20,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from datasets.errors import DataError
-from datasets.shards.labels import DEFAULT_RULE, class_number, label_text
+from datasets.errors import DataError, LabelError
+from datasets.shards.labels import DEFAULT_RULE, is_class_number, label_text
 from datasets.shards.tar import BLOCK_BYTES
 from datasets.storage.store import Store
 
@@ -91,7 +91,7 @@ class Manifest:
         return sum(shard.size_bytes for shard in self.shards)
 
     @cached_property
-    def class_numbers(self) -> dict[str, int]:
+    def _numbers(self) -> dict[str, int]:
         return {name: number for number, name in enumerate(self.classes)}
 
     @property
@@ -113,8 +113,20 @@ class Manifest:
 
     def class_of(self, sample: Mapping[str, Any], where: str) -> int:
         """The sample's class, 0 <= class < num_classes. Raises LabelError."""
-        text = label_text(sample, self.label, where)
-        return class_number(text, self.class_numbers, self.num_classes, where)
+        return self.class_number(label_text(sample, self.label, where), where)
+
+    def class_number(self, text: str, where: str) -> int:
+        """The class of a label: the number that it is, else that of its name. Raises LabelError."""
+        if is_class_number(text) and int(text) < self.num_classes:
+            return int(text)
+        number = self._numbers.get(text)
+        if number is None:
+            raise LabelError(
+                f"{where}: got the label {text[:40]!r}; a class is a number from 0 to "
+                f"{self.num_classes - 1} or one of the split's class names. Fix the label, or "
+                "index the split again."
+            )
+        return number
 
     def shard_url(self, shard: int) -> str:
         name = self.shards[shard].name
