@@ -6,7 +6,7 @@ Neither their number nor the world size changes what a micro-batch holds.
 
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from typing import Any, Self
 
 import numpy as np
@@ -117,15 +117,12 @@ class TrainLoader(_Loader):
             return iter(lambda: [], None)
         buffers: Iterator[BatchBuffer]
         if self._workers:
-            buffers = batches = batches_of_processes(
-                decoder, self._workers, steps_ahead=STEPS_AHEAD
+            buffers = self._resources.enter_context(
+                closing(batches_of_processes(decoder, self._workers))
             )
-            self._resources.callback(batches.close)
         else:
-            reader = Reader(decoder.store, decoder.manifest, threads=self._threads)
-            self._resources.callback(reader.close)
-            ahead = STEPS_AHEAD * share.step_samples
-            buffers = reader.batches(decoder.plans(), decoder, ahead=ahead)
+            reader = self._resources.enter_context(closing(Reader(decoder, threads=self._threads)))
+            buffers = reader.batches(decoder.plans(), ahead=STEPS_AHEAD * share.step_samples)
         return self._timed(
             self._check(buffer).micro_batches(share.indices, share.micro_batch_size)
             for buffer in buffers
@@ -157,11 +154,12 @@ class EvalLoader(_Loader):
         decoder: GpuDecoder | None = None,
     ) -> None:
         super().__init__(is_skipping=is_skipping)
-        self._store, self._threads = store, threads
+        self._threads = threads
         self._batches = eval_batches_of_rank(
             rank, world_size=world_size, num_samples=manifest.num_samples, batch_size=batch_size
         )
         self._decoder = EvalDecoder(
+            store=store,
             manifest=manifest,
             batch_size=batch_size,
             input_size=input_size,
@@ -172,13 +170,12 @@ class EvalLoader(_Loader):
 
     def __iter__(self) -> Iterator[MicroBatch]:
         decoder, size = self._decoder, self._decoder.batch_size
-        reader = Reader(self._store, decoder.manifest, threads=self._threads)
-        self._resources.callback(reader.close)
+        reader = self._resources.enter_context(closing(Reader(decoder, threads=self._threads)))
         plans = (
             BatchPlan(np.arange(first, first + count), np.arange(count))
             for first, count in self._batches
         )
-        buffers = reader.batches(plans, decoder, ahead=STEPS_AHEAD * size)
+        buffers = reader.batches(plans, ahead=STEPS_AHEAD * size)
         return self._timed(
             batch
             for number, buffer in enumerate(buffers)

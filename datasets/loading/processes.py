@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from datasets.errors import LoaderError
 from datasets.loading.batch import BatchBuffer
+from datasets.loading.share import STEPS_AHEAD
 from datasets.loading.views import Reader, TrainDecoder
 from datasets.order import Ints
 
@@ -41,12 +42,12 @@ class _Parts(IterableDataset[Part]):
         decoder = replace(self._decoder, share=share)
         # Decodes in this thread, which has nothing else to do: a handover between threads costs.
         # Parts decoded ahead are DataLoader's.
-        reader = Reader(decoder.store, decoder.manifest, threads=0)
+        reader = Reader(decoder, threads=0)
         to_decode, to_send = tee(decoder.plans())
         compact = (replace(plan, rows=np.arange(len(plan.rows))) for plan in to_decode)
         ahead = FETCH_STEPS * share.step_samples // share.parts
         try:
-            buffers = reader.batches(compact, decoder, ahead=ahead)
+            buffers = reader.batches(compact, ahead=ahead)
             for plan in to_send:
                 yield plan.rows, next(buffers)
         except Exception as error:  # sent as it is, not as DataLoader's text of a traceback
@@ -56,9 +57,7 @@ class _Parts(IterableDataset[Part]):
             reader.close()
 
 
-def batches_of_processes(
-    decoder: TrainDecoder, workers: int, *, steps_ahead: int
-) -> Generator[BatchBuffer, None, None]:
+def batches_of_processes(decoder: TrainDecoder, workers: int) -> Generator[BatchBuffer, None, None]:
     """The rank's batch of each step, decoded by `workers` processes, which end with the iterator.
 
     Raises what a process raised (StoreError), and LoaderError for one that died.
@@ -72,7 +71,7 @@ def batches_of_processes(
                 batch_size=None,
                 num_workers=workers,
                 collate_fn=_identity,
-                prefetch_factor=steps_ahead,
+                prefetch_factor=STEPS_AHEAD,
                 worker_init_fn=_exit_at_once,
                 # Not fork: the rank has threads and CUDA. Not a fork server: its children watch
                 # the server, and would outlive a killed rank.

@@ -49,8 +49,8 @@ FETCH_THREADS = 4  # of a process; each fetches one run at a time
 class Reader:
     """The threads that fetch and decode batches. threads: that decode; 0 uses the caller's."""
 
-    def __init__(self, store: Store, manifest: Manifest, *, threads: int) -> None:
-        self._store, self._manifest = store, manifest
+    def __init__(self, decoder: "BatchDecoder", *, threads: int) -> None:
+        self._decoder = decoder
         self._fetchers = ThreadPoolExecutor(FETCH_THREADS, thread_name_prefix="fetch")
         self._decoders = (
             ThreadPoolExecutor(threads, thread_name_prefix="decode") if threads else None
@@ -62,14 +62,13 @@ class Reader:
             if pool is not None:
                 pool.shutdown(wait=True, cancel_futures=True)
 
-    def batches(
-        self, plans: Iterable[BatchPlan], decoder: "BatchDecoder", *, ahead: int
-    ) -> Iterator[BatchBuffer]:
+    def batches(self, plans: Iterable[BatchPlan], *, ahead: int) -> Iterator[BatchBuffer]:
         """Each plan's batch. A damaged sample's row is blank and has its error. `ahead` samples are
         fetched, and if there are threads as many decoded, before they are needed. Raises StoreError
         at the sample that could not be fetched."""
         # Fetching, decoding and completing walk the same plans, each behind the one before it.
         to_fetch, to_decode, to_complete = tee(plans, 3)
+        decoder = self._decoder
 
         def assign_rows(samples: Iterator[Sample]) -> Iterator[tuple[Sample, BatchBuffer, int]]:
             for plan in to_decode:
@@ -77,13 +76,12 @@ class Reader:
                 for row, sample in zip(plan.rows.tolist(), samples, strict=False):
                     yield sample, buffer, row
 
-        fill_row = partial(self._fill_row, decoder)
         filled = build_pipeline(
             stream(decoder.requests(to_fetch, self._fetch), lookahead=ahead),
             assign_rows,
-            in_threads(fill_row, self._decoders, ahead=ahead)
+            in_threads(self._fill_row, self._decoders, ahead=ahead)
             if self._decoders
-            else partial(map, fill_row),
+            else partial(map, self._fill_row),
         )
         for plan in to_complete:
             # The plan's samples share a buffer, which the last of them completes.
@@ -92,23 +90,20 @@ class Reader:
 
     def _fetch(self, runs: tuple[Run, ...]) -> SampleRuns:
         """Starts to fetch each run."""
-        return {
-            run[0]: self._fetchers.submit(fetch_run, self._store, self._manifest, run)
-            for run in runs
-        }
+        store, manifest = self._decoder.store, self._decoder.manifest
+        return {run[0]: self._fetchers.submit(fetch_run, store, manifest, run) for run in runs}
 
-    def _fill_row(
-        self, decoder: "BatchDecoder", item: tuple[Sample, BatchBuffer, int]
-    ) -> BatchBuffer:
+    def _fill_row(self, item: tuple[Sample, BatchBuffer, int]) -> BatchBuffer:
         sample, buffer, row = item
+        manifest = self._decoder.manifest
         buffer.samples[row] = sample["__shard__"], sample["__sample__"]
         buffer.keys[row] = sample["__key__"]
-        where = f"{self._manifest.shard_url(sample['__shard__'])}:{sample['__key__']}"
+        where = f"{manifest.shard_url(sample['__shard__'])}:{sample['__key__']}"
         try:
             if "__damage__" in sample:
                 raise sample["__damage__"]
-            buffer.targets[row] = self._manifest.class_of(sample, where)
-            decoder.decode(sample, where, buffer, row)
+            buffer.targets[row] = manifest.class_of(sample, where)
+            self._decoder.decode(sample, where, buffer, row)
             buffer.weights[row] = 1.0
         except DataError as error:
             buffer.targets[row] = 0
@@ -175,6 +170,7 @@ class TrainDecoder:
 class EvalDecoder:
     """Evaluation batches. crop, crops: EvalLoader's; several are cut by the CPU's decoder."""
 
+    store: Store
     manifest: Manifest
     batch_size: int
     input_size: int
