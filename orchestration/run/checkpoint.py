@@ -139,12 +139,17 @@ def checkpoint_tags(store: Store, run_url: str) -> dict[str, str]:
 
 
 def _top1_by_name(store: Store, run_url: str) -> dict[str, float]:
-    """Of the checkpoints with an index, by step; -1 without an evaluation. Raises StoreError."""
+    """Of the checkpoints that are whole as far as their index and the size of their state tell, by
+    step; -1 without an evaluation. Raises StoreError."""
+    sizes = {entry.url: entry.size_bytes for entry in store.list(f"{run_url}/step-")}
     by_name: dict[str, float] = {}
     for name in checkpoint_names(store, run_url):
         with contextlib.suppress(DataError, ValueError):  # no index, or a damaged one
-            top1 = json.loads(store.read(f"{run_url}/{name}/{INDEX_FILE}")).get("top1")
-            by_name[name] = -1.0 if top1 is None else top1
+            index = json.loads(store.read(f"{run_url}/{name}/{INDEX_FILE}"))
+            size = sizes.get(f"{run_url}/{name}/{STATE_FILE}")
+            if index.get("format") == FORMAT and index["files"][STATE_FILE]["size_bytes"] == size:
+                top1 = index.get("top1")
+                by_name[name] = -1.0 if top1 is None else top1
     return by_name
 
 

@@ -128,12 +128,21 @@ def test_the_newest_and_the_best_stay(tmp_path: Path) -> None:
     assert top1_of(best.metrics) == 90.0
 
 
-def test_a_damaged_newer_one_does_not_cost_the_last_whole_one(tmp_path: Path) -> None:
+@pytest.mark.parametrize("damage", ["no index", "no state", "cut state", "format"])
+def test_a_damaged_newer_one_does_not_cost_the_last_whole_one(tmp_path: Path, damage: str) -> None:
     """A killed attempt left half of step 100; the next resumes from 50 and writes 75."""
     store, run_url = Store(), tmp_path.as_uri()
     for step in (50, 75, 100):
         save_checkpoint(store, run_url, state(step))
-    (tmp_path / checkpoint_name(100) / "checkpoint.json").unlink()
+    index, content = (tmp_path / checkpoint_name(100) / n for n in ("checkpoint.json", "state.pt"))
+    if damage == "no index":
+        index.unlink()
+    elif damage == "no state":
+        content.unlink()
+    elif damage == "cut state":
+        content.write_bytes(content.read_bytes()[:-10])
+    else:
+        index.write_text(index.read_text().replace('"format": 2', '"format": 9'))
     prune_checkpoints(store, run_url, keep=1)
     assert newest_url(store, run_url) == f"{run_url}/{checkpoint_name(75)}"
     assert checkpoint_names(store, run_url) == [checkpoint_name(step) for step in (75, 100)]
