@@ -1,11 +1,13 @@
-"""Inception blocks as data: parallel branches whose outputs are concatenated. No torch here.
+"""A network as data: stages, most of them blocks of parallel branches. No torch here.
 
 A description is enough to count parameters and multiply-adds (cost.py) and to build the modules
 (network.py). Channels are the published ones; `with_width` (rewrites.py) scales them.
 """
 
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from enum import Enum
+from functools import cached_property, partial
 
 GOOGLENET_AUX_GRID = 4  # what its auxiliary heads pool to
 Size = tuple[int, int]  # height, width
@@ -37,76 +39,62 @@ class Pool:
     rounds_up: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class ParallelConvs:
-    """Convolutions over the same input, concatenated: an expanded filter bank (1512.00567, figure
-    7)."""
-
-    convs: tuple[Conv, ...]
-
-
-Layer = Conv | Pool | ParallelConvs
-Layers = tuple[Layer, ...]
-
-
 class Naming(Enum):
-    """How the state dict names the convolutions of a branch called `name`.
+    """How the layers of a branch called `name` are named: (separator, first number).
 
     Numbered: `name` for a single convolution, else `name_1`, `name_2`, or from `name_0`; pools have
-    no number. Sequential: `name.0`, `name.1`, with pools counted. Parallel convolutions add a
-    letter: `name_2a`, `name_2b`.
+    no number. Sequential: `name.0`, `name.1`, with pools counted.
     """
 
-    FROM_ONE = "numbered from 1"  # torchvision's inception_v3
-    FROM_ZERO = "numbered from 0"
-    SEQUENTIAL = "index in an nn.Sequential"
+    FROM_ONE = ("_", 1)  # torchvision's inception_v3
+    FROM_ZERO = ("_", 0)
+    SEQUENTIAL = (".", 0)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Branch:
-    """A chain of layers. conv_names[i]: state-dict names of layer i's convolutions."""
+    """A chain of layers. The name of a branch in a nested block is appended to the block's: the
+    branches a and b of `name_2` are `name_2a` and `name_2b`."""
 
     name: str
-    layers: Layers
+    layers: "Layers"
     naming: Naming = Naming.FROM_ONE
-    conv_names: tuple[tuple[str, ...], ...] = field(init=False)
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "conv_names", self._conv_names())
-
-    def _conv_names(self) -> tuple[tuple[str, ...], ...]:
-        counts_pools = self.naming is Naming.SEQUENTIAL
-        separator = "." if counts_pools else "_"
-        number = 1 if self.naming is Naming.FROM_ONE else 0
-        counted = [layer for layer in self.layers if counts_pools or not isinstance(layer, Pool)]
-        conv_names: list[tuple[str, ...]] = []
-        for layer in self.layers:
-            name = self.name if len(counted) == 1 else f"{self.name}{separator}{number}"
-            if isinstance(layer, Conv):
-                conv_names.append((name,))
-            elif isinstance(layer, ParallelConvs):
-                letters = "abcdefgh"[: len(layer.convs)]
-                conv_names.append(tuple(f"{name}{letter}" for letter in letters))
+    @cached_property
+    def layer_names(self) -> tuple[str, ...]:
+        """Each layer's name in the state dict."""
+        separator, number = self.naming.value
+        is_numbered = [separator == "." or not isinstance(layer, Pool) for layer in self.layers]
+        names = []
+        for has_number in is_numbered:
+            if not has_number:
+                names.append(f"{self.name}_pool")
+            elif sum(is_numbered) == 1:
+                names.append(self.name)
             else:
-                conv_names.append(())
-            if counts_pools or not isinstance(layer, Pool):
+                names.append(f"{self.name}{separator}{number}")
                 number += 1
-        return tuple(conv_names)
+        return tuple(names)
 
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """Parallel branches over one input."""
+    """Parallel branches over one input, concatenated. Within a branch: an expanded filter bank
+    (1512.00567, figure 7)."""
 
     branches: tuple[Branch, ...]
 
 
+Layer = Conv | Pool | Block
+Layers = tuple[Layer, ...]
+
+
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """One named step of a backbone: a convolution, a pool or a block."""
+    """One named step of a backbone."""
 
     name: str
-    body: Conv | Pool | Block
+    body: Layer
 
 
 Stages = tuple[Stage, ...]
@@ -117,18 +105,11 @@ def conv(channels: int, size: int, *, stride: int = 1, padding: int = 0) -> Conv
     return Conv(channels, (size, size), stride, (padding, padding))
 
 
-def conv_1xn(channels: int, n: int) -> Conv:
-    """An asymmetric convolution that keeps the grid."""
-    return Conv(channels, (1, n), 1, (0, n // 2))
-
-
-def conv_nx1(channels: int, n: int) -> Conv:
-    """An asymmetric convolution that keeps the grid."""
-    return Conv(channels, (n, 1), 1, (n // 2, 0))
-
-
 def branch(name: str, *layers: Layer, naming: Naming = Naming.FROM_ONE) -> Branch:
     return Branch(name, layers, naming)
+
+
+sequential = partial(branch, naming=Naming.SEQUENTIAL)
 
 
 def pool_branch(channels: int, kind: str) -> Branch:
@@ -138,9 +119,6 @@ def pool_branch(channels: int, kind: str) -> Branch:
 
 def block(name: str, *branches: Branch) -> Stage:
     return Stage(name, Block(branches))
-
-
-AUX_CONV0 = conv(128, 1)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -154,7 +132,7 @@ class AuxHead:
 
     name: str
     after: str
-    conv0: Conv = AUX_CONV0
+    conv0: Conv = conv(128, 1)  # noqa: RUF009 - immutable
     conv1: Conv | None = None
     pool_size: int = 5
     hidden: int = 1024
@@ -171,85 +149,64 @@ class Backbone:
     classifier: str = "fc"
 
 
-def stem_v3() -> Stages:
-    """299 -> 35x35x192 (1512.00567, table 1)."""
-    return (
-        Stage("Conv2d_1a_3x3", conv(32, 3, stride=2)),
-        Stage("Conv2d_2a_3x3", conv(32, 3)),
-        Stage("Conv2d_2b_3x3", conv(64, 3, padding=1)),
-        Stage("maxpool1", Pool("max", stride=2)),
-        Stage("Conv2d_3b_1x1", conv(80, 1)),
-        Stage("Conv2d_4a_3x3", conv(192, 3)),
-        Stage("maxpool2", Pool("max", stride=2)),
+def map_chains(stages: Stages, rewrite: Callable[[Layers], Layers]) -> Stages:
+    """Rewrites the layers of each branch, inner ones first, and each stage as a chain of one."""
+
+    def rewrite_branches(layer: Layer) -> Layer:
+        if not isinstance(layer, Block):
+            return layer
+        return Block(tuple(replace(b, layers=rewrite_chain(b.layers)) for b in layer.branches))
+
+    def rewrite_chain(layers: Layers) -> Layers:
+        return rewrite(tuple(map(rewrite_branches, layers)))
+
+    rewritten = []
+    for stage in stages:
+        (body,) = rewrite_chain((stage.body,))
+        rewritten.append(replace(stage, body=body))
+    return tuple(rewritten)
+
+
+def map_layers(stages: Stages, rewrite: Callable[[Layer], Layers]) -> Stages:
+    return map_chains(
+        stages, lambda layers: tuple(new for layer in layers for new in rewrite(layer))
     )
 
 
-def inception_a(name: str, *, pool_channels: int, pool: str = "avg", size: int = 5) -> Stage:
-    """35x35 (1512.00567, figure 5): a 5x5 factorized into two 3x3, beside a plain 5x5 in the
-    released graph. size: the kernel of that branch, 3 in the figure."""
-    return block(
-        name,
-        branch("branch1x1", conv(64, 1)),
-        branch(f"branch{size}x{size}", conv(48, 1), conv(64, size, padding=size // 2)),
-        branch("branch3x3dbl", conv(64, 1), conv(96, 3, padding=1), conv(96, 3, padding=1)),
-        pool_branch(pool_channels, pool),
+def map_pairs(stages: Stages, rewrite: Callable[[Conv, Conv], Layers]) -> Stages:
+    """Rewrites the factorized pairs of each branch, found from its start without overlap."""
+
+    def rewrite_chain(layers: Layers) -> Layers:
+        rewritten: list[Layer] = []
+        while layers:
+            match layers:
+                case (Conv() as a, Conv() as b, *_) if _is_pair(a, b):
+                    rewritten += rewrite(a, b)
+                    layers = layers[2:]
+                case _:
+                    rewritten.append(layers[0])
+                    layers = layers[1:]
+        return tuple(rewritten)
+
+    return map_chains(stages, rewrite_chain)
+
+
+def map_convs(backbone: Backbone, rewrite: Callable[[Conv], Conv]) -> Backbone:
+    """Rewrites the convolutions of stages and auxiliary heads."""
+
+    def rewrite_layer(layer: Layer) -> Layers:
+        return (rewrite(layer) if isinstance(layer, Conv) else layer,)
+
+    heads = tuple(
+        replace(head, conv0=rewrite(head.conv0), conv1=head.conv1 and rewrite(head.conv1))
+        for head in backbone.aux_heads
     )
+    return replace(backbone, stages=map_layers(backbone.stages, rewrite_layer), aux_heads=heads)
 
 
-def reduction_a(name: str) -> Stage:
-    """Grid reduction, 35x35 -> 17x17 (1512.00567, figure 10): stride-2 convolutions beside a
-    stride-2 pool."""
-    return block(
-        name,
-        branch("branch3x3", conv(384, 3, stride=2)),
-        branch("branch3x3dbl", conv(64, 1), conv(96, 3, padding=1), conv(96, 3, stride=2)),
-        branch("branch_pool", Pool("max", stride=2)),
-    )
-
-
-def inception_b(name: str, *, channels: int, n: int = 7, pool: str = "avg") -> Stage:
-    """17x17 (1512.00567, figure 6): n x n as 1 x n and n x 1. The double branch starts with
-    n x 1."""
-    c = channels
-    return block(
-        name,
-        branch("branch1x1", conv(192, 1)),
-        branch(f"branch{n}x{n}", conv(c, 1), conv_1xn(c, n), conv_nx1(192, n)),
-        branch(
-            f"branch{n}x{n}dbl",
-            conv(c, 1),
-            conv_nx1(c, n),
-            conv_1xn(c, n),
-            conv_nx1(c, n),
-            conv_1xn(192, n),
-        ),
-        pool_branch(192, pool),
-    )
-
-
-def reduction_b(name: str) -> Stage:
-    """Grid reduction, 17x17 -> 8x8."""
-    return block(
-        name,
-        branch("branch3x3", conv(192, 1), conv(320, 3, stride=2)),
-        branch(
-            "branch7x7x3",
-            conv(192, 1),
-            conv_1xn(192, 7),
-            conv_nx1(192, 7),
-            conv(192, 3, stride=2),
-        ),
-        branch("branch_pool", Pool("max", stride=2)),
-    )
-
-
-def inception_c(name: str, *, pool: str = "avg") -> Stage:
-    """8x8 (1512.00567, figure 7): expanded filter banks, 1x3 beside 3x1."""
-    expanded = ParallelConvs((conv_1xn(384, 3), conv_nx1(384, 3)))
-    return block(
-        name,
-        branch("branch1x1", conv(320, 1)),
-        branch("branch3x3", conv(384, 1), expanded),
-        branch("branch3x3dbl", conv(448, 1), conv(384, 3, padding=1), expanded),
-        pool_branch(192, pool),
-    )
+def _is_pair(a: Conv, b: Conv) -> bool:
+    """Two 3x3, or 1 x n and n x 1 in either order: one larger convolution, factorized."""
+    if a.stride > 1:
+        return False
+    is_asymmetric = a.kernel == b.kernel[::-1] and 1 in a.kernel and a.kernel != (1, 1)
+    return is_asymmetric or (a.kernel == b.kernel == (3, 3))

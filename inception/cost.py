@@ -4,18 +4,10 @@ A multiply-add is one product summed into an output. As usual, convolutions and 
 layers are counted, and batch norm, pools and activations are not: 5.713 G for inception_v3 at 299.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 
-from inception.blocks import (
-    GOOGLENET_AUX_GRID,
-    AuxHead,
-    Block,
-    Conv,
-    Layer,
-    ParallelConvs,
-    Pool,
-)
+from inception.blocks import GOOGLENET_AUX_GRID, AuxHead, Conv, Layer, Pool
 from inception.family import Architecture, output_size
 
 IMAGE_CHANNELS = 3
@@ -23,13 +15,13 @@ IMAGE_CHANNELS = 3
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StageCost:
-    """grid: cells on a side of the stage's output."""
+    """Of a stage, or of unnamed layers in it. grid: cells on a side of the output."""
 
-    name: str
+    name: str = ""
     grid: int
     channels: int
-    multiply_adds: int
-    parameters: int
+    multiply_adds: int = 0
+    parameters: int = 0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -42,89 +34,64 @@ class Cost:
     stages: tuple[StageCost, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class _Output:
-    """The output of a layer or of several, and what they cost."""
-
-    channels: int
-    grid: int
-    multiply_adds: int = 0
-    parameters: int = 0
-
-
 def count_cost(architecture: Architecture) -> Cost:
     """Counts a description stage by stage."""
-    x = _Output(IMAGE_CHANNELS, architecture.input_size)
+    x = StageCost(grid=architecture.input_size, channels=IMAGE_CHANNELS)
     num_classes = architecture.num_classes
-    stages = []
-    aux_parameters = 0
+    by_name = {}
     for stage in architecture.stages:
-        x = _count(stage.body, x)
-        stages.append(
-            StageCost(
-                name=stage.name,
-                grid=x.grid,
-                channels=x.channels,
-                multiply_adds=x.multiply_adds,
-                parameters=x.parameters,
-            )
-        )
-        aux_parameters += sum(
-            _aux_head_parameters(head, x, num_classes)
-            for head in architecture.aux_heads
-            if head.after == stage.name
-        )
+        x = replace(_count(stage.body, x), name=stage.name)
+        by_name[stage.name] = x
+    stages = tuple(by_name.values())
+    aux_parameters = sum(
+        _aux_head_parameters(head, by_name[head.after], num_classes)
+        for head in architecture.aux_heads
+    )
     classifier = x.channels * num_classes
     return Cost(
         parameters=sum(s.parameters for s in stages) + classifier + num_classes + aux_parameters,
         aux_head_parameters=aux_parameters,
         multiply_adds=sum(s.multiply_adds for s in stages) + classifier,
-        stages=tuple(stages),
+        stages=stages,
     )
 
 
-def _aux_head_parameters(head: AuxHead, x: _Output, num_classes: int) -> int:
+def _aux_head_parameters(head: AuxHead, x: StageCost, num_classes: int) -> int:
     if head.conv1 is None:
-        y = _conv(head.conv0, _Output(x.channels, GOOGLENET_AUX_GRID))
+        y = _count(head.conv0, x)
         hidden = (y.channels * GOOGLENET_AUX_GRID**2 + 1) * head.hidden
         return y.parameters + hidden + (head.hidden + 1) * num_classes
-    y = _conv(head.conv0, _Output(x.channels, (x.grid - head.pool_size) // 3 + 1))
-    z = _conv(head.conv1, y)
-    return y.parameters + z.parameters + (z.channels + 1) * num_classes
+    y = _count_chain((head.conv0, head.conv1), x)
+    return y.parameters + (y.channels + 1) * num_classes
 
 
-def _count(body: Layer | Block, x: _Output) -> _Output:
-    if isinstance(body, Conv):
-        return _conv(body, x)
-    if isinstance(body, Pool):
-        return _Output(x.channels, output_size(body, x.grid))
-    if isinstance(body, ParallelConvs):
-        return _concatenated([_conv(conv, x) for conv in body.convs])
-    return _concatenated([_chain(branch.layers, x) for branch in body.branches])
+def _count(layer: Layer, x: StageCost) -> StageCost:
+    """The cost of a layer with input x, of which only the grid and the channels matter."""
+    if isinstance(layer, Pool):
+        return StageCost(grid=output_size([layer], x.grid), channels=x.channels)
+    if isinstance(layer, Conv):
+        grid = output_size([layer], x.grid)
+        weights = x.channels * layer.channels * layer.kernel[0] * layer.kernel[1]
+        per_channel = 2 if layer.has_norm else 1  # batch norm's weight and bias, or a bias
+        return StageCost(
+            grid=grid,
+            channels=layer.channels,
+            multiply_adds=weights * grid * grid,
+            parameters=weights + per_channel * layer.channels,
+        )
+    outputs = [_count_chain(branch.layers, x) for branch in layer.branches]
+    return StageCost(
+        grid=min(y.grid for y in outputs),
+        channels=sum(y.channels for y in outputs),
+        multiply_adds=sum(y.multiply_adds for y in outputs),
+        parameters=sum(y.parameters for y in outputs),
+    )
 
 
-def _chain(layers: Sequence[Layer], x: _Output) -> _Output:
+def _count_chain(layers: Iterable[Layer], x: StageCost) -> StageCost:
     multiply_adds = parameters = 0
     for layer in layers:
         x = _count(layer, x)
         multiply_adds += x.multiply_adds
         parameters += x.parameters
-    return _Output(x.channels, x.grid, multiply_adds, parameters)
-
-
-def _concatenated(outputs: Sequence[_Output]) -> _Output:
-    return _Output(
-        sum(y.channels for y in outputs),
-        min(y.grid for y in outputs),
-        sum(y.multiply_adds for y in outputs),
-        sum(y.parameters for y in outputs),
-    )
-
-
-def _conv(conv: Conv, x: _Output) -> _Output:
-    grid = output_size(conv, x.grid)
-    weights = x.channels * conv.channels * conv.kernel[0] * conv.kernel[1]
-    per_channel = 2 if conv.has_norm else 1  # batch norm's weight and bias, or a bias
-    return _Output(
-        conv.channels, grid, weights * grid * grid, weights + per_channel * conv.channels
-    )
+    return replace(x, multiply_adds=multiply_adds, parameters=parameters)

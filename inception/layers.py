@@ -1,105 +1,72 @@
 """The modules that a description is built from."""
 
+from collections import OrderedDict
 from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from inception.blocks import Block, Conv, ParallelConvs, Pool
+from inception.blocks import Block, Conv, Pool
 
-ACTIVATIONS: dict[str, Callable[..., Tensor]] = {"relu": F.relu, "relu6": F.relu6}
-
-
-class ConvBN(nn.Module):
-    """A `Conv`; state-dict names `conv` and `bn`."""
-
-    def __init__(
-        self, in_channels: int, spec: Conv, *, bn_momentum: float, bn_eps: float, activation: str
-    ) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(
-            in_channels,
-            spec.channels,
-            spec.kernel,
-            spec.stride,
-            spec.padding,
-            bias=not spec.has_norm,
-        )
-        self.bn = (
-            nn.BatchNorm2d(spec.channels, eps=bn_eps, momentum=bn_momentum)
-            if spec.has_norm
-            else None
-        )
-        self.activation = None if spec.is_linear else ACTIVATIONS[activation]
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.conv(x)  # (N, channels, H', W')
-        if self.bn is not None:
-            x = self.bn(x)
-        return x if self.activation is None else self.activation(x, inplace=True)
+ACTIVATIONS: dict[str, Callable[..., nn.Module]] = {"relu": nn.ReLU, "relu6": nn.ReLU6}
+BuildLayer = Callable[[int, Conv | Pool], nn.Module]  # (input channels, description) -> module
 
 
-BuildConv = Callable[[int, Conv], ConvBN]  # (in_channels, spec) -> module
-
-
-def pool(x: Tensor, spec: Pool) -> Tensor:
-    """Max or average pool: (N, C, H, W) -> (N, C, H', W')."""
-    if spec.kind == "max":
-        return F.max_pool2d(x, spec.kernel, spec.stride, spec.padding, ceil_mode=spec.rounds_up)
-    return F.avg_pool2d(
-        x,
-        spec.kernel,
-        spec.stride,
-        spec.padding,
-        ceil_mode=spec.rounds_up,
-        count_include_pad=spec.counts_padding,
-    )
-
-
-class PoolLayer(nn.Module):
-    """A pool between blocks."""
-
-    def __init__(self, spec: Pool) -> None:
-        super().__init__()
-        self.spec = spec
-
-    def forward(self, x: Tensor) -> Tensor:
-        return pool(x, self.spec)  # (N, C, H', W')
+def build_layer(
+    in_channels: int, spec: Conv | Pool, *, bn_momentum: float, bn_eps: float, activation: str
+) -> nn.Module:
+    """A pool, or a convolution with batch norm: state-dict names `conv` and `bn`."""
+    window = (spec.kernel, spec.stride, spec.padding)
+    if isinstance(spec, Pool) and spec.kind == "max":
+        return nn.MaxPool2d(*window, ceil_mode=spec.rounds_up)
+    if isinstance(spec, Pool):
+        return nn.AvgPool2d(*window, spec.rounds_up, spec.counts_padding)
+    conv = nn.Conv2d(in_channels, spec.channels, *window, bias=not spec.has_norm)
+    modules = OrderedDict[str, nn.Module](conv=conv)
+    if spec.has_norm:
+        modules["bn"] = nn.BatchNorm2d(spec.channels, bn_eps, bn_momentum)
+    if not spec.is_linear:
+        modules["activation"] = ACTIVATIONS[activation](inplace=True)
+    return nn.Sequential(modules)
 
 
 class BlockModule(nn.Module):
-    """Parallel branches, concatenated. Convolutions are registered in the branches' order, under
-    their state-dict names."""
+    """Parallel branches, concatenated. Layers are registered in the branches' order."""
 
-    def __init__(self, in_channels: int, block: Block, build_conv: BuildConv) -> None:
+    def __init__(self, in_channels: int, block: Block, build: BuildLayer) -> None:
         super().__init__()
-        self.branches = block.branches
-        self.out_channels = 0
+        self.block = block
+        self._add(block, "", in_channels, build)
+
+    def _add(self, block: Block, prefix: str, in_channels: int, build: BuildLayer) -> int:
+        """Registers a block's layers; -> its output channels."""
+        out_channels = 0
         for branch in block.branches:
             channels = in_channels
-            for layer, names in zip(branch.layers, branch.conv_names, strict=True):
-                if isinstance(layer, Pool):
+            for layer, name in zip(branch.layers, branch.layer_names, strict=True):
+                if isinstance(layer, Block):
+                    channels = self._add(layer, prefix + name, channels, build)
                     continue
-                convs = layer.convs if isinstance(layer, ParallelConvs) else (layer,)
-                for name, conv in zip(names, convs, strict=True):
-                    add_nested(self, name, build_conv(channels, conv))
-                channels = sum(conv.channels for conv in convs)
-            self.out_channels += channels
+                add_nested(self, prefix + name, build(channels, layer))
+                if isinstance(layer, Conv):
+                    channels = layer.channels
+            out_channels += channels
+        return out_channels
 
     def forward(self, x: Tensor) -> Tensor:
+        return self._concatenate(self.block, "", x)  # (N, channels, H', W')
+
+    def _concatenate(self, block: Block, prefix: str, x: Tensor) -> Tensor:
         outputs = []
-        for branch in self.branches:
+        for branch in block.branches:
             y = x
-            for layer, names in zip(branch.layers, branch.conv_names, strict=True):
-                if isinstance(layer, Pool):
-                    y = pool(y, layer)
-                elif isinstance(layer, ParallelConvs):
-                    y = torch.cat([self.get_submodule(name)(y) for name in names], 1)
+            for layer, name in zip(branch.layers, branch.layer_names, strict=True):
+                if isinstance(layer, Block):
+                    y = self._concatenate(layer, prefix + name, y)
                 else:
-                    y = self.get_submodule(names[0])(y)
+                    y = self.get_submodule(prefix + name)(y)
             outputs.append(y)
-        return torch.cat(outputs, 1)  # (N, out_channels, H', W')
+        return torch.cat(outputs, 1)
 
 
 def add_nested(module: nn.Module, name: str, child: nn.Module) -> None:

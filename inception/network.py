@@ -1,5 +1,6 @@
 """Builds a network from its description, with weights drawn from a seed."""
 
+from collections import OrderedDict
 from functools import partial
 from math import sqrt
 from typing import Self
@@ -8,11 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from inception.blocks import GOOGLENET_AUX_GRID, AuxHead, Block, Conv
-from inception.cost import IMAGE_CHANNELS
+from inception.blocks import GOOGLENET_AUX_GRID, AuxHead, Block
+from inception.cost import IMAGE_CHANNELS, count_cost
 from inception.errors import unknown_name
 from inception.family import Architecture, stage_names
-from inception.layers import BlockModule, BuildConv, ConvBN, PoolLayer, add_nested
+from inception.layers import BlockModule, BuildLayer, add_nested, build_layer
 
 # Initial weights are truncated normals, cut at two standard deviations, as in TensorFlow-slim.
 # Convolutions get variance 2 / fan_in (the factor 1.3 makes up for the cut), so that the scale of
@@ -26,48 +27,32 @@ AUX_CONV1_STD = 0.01
 AUX_CLASSIFIER_STD = 0.001
 
 
-class V3AuxHead(nn.Module):
-    """v3's auxiliary head; state-dict names `conv0`, `conv1`, `fc`."""
-
-    def __init__(
-        self,
-        in_channels: int,
-        head: AuxHead,
-        conv1: Conv,
-        num_classes: int,
-        build_conv: BuildConv,
-    ) -> None:
-        super().__init__()
-        self.pool_size = head.pool_size
-        self.conv0 = build_conv(in_channels, head.conv0)
-        self.conv1 = build_conv(head.conv0.channels, conv1)
-        self.fc = nn.Linear(conv1.channels, num_classes)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = F.avg_pool2d(x, self.pool_size, 3)  # (N, C, g, g)
-        x = self.conv1(self.conv0(x))  # (N, 768, 1, 1), or a few cells at larger inputs
-        x = F.adaptive_avg_pool2d(x, 1).flatten(1)  # (N, 768)
-        logits: Tensor = self.fc(x)  # (N, num_classes)
-        return logits
-
-
-class GoogLeNetAuxHead(nn.Module):
-    """GoogLeNet's auxiliary head; state-dict names `conv`, `fc1`, `fc2`. Dropout 0.7."""
-
-    def __init__(
-        self, in_channels: int, head: AuxHead, num_classes: int, build_conv: BuildConv
-    ) -> None:
-        super().__init__()
-        self.conv = build_conv(in_channels, head.conv0)
-        self.fc1 = nn.Linear(head.conv0.channels * GOOGLENET_AUX_GRID**2, head.hidden)
-        self.fc2 = nn.Linear(head.hidden, num_classes)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = F.adaptive_avg_pool2d(x, GOOGLENET_AUX_GRID)  # (N, C, 4, 4)
-        x = self.conv(x).flatten(1)  # (N, 2048)
-        x = F.dropout(F.relu(self.fc1(x)), 0.7, self.training)  # (N, 1024)
-        logits: Tensor = self.fc2(x)  # (N, num_classes)
-        return logits
+def build_aux_head(
+    in_channels: int, head: AuxHead, num_classes: int, build: BuildLayer
+) -> nn.Sequential:
+    """State-dict names: v3's `conv0`, `conv1`, `fc`; GoogLeNet's `conv`, `fc1`, `fc2`."""
+    conv0 = build(in_channels, head.conv0)
+    if head.conv1 is None:
+        hidden = nn.Linear(head.conv0.channels * GOOGLENET_AUX_GRID**2, head.hidden)
+        modules = OrderedDict[str, nn.Module](
+            pool=nn.AdaptiveAvgPool2d(GOOGLENET_AUX_GRID),  # (N, C, 4, 4)
+            conv=conv0,
+            flatten=nn.Flatten(),  # (N, 2048)
+            fc1=hidden,  # (N, 1024)
+            relu=nn.ReLU(),
+            dropout=nn.Dropout(0.7),
+            fc2=nn.Linear(head.hidden, num_classes),
+        )
+    else:
+        modules = OrderedDict[str, nn.Module](
+            pool=nn.AvgPool2d(head.pool_size, 3),  # (N, C, g, g)
+            conv0=conv0,
+            conv1=build(head.conv0.channels, head.conv1),  # (N, 768, 1, 1), or a few cells
+            mean=nn.AdaptiveAvgPool2d(1),
+            flatten=nn.Flatten(),  # (N, 768)
+            fc=nn.Linear(head.conv1.channels, num_classes),
+        )
+    return nn.Sequential(modules)
 
 
 class InceptionNet(nn.Module):
@@ -76,36 +61,26 @@ class InceptionNet(nn.Module):
     def __init__(self, architecture: Architecture) -> None:
         super().__init__()
         self.architecture = architecture
-        num_classes = architecture.num_classes
-        build_conv = partial(
-            ConvBN,
+        build = partial(
+            build_layer,
             bn_momentum=architecture.bn_momentum,
             bn_eps=architecture.bn_eps,
             activation=architecture.activation,
         )
         channels = IMAGE_CHANNELS
-        for stage in architecture.stages:
-            body: nn.Module
+        for stage, cost in zip(architecture.stages, count_cost(architecture).stages, strict=True):
             if isinstance(stage.body, Block):
-                body = BlockModule(channels, stage.body, build_conv)
-                channels = body.out_channels
-            elif isinstance(stage.body, Conv):
-                body = build_conv(channels, stage.body)
-                channels = stage.body.channels
+                add_nested(self, stage.name, BlockModule(channels, stage.body, build))
             else:
-                body = PoolLayer(stage.body)
-            add_nested(self, stage.name, body)
+                add_nested(self, stage.name, build(channels, stage.body))
+            channels = cost.channels
             for head in architecture.aux_heads:
                 if head.after == stage.name:
-                    self.add_module(
-                        head.name,
-                        GoogLeNetAuxHead(channels, head, num_classes, build_conv)
-                        if head.conv1 is None
-                        else V3AuxHead(channels, head, head.conv1, num_classes, build_conv),
-                    )
+                    aux_head = build_aux_head(channels, head, architecture.num_classes, build)
+                    self.add_module(head.name, aux_head)
         self._frozen: list[nn.Module] = []
         self.dropout = nn.Dropout(architecture.dropout)
-        self.add_module(architecture.classifier, nn.Linear(channels, num_classes))
+        self.add_module(architecture.classifier, nn.Linear(channels, architecture.num_classes))
 
     def freeze_until(self, stage: str) -> None:
         """Freezes weights, biases and batch-norm statistics from the first stage to this one,

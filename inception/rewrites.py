@@ -3,9 +3,7 @@
 A transformed branch keeps its name, so a name says where a layer is, not which kernel it has.
 """
 
-from collections.abc import Callable
 from dataclasses import replace
-from itertools import pairwise
 
 from inception.blocks import (
     Backbone,
@@ -13,16 +11,65 @@ from inception.blocks import (
     Conv,
     Layer,
     Layers,
-    ParallelConvs,
     Pool,
+    Size,
     Stage,
     Stages,
     conv,
+    map_chains,
+    map_convs,
+    map_layers,
+    map_pairs,
 )
-from inception.options import GRID_LETTERS
+from inception.errors import ModelError
+from inception.options import GRID_LETTERS, Options
 
 STEM_3X3 = ("Conv2d_1a_3x3", "Conv2d_2a_3x3", "Conv2d_2b_3x3")
 STEM_7X7 = "Conv2d_1a_7x7"
+
+
+def with_options(name: str, backbone: Backbone, options: Options) -> Backbone:
+    """Applies the options in the order in which they build on each other."""
+
+    def refusal(option: str, rule: str) -> ModelError:
+        value = getattr(options, option)
+        return ModelError(f"model.options.{option}: got {value}; {name} {rule}. Leave it out.")
+
+    stages = backbone.stages
+    if options.factorized_7x7 is not None:
+        stages = factorize_7x7(stages) if options.factorized_7x7 else merge_7x7(stages)
+    if options.stem is not None:
+        with_new_stem = with_stem(stages, options.stem)
+        if with_new_stem is None:
+            raise refusal("stem", "has no pool before its first block")
+        stages = with_new_stem
+    if options.conv_5x5 is not None:
+        stages = with_5x5(stages, options.conv_5x5)
+    if options.asymmetric_n is not None:
+        kernels = [layer.kernel for layer in _layers(stages) if isinstance(layer, Conv)]
+        if all(height == width for height, width in kernels):
+            raise refusal("asymmetric_n", "has no pairs of 1 x n and n x 1")
+        stages = with_asymmetric_n(stages, options.asymmetric_n)
+    if options.asymmetric_blocks is not None:
+        stages = with_asymmetric(stages, options.asymmetric_blocks)
+    if options.inner_activation == "linear":
+        stages = map_pairs(stages, lambda a, b: (replace(a, is_linear=True), b))  # figure 2
+    if options.reduction is not None and not _has_reduction(stages):
+        raise refusal("reduction", "shrinks its grids by pools alone")
+    if options.reduction in ("pool_then_conv", "conv_then_pool"):
+        stages = with_reduction(stages, options.reduction)
+    stages = with_pools(stages, options.pool, options.pool_counts_padding)
+    heads = backbone.aux_heads
+    if options.side_head_norm is not None:
+        if not any(head.conv1 for head in heads):
+            raise refusal("side_head_norm", "has no side head of v3's kind")
+        norm = options.side_head_norm
+        heads = tuple(replace(h, conv1=h.conv1 and replace(h.conv1, has_norm=norm)) for h in heads)
+    activation = options.activation or backbone.activation
+    backbone = replace(backbone, stages=stages, aux_heads=heads, activation=activation)
+    if options.batch_norm is False:
+        backbone = map_convs(backbone, lambda layer: replace(layer, has_norm=False))
+    return backbone
 
 
 def with_stem(stages: Stages, input_size: int) -> Stages | None:
@@ -52,7 +99,7 @@ def factorize_7x7(stages: Stages) -> Stages:
         conv(32, 3, padding=padding),
         conv(large.channels, 3, padding=1),
     )
-    return (*(Stage(name, c) for name, c in zip(names, convs, strict=True)), *rest)
+    return (*map(Stage, names, convs), *rest)
 
 
 def merge_7x7(stages: Stages) -> Stages:
@@ -70,24 +117,28 @@ def with_5x5(stages: Stages, kind: str) -> Stages:
     def replaced(layer: Layer) -> Layers:
         if not isinstance(layer, Conv) or layer.kernel != (5, 5):
             return (layer,)
-        small = replace(layer, kernel=(3, 3), padding=(1, 1))
+        small = _with_kernel(layer, (3, 3))
         return (small,) if kind == "3x3" else (replace(small, stride=1), small)
 
     if kind == "5x5":
-        return _map_pairs(stages, lambda a, b: (_merged(a, b),) if _is_square(a) else (a, b))
-    return _map_layers(stages, replaced)
+        return map_pairs(stages, lambda a, b: (_merged(a, b),) if _is_square(a) else (a, b))
+    return map_layers(stages, replaced)
 
 
-def with_asymmetric(stages: Stages, grids: str | None, n: int | None) -> Stages:
+def with_asymmetric_n(stages: Stages, n: int) -> Stages:
+    """Another length n for 1 x n and n x 1."""
+
+    def with_length(layer: Conv) -> Conv:
+        return _with_kernel(layer, (1, n) if layer.kernel[0] == 1 else (n, 1))
+
+    return map_pairs(
+        stages, lambda a, b: (a, b) if _is_square(a) else (with_length(a), with_length(b))
+    )
+
+
+def with_asymmetric(stages: Stages, grids: str) -> Stages:
     """k x k convolutions as 1 x k and k x 1 in the blocks of these grids, and asymmetric pairs as
-    squares in the others; grids None: unchanged. n: the new length of existing asymmetric pairs."""
-    if n is not None:
-        stages = _map_pairs(
-            stages,
-            lambda a, b: (a, b) if _is_square(a) else (_with_length(a, n), _with_length(b, n)),
-        )
-    if grids is None:
-        return stages
+    squares in the others."""
     letters = _grid_letters(stages)
 
     def factorized(layer: Layer) -> Layers:
@@ -101,15 +152,10 @@ def with_asymmetric(stages: Stages, grids: str | None, n: int | None) -> Stages:
 
     def rewrite(stage: Stage) -> Stages:
         if letters.get(stage.name, "-") in grids:
-            return _map_layers((stage,), factorized)
-        return _map_pairs((stage,), lambda a, b: (a, b) if _is_square(a) else (_merged(a, b),))
+            return map_layers((stage,), factorized)
+        return map_pairs((stage,), lambda a, b: (a, b) if _is_square(a) else (_merged(a, b),))
 
     return tuple(new for stage in stages for new in rewrite(stage))
-
-
-def with_linear_inner(stages: Stages) -> Stages:
-    """No activation after the first convolution of each factorized pair (figure 2)."""
-    return _map_pairs(stages, lambda a, b: (replace(a, is_linear=True), b))
 
 
 def with_reduction(stages: Stages, kind: str) -> Stages:
@@ -118,42 +164,20 @@ def with_reduction(stages: Stages, kind: str) -> Stages:
     def without_stride(layer: Layer) -> Layer:
         if not isinstance(layer, Conv) or layer.stride == 1:
             return layer
-        height, width = layer.kernel
-        return replace(layer, stride=1, padding=(height // 2, width // 2))
+        return replace(_with_kernel(layer, layer.kernel), stride=1)
 
-    def rewrite(block: Block) -> Block:
-        pools = [
-            layer
-            for branch in block.branches
-            for layer in branch.layers
-            if isinstance(layer, Pool) and layer.stride > 1
-        ]
-        if not pools:
-            return block
-        branches = []
-        for branch in block.branches:
-            layers = tuple(without_stride(layer) for layer in branch.layers)
-            if layers != branch.layers:
-                layers = (pools[0], *layers) if kind == "pool_then_conv" else (*layers, pools[0])
-            branches.append(replace(branch, layers=layers))
-        return Block(tuple(branches))
+    def rewrite(stage: Stage) -> Stages:
+        pools = [p for p in _layers((stage,)) if isinstance(p, Pool) and p.stride > 1]
 
-    return _map_blocks(stages, rewrite)
+        def with_pool(layers: Layers) -> Layers:
+            same_grid = tuple(map(without_stride, layers))
+            if same_grid == layers:
+                return layers
+            return (pools[0], *same_grid) if kind == "pool_then_conv" else (*same_grid, pools[0])
 
+        return map_chains((stage,), with_pool) if pools else (stage,)
 
-def has_reductions(stages: Stages) -> bool:
-    """Whether any block reduces its grid."""
-    return any(isinstance(stage.body, Block) and _is_reduction(stage.body) for stage in stages)
-
-
-def has_asymmetric_pairs(stages: Stages) -> bool:
-    return any(
-        isinstance(a, Conv) and isinstance(b, Conv) and _is_pair(a, b) and not _is_square(a)
-        for stage in stages
-        if isinstance(stage.body, Block)
-        for branch in stage.body.branches
-        for a, b in pairwise(branch.layers)
-    )
+    return tuple(new for stage in stages for new in rewrite(stage))
 
 
 def with_pools(stages: Stages, kind: str | None, counts_padding: bool | None) -> Stages:
@@ -165,12 +189,7 @@ def with_pools(stages: Stages, kind: str | None, counts_padding: bool | None) ->
         counts = layer.counts_padding if counts_padding is None else counts_padding
         return (replace(layer, kind=kind or layer.kind, counts_padding=counts),)
 
-    return _map_layers(stages, rewrite)
-
-
-def without_norm(backbone: Backbone) -> Backbone:
-    """Every convolution with a bias instead of batch norm."""
-    return _map_convs(backbone, lambda layer: replace(layer, has_norm=False))
+    return map_layers(stages, rewrite)
 
 
 def with_width(backbone: Backbone, width: float) -> Backbone:
@@ -181,7 +200,7 @@ def with_width(backbone: Backbone, width: float) -> Backbone:
     def scaled(channels: int) -> int:
         return max(4, 4 * round(channels * width / 4))
 
-    backbone = _map_convs(backbone, lambda layer: replace(layer, channels=scaled(layer.channels)))
+    backbone = map_convs(backbone, lambda layer: replace(layer, channels=scaled(layer.channels)))
     heads = tuple(replace(head, hidden=scaled(head.hidden)) for head in backbone.aux_heads)
     return replace(backbone, aux_heads=heads)
 
@@ -193,89 +212,22 @@ def _grid_letters(stages: Stages) -> dict[str, str]:
     for stage in stages:
         if isinstance(stage.body, Block):
             grids[-1].append(stage.name)
-        if not isinstance(stage.body, Block) or _is_reduction(stage.body):
+        if not isinstance(stage.body, Block) or _has_reduction((stage,)):
             grids.append([])
     last = [names for names in grids if names][-len(GRID_LETTERS) :]
     lettered = zip(GRID_LETTERS[-len(last) :], last, strict=True)
     return {name: letter for letter, names in lettered for name in names}
 
 
-def _is_reduction(block: Block) -> bool:
-    return any(
-        isinstance(layer, Conv | Pool) and layer.stride > 1
-        for branch in block.branches
-        for layer in branch.layers
-    )
+def _layers(stages: Stages) -> list[Layer]:
+    """Those of all blocks' branches."""
+    blocks = [stage.body for stage in stages if isinstance(stage.body, Block)]
+    return [layer for block in blocks for branch in block.branches for layer in branch.layers]
 
 
-def _map_blocks(stages: Stages, rewrite: Callable[[Block], Block]) -> Stages:
-    return tuple(
-        replace(stage, body=rewrite(stage.body)) if isinstance(stage.body, Block) else stage
-        for stage in stages
-    )
-
-
-def _map_branches(stages: Stages, rewrite: Callable[[Layers], Layers]) -> Stages:
-    return _map_blocks(
-        stages,
-        lambda block: Block(tuple(replace(b, layers=rewrite(b.layers)) for b in block.branches)),
-    )
-
-
-def _map_layers(stages: Stages, rewrite: Callable[[Layer], Layers]) -> Stages:
-    return _map_branches(
-        stages, lambda layers: tuple(new for layer in layers for new in rewrite(layer))
-    )
-
-
-def _map_pairs(stages: Stages, rewrite: Callable[[Conv, Conv], Layers]) -> Stages:
-    """Rewrites the factorized pairs of each branch, found from its start without overlap."""
-
-    def rewrite_branch(layers: Layers) -> Layers:
-        rewritten: list[Layer] = []
-        i = 0
-        while i < len(layers):
-            a, b = layers[i], layers[i + 1] if i + 1 < len(layers) else None
-            if isinstance(a, Conv) and isinstance(b, Conv) and _is_pair(a, b):
-                rewritten += rewrite(a, b)
-                i += 2
-            else:
-                rewritten.append(a)
-                i += 1
-        return tuple(rewritten)
-
-    return _map_branches(stages, rewrite_branch)
-
-
-def _map_convs(backbone: Backbone, rewrite: Callable[[Conv], Conv]) -> Backbone:
-    """Rewrites the convolutions of stages and auxiliary heads."""
-
-    def rewrite_layer(layer: Layer) -> Layers:
-        if isinstance(layer, ParallelConvs):
-            return (ParallelConvs(tuple(map(rewrite, layer.convs))),)
-        return (rewrite(layer),) if isinstance(layer, Conv) else (layer,)
-
-    stages = tuple(
-        replace(stage, body=rewrite(stage.body)) if isinstance(stage.body, Conv) else stage
-        for stage in _map_layers(backbone.stages, rewrite_layer)
-    )
-    heads = tuple(
-        replace(
-            head,
-            conv0=rewrite(head.conv0),
-            conv1=None if head.conv1 is None else rewrite(head.conv1),
-        )
-        for head in backbone.aux_heads
-    )
-    return replace(backbone, stages=stages, aux_heads=heads)
-
-
-def _is_pair(a: Conv, b: Conv) -> bool:
-    """Two 3x3, or 1 x n and n x 1 in either order: one larger convolution, factorized."""
-    if a.stride > 1:
-        return False
-    is_asymmetric = a.kernel == b.kernel[::-1] and 1 in a.kernel and a.kernel != (1, 1)
-    return is_asymmetric or (a.kernel == b.kernel == (3, 3))
+def _has_reduction(stages: Stages) -> bool:
+    """Whether any block reduces its grid."""
+    return any(isinstance(layer, Conv | Pool) and layer.stride > 1 for layer in _layers(stages))
 
 
 def _is_square(layer: Conv) -> bool:
@@ -291,7 +243,6 @@ def _merged(a: Conv, b: Conv) -> Conv:
     )
 
 
-def _with_length(layer: Conv, n: int) -> Conv:
-    """An asymmetric convolution as 1 x n or n x 1."""
-    height, width = (1, n) if layer.kernel[0] == 1 else (n, 1)
-    return replace(layer, kernel=(height, width), padding=(height // 2, width // 2))
+def _with_kernel(layer: Conv, kernel: Size) -> Conv:
+    """Padded so that the grid stays."""
+    return replace(layer, kernel=kernel, padding=(kernel[0] // 2, kernel[1] // 2))

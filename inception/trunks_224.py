@@ -10,7 +10,6 @@ from inception.blocks import (
     AuxHead,
     Backbone,
     Conv,
-    Naming,
     Pool,
     Stage,
     Stages,
@@ -18,6 +17,7 @@ from inception.blocks import (
     branch,
     conv,
     pool_branch,
+    sequential,
 )
 
 
@@ -33,14 +33,13 @@ def _googlenet_block(
     name: str, c1: int, c3: tuple[int, int], c5: tuple[int, int], pool_channels: int
 ) -> Stage:
     """c1: channels of the 1x1 branch; c3, c5: of the 1x1 and of the 3x3 or 5x5 after it."""
-    naming = Naming.SEQUENTIAL
     pool = Pool("max", padding=1, rounds_up=True)
     return block(
         name,
-        branch("branch1", conv(c1, 1), naming=naming),
-        branch("branch2", conv(c3[0], 1), conv(c3[1], 3, padding=1), naming=naming),
-        branch("branch3", conv(c5[0], 1), conv(c5[1], 5, padding=2), naming=naming),
-        branch("branch4", pool, conv(pool_channels, 1), naming=naming),
+        sequential("branch1", conv(c1, 1)),
+        sequential("branch2", conv(c3[0], 1), conv(c3[1], 3, padding=1)),
+        sequential("branch3", conv(c5[0], 1), conv(c5[1], 5, padding=2)),
+        sequential("branch4", pool, conv(pool_channels, 1)),
     )
 
 

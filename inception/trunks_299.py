@@ -16,38 +16,127 @@ from inception.blocks import (
     Branch,
     Conv,
     Naming,
-    ParallelConvs,
     Pool,
     Stage,
+    Stages,
+    block,
     branch,
     conv,
-    conv_1xn,
-    conv_nx1,
-    inception_a,
-    inception_b,
-    inception_c,
-    reduction_a,
-    reduction_b,
-    stem_v3,
+    pool_branch,
+    sequential,
 )
 from inception.rewrites import merge_7x7
+
+
+def conv_1xn(channels: int, n: int) -> Conv:
+    """An asymmetric convolution that keeps the grid."""
+    return Conv(channels, (1, n), 1, (0, n // 2))
+
+
+def conv_nx1(channels: int, n: int) -> Conv:
+    """An asymmetric convolution that keeps the grid."""
+    return Conv(channels, (n, 1), 1, (n // 2, 0))
+
+
+def expanded(channels: int) -> Block:
+    """An expanded filter bank: 1x3 beside 3x1."""
+    return Block((branch("a", conv_1xn(channels, 3)), branch("b", conv_nx1(channels, 3))))
+
+
+def _stem() -> Stages:
+    """299 -> 35x35x192 (1512.00567, table 1)."""
+    return (
+        Stage("Conv2d_1a_3x3", conv(32, 3, stride=2)),
+        Stage("Conv2d_2a_3x3", conv(32, 3)),
+        Stage("Conv2d_2b_3x3", conv(64, 3, padding=1)),
+        Stage("maxpool1", Pool("max", stride=2)),
+        Stage("Conv2d_3b_1x1", conv(80, 1)),
+        Stage("Conv2d_4a_3x3", conv(192, 3)),
+        Stage("maxpool2", Pool("max", stride=2)),
+    )
+
+
+def _block_a(name: str, *, pool_channels: int, pool: str = "avg", size: int = 5) -> Stage:
+    """35x35 (1512.00567, figure 5): a 5x5 factorized into two 3x3, beside a plain 5x5 in the
+    released graph. size: the kernel of that branch, 3 in the figure."""
+    return block(
+        name,
+        branch("branch1x1", conv(64, 1)),
+        branch(f"branch{size}x{size}", conv(48, 1), conv(64, size, padding=size // 2)),
+        branch("branch3x3dbl", conv(64, 1), conv(96, 3, padding=1), conv(96, 3, padding=1)),
+        pool_branch(pool_channels, pool),
+    )
+
+
+def _reduction_a(name: str) -> Stage:
+    """Grid reduction, 35x35 -> 17x17 (1512.00567, figure 10): stride-2 convolutions beside a
+    stride-2 pool."""
+    return block(
+        name,
+        branch("branch3x3", conv(384, 3, stride=2)),
+        branch("branch3x3dbl", conv(64, 1), conv(96, 3, padding=1), conv(96, 3, stride=2)),
+        branch("branch_pool", Pool("max", stride=2)),
+    )
+
+
+def _block_b(name: str, *, channels: int, n: int = 7, pool: str = "avg") -> Stage:
+    """17x17 (1512.00567, figure 6): n x n as 1 x n and n x 1. The double branch starts with
+    n x 1."""
+    c = channels
+    return block(
+        name,
+        branch("branch1x1", conv(192, 1)),
+        branch(f"branch{n}x{n}", conv(c, 1), conv_1xn(c, n), conv_nx1(192, n)),
+        branch(
+            f"branch{n}x{n}dbl",
+            conv(c, 1),
+            conv_nx1(c, n),
+            conv_1xn(c, n),
+            conv_nx1(c, n),
+            conv_1xn(192, n),
+        ),
+        pool_branch(192, pool),
+    )
+
+
+def _reduction_b(name: str) -> Stage:
+    """Grid reduction, 17x17 -> 8x8."""
+    return block(
+        name,
+        branch("branch3x3", conv(192, 1), conv(320, 3, stride=2)),
+        branch(
+            "branch7x7x3", conv(192, 1), conv_1xn(192, 7), conv_nx1(192, 7), conv(192, 3, stride=2)
+        ),
+        branch("branch_pool", Pool("max", stride=2)),
+    )
+
+
+def _block_c(name: str, *, pool: str = "avg") -> Stage:
+    """8x8 (1512.00567, figure 7): expanded filter banks."""
+    return block(
+        name,
+        branch("branch1x1", conv(320, 1)),
+        branch("branch3x3", conv(384, 1), expanded(384)),
+        branch("branch3x3dbl", conv(448, 1), conv(384, 3, padding=1), expanded(384)),
+        pool_branch(192, pool),
+    )
 
 
 def inception_v3() -> Backbone:
     return Backbone(
         stages=(
-            *stem_v3(),
-            inception_a("Mixed_5b", pool_channels=32),
-            inception_a("Mixed_5c", pool_channels=64),
-            inception_a("Mixed_5d", pool_channels=64),
-            reduction_a("Mixed_6a"),
-            inception_b("Mixed_6b", channels=128),
-            inception_b("Mixed_6c", channels=160),
-            inception_b("Mixed_6d", channels=160),
-            inception_b("Mixed_6e", channels=192),
-            reduction_b("Mixed_7a"),
-            inception_c("Mixed_7b"),
-            inception_c("Mixed_7c"),
+            *_stem(),
+            _block_a("Mixed_5b", pool_channels=32),
+            _block_a("Mixed_5c", pool_channels=64),
+            _block_a("Mixed_5d", pool_channels=64),
+            _reduction_a("Mixed_6a"),
+            _block_b("Mixed_6b", channels=128),
+            _block_b("Mixed_6c", channels=160),
+            _block_b("Mixed_6d", channels=160),
+            _block_b("Mixed_6e", channels=192),
+            _reduction_b("Mixed_7a"),
+            _block_c("Mixed_7b"),
+            _block_c("Mixed_7c"),
         ),
         aux_heads=(AuxHead(name="AuxLogits", after="Mixed_6e", conv1=conv(768, 5)),),
     )
@@ -66,19 +155,19 @@ def inception_seed() -> Backbone:
     v3's, 128, 128, 160, 160 and 192 for the five B."""
     return Backbone(
         stages=(
-            *stem_v3(),
-            inception_a("Mixed_5b", pool_channels=32, pool="max", size=3),
-            inception_a("Mixed_5c", pool_channels=64, pool="max", size=3),
-            inception_a("Mixed_5d", pool_channels=64, pool="max", size=3),
-            reduction_a("Mixed_6a"),
-            inception_b("Mixed_6b", channels=128, n=3, pool="max"),
-            inception_b("Mixed_6c", channels=128, n=3, pool="max"),
-            inception_b("Mixed_6d", channels=160, n=3, pool="max"),
-            inception_b("Mixed_6e", channels=160, n=3, pool="max"),
-            inception_b("Mixed_6f", channels=192, n=3, pool="max"),
-            reduction_b("Mixed_7a"),
-            inception_c("Mixed_7b", pool="max"),
-            inception_c("Mixed_7c", pool="max"),
+            *_stem(),
+            _block_a("Mixed_5b", pool_channels=32, pool="max", size=3),
+            _block_a("Mixed_5c", pool_channels=64, pool="max", size=3),
+            _block_a("Mixed_5d", pool_channels=64, pool="max", size=3),
+            _reduction_a("Mixed_6a"),
+            _block_b("Mixed_6b", channels=128, n=3, pool="max"),
+            _block_b("Mixed_6c", channels=128, n=3, pool="max"),
+            _block_b("Mixed_6d", channels=160, n=3, pool="max"),
+            _block_b("Mixed_6e", channels=160, n=3, pool="max"),
+            _block_b("Mixed_6f", channels=192, n=3, pool="max"),
+            _reduction_b("Mixed_7a"),
+            _block_c("Mixed_7b", pool="max"),
+            _block_c("Mixed_7c", pool="max"),
         ),
         aux_heads=(AuxHead(name="AuxLogits", after="Mixed_6f", conv1=conv(768, 5)),),
         activation="relu6",
@@ -87,7 +176,6 @@ def inception_seed() -> Backbone:
 
 def inception_v4() -> Backbone:
     """4 A + 7 B + 3 C after a stem with three branching stages (1602.07261, figures 3 to 9)."""
-    sequential = partial(branch, naming=Naming.SEQUENTIAL)
     from_zero = partial(branch, naming=Naming.FROM_ZERO)
     average = Pool("avg", padding=1, counts_padding=False)
     max_pool = Pool("max", stride=2)
@@ -129,11 +217,10 @@ def inception_v4() -> Backbone:
         ),
         sequential("branch2", max_pool),
     )
-    expanded = ParallelConvs((conv_1xn(256, 3), conv_nx1(256, 3)))
     c = (
         sequential("branch0", conv(256, 1)),
-        from_zero("branch1", conv(384, 1), expanded),
-        from_zero("branch2", conv(384, 1), conv_nx1(448, 3), conv_1xn(512, 3), expanded),
+        from_zero("branch1", conv(384, 1), expanded(256)),
+        from_zero("branch2", conv(384, 1), conv_nx1(448, 3), conv_1xn(512, 3), expanded(256)),
         sequential("branch3", average, conv(256, 1)),
     )
     bodies: list[Conv | tuple[Branch, ...]] = [
