@@ -19,11 +19,10 @@ class WeightAverage:
     """
 
     def __init__(self, model: nn.Module, *, decay: float = 0.9999) -> None:
-        self._decay = decay
-        self._updates = 0
+        self._decay, self._updates = decay, 0
         averaged = _averaged(model)
         self._names, self._tensors = list(averaged), list(averaged.values())
-        self._averages = [tensor.detach().clone() for tensor in self._tensors]
+        self._averages = [tensor.clone() for tensor in self._tensors]
         statistics = {id(tensor) for tensor in running_statistics(trained_batch_norms(model))}
         self._averaged_statistics = [
             average
@@ -31,12 +30,10 @@ class WeightAverage:
             if id(tensor) in statistics
         ]
 
-    @torch.no_grad()
     def update(self) -> None:
         """Averages in the model's current weights; to be called after each optimizer step."""
         ramp = (1 + self._updates) / (10 + self._updates)
-        tensors = [tensor.detach() for tensor in self._tensors]
-        torch._foreach_lerp_(self._averages, tensors, 1 - min(self._decay, ramp))
+        torch._foreach_lerp_(self._averages, self._tensors, 1 - min(self._decay, ramp))
         self._updates += 1
 
     def average_statistics(self) -> None:
@@ -47,24 +44,19 @@ class WeightAverage:
     def applied(self, model: nn.Module) -> Iterator[None]:
         """Within the block, a model of the same architecture has the averages; after it, its own
         weights again, bitwise."""
-        tensors = [tensor.detach() for tensor in _averaged(model).values()]
+        tensors = list(_averaged(model).values())
         saved = [tensor.clone() for tensor in tensors]
-        with torch.no_grad():
-            torch._foreach_copy_(tensors, self._averages)
+        torch._foreach_copy_(tensors, self._averages)
         try:
             yield
         finally:
-            with torch.no_grad():
-                torch._foreach_copy_(tensors, saved)
+            torch._foreach_copy_(tensors, saved)
 
     def state_dict(self) -> dict[str, Any]:
         """{"updates": int, "tensors": {name: tensor}}, loadable with weights_only=True."""
-        return {
-            "updates": self._updates,
-            "tensors": dict(zip(self._names, self._averages, strict=True)),
-        }
+        tensors = dict(zip(self._names, self._averages, strict=True))
+        return {"updates": self._updates, "tensors": tensors}
 
-    @torch.no_grad()
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Raises KeyError if a name is missing."""
         self._updates = int(state["updates"])
@@ -72,6 +64,6 @@ class WeightAverage:
 
 
 def _averaged(model: nn.Module) -> dict[str, Tensor]:
-    """Parameters and floating-point buffers, by state-dict name."""
-    buffers = {name: b for name, b in model.named_buffers() if b.is_floating_point()}
-    return dict(model.named_parameters()) | buffers
+    """Parameters and floating-point buffers, by state-dict name, in the model's memory."""
+    parameters = {name: parameter.detach() for name, parameter in model.named_parameters()}
+    return parameters | {name: b for name, b in model.named_buffers() if b.is_floating_point()}

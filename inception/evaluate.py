@@ -33,8 +33,7 @@ class Scores:
 
     def all_reduce(self) -> None:
         """Sums over ranks. All ranks take part."""
-        if dist.is_initialized():
-            dist.all_reduce(self._sums)
+        dist.all_reduce(self._sums)
 
     def result(self) -> dict[str, float]:
         """count, and the means: loss, top1 and top5 in 0..1."""
@@ -61,8 +60,7 @@ def evaluate(
                 images = normalize(batch.images.to(device, non_blocking=True))
                 with autocast():
                     logits = model(images)
-                weights = torch.ones(len(logits)) if batch.weights is None else batch.weights
-                scores.update(logits, batch.targets.to(device), weights.to(device))
+                scores.update(logits, batch.targets.to(device), batch.weights.to(device))
                 on_batch(batch, logits)
     finally:
         model.train(was_training)

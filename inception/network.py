@@ -7,6 +7,7 @@ from typing import Self
 
 import torch
 from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram
 from torch.nn import functional as F
 
 from inception.blocks import GOOGLENET_AUX_GRID, AuxHead, Block
@@ -141,3 +142,12 @@ def build_network(architecture: Architecture, *, seed: int = 0) -> InceptionNet:
         if module.bias is not None:
             nn.init.zeros_(module.bias)
     return network
+
+
+def evaluation_graph(network: InceptionNet) -> ExportedProgram:
+    """Any number of images, float32 (N, 3, S, S), RGB in -1..1 -> logits (N, C).
+    network: in evaluation mode, on the CPU."""
+    size = network.architecture.input_size
+    example = torch.zeros(2, 3, size, size)
+    with torch.no_grad():
+        return torch.export.export(network, (example,), dynamic_shapes=({0: Dim("batch", min=1)},))

@@ -1,6 +1,5 @@
 """Optimizers: TensorFlow's RMSProp, which differs from torch's, and torch's SGD and AdamW."""
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -8,8 +7,6 @@ from torch import Tensor, nn
 
 from inception.errors import unknown_name
 from inception.recipes import OPTIMIZER_NAMES
-
-FUSED_DEVICES = ("cpu", "cuda")  # on which torch's SGD and AdamW run as one kernel
 
 
 class RMSpropTF(torch.optim.Optimizer):
@@ -34,29 +31,19 @@ class RMSpropTF(torch.optim.Optimizer):
         eps: float = 1.0,
         weight_decay: float = 0.0,
     ) -> None:
-        defaults = {
-            "lr": lr,
-            "decay": decay,
-            "momentum": momentum,
-            "eps": eps,
-            "weight_decay": weight_decay,
-        }
-        super().__init__(params, defaults)
+        defaults = {"lr": lr, "decay": decay, "momentum": momentum, "eps": eps}
+        super().__init__(params, defaults | {"weight_decay": weight_decay})
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+    def step(self) -> None:  # type: ignore[override]
         """Updates all parameters that have a gradient; gradients are not changed."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
         for group in self.param_groups:
             params = [p for p in group["params"] if p.grad is not None]
             if not params:
                 continue
             grads: list[Tensor] = [p.grad for p in params]
             for p in params:
-                if p not in self.state or not self.state[p]:
+                if not self.state[p]:
                     self.state[p]["mean_square"] = torch.ones_like(p)
                     self.state[p]["momentum"] = torch.zeros_like(p)
             mean_squares = [self.state[p]["mean_square"] for p in params]
@@ -70,7 +57,6 @@ class RMSpropTF(torch.optim.Optimizer):
             torch._foreach_mul_(momenta, group["momentum"])
             torch._foreach_addcdiv_(momenta, grads, roots, value=group["lr"])
             torch._foreach_sub_(params, momenta)
-        return loss
 
 
 def build_optimizer(
@@ -90,7 +76,6 @@ def build_optimizer(
     momentum; `adamw` torch's default betas and eps. Raises ModelError for another name.
     """
     trained = [p for p in model.parameters() if p.requires_grad]
-    is_fused = all(p.device.type in FUSED_DEVICES for p in trained)
     groups = [
         {"params": [p for p in trained if p.ndim > 1], "weight_decay": weight_decay},
         {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
@@ -98,9 +83,7 @@ def build_optimizer(
     if name == "rmsprop_tf":
         return RMSpropTF(groups, lr=lr, decay=decay, momentum=momentum, eps=eps)
     if name == "sgd":
-        return torch.optim.SGD(
-            groups, lr=lr, momentum=momentum, nesterov=momentum > 0, fused=is_fused
-        )
+        return torch.optim.SGD(groups, lr=lr, momentum=momentum, nesterov=momentum > 0, fused=True)
     if name == "adamw":
-        return torch.optim.AdamW(groups, lr=lr, fused=is_fused)
+        return torch.optim.AdamW(groups, lr=lr, fused=True)
     raise unknown_name("optim.name", name, OPTIMIZER_NAMES)

@@ -22,12 +22,8 @@ def trained_batch_norms(model: nn.Module) -> list[nn.BatchNorm2d]:
 
 def running_statistics(batch_norms: list[nn.BatchNorm2d]) -> list[Tensor]:
     """Running means and variances, float32."""
-    statistics: list[Tensor] = []
-    for bn in batch_norms:
-        assert bn.running_mean is not None
-        assert bn.running_var is not None
-        statistics += [bn.running_mean, bn.running_var]
-    return statistics
+    names = ("running_mean", "running_var")
+    return [bn.get_buffer(name) for bn in batch_norms for name in names]
 
 
 class StepStatistics:
@@ -44,9 +40,7 @@ class StepStatistics:
         batch_norms = trained_batch_norms(model)
         self._momentum = batch_norms[0].momentum or 0.0 if batch_norms else 0.0
         self._running = running_statistics(batch_norms)
-        self._counts = [
-            bn.num_batches_tracked for bn in batch_norms if bn.num_batches_tracked is not None
-        ]
+        self._counts = [bn.get_buffer("num_batches_tracked") for bn in batch_norms]
         self._share = share
         self._before = [r.clone() for r in self._running]
         self._counts_before = [count.clone() for count in self._counts]

@@ -35,7 +35,7 @@ class MicroBatch(Protocol):
     @property
     def targets(self) -> Tensor: ...  # int64 (m,)
     @property
-    def weights(self) -> Tensor | None: ...  # float32 (m,), zero for a damaged sample
+    def weights(self) -> Tensor: ...  # float32 (m,), zero for a damaged sample
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,19 +93,15 @@ def train_step(
             torch.manual_seed(key)  # dropout masks
             images = normalize(micro_batch.images.to(device, non_blocking=True))
             images, lam = mix(images, mix_config, key)
-            targets = micro_batch.targets.to(device, non_blocking=True)
-            weights = micro_batch.weights
-            if weights is not None:
-                weights = weights.to(device, non_blocking=True)
             with autocast():
                 logits, aux_logits = model(images)
             loss = inception_loss(
                 logits,
                 aux_logits,
-                targets,
+                micro_batch.targets.to(device, non_blocking=True),
                 label_smoothing=label_smoothing,
                 aux_weight=aux_weight,
-                weights=weights,
+                weights=micro_batch.weights.to(device, non_blocking=True),
                 lam=lam,
             )
             statistics.after_forward()

@@ -14,8 +14,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from inception.graph import evaluation_graph
-from inception.network import InceptionNet
+from inception.network import InceptionNet, evaluation_graph
 from orchestration.errors import JobError
 from orchestration.evaluation.trained import METADATA, TrainedNetwork, export_metadata
 

@@ -46,12 +46,11 @@ def read_network(job: Job, store: Store, run_url: str, last: CheckpointSummary) 
 def encode_network(job: Job, state: Checkpoint) -> bytes:
     """A torch.export file of the averaged weights, or of the raw weights if no average is kept; for
     the CPU, whatever trained it."""
-    from inception.graph import copy_weights, evaluation_graph
-    from inception.network import build_network
+    from inception.network import build_network, evaluation_graph
 
-    graph = evaluation_graph(build_network(job.model.architecture()).eval())
-    copy_weights(graph, state.averaged or state.model)
-    return encode_graph(graph)
+    network = build_network(job.model.architecture()).eval()
+    network.load_state_dict(state.averaged or state.model)
+    return encode_graph(evaluation_graph(network))
 
 
 def encode_graph(graph: "ExportedProgram") -> bytes:

@@ -26,9 +26,8 @@ from sklearn.datasets import load_sample_images
 from datasets.images.augment import resize_views
 from datasets.images.decode import decode_image
 from datasets.loading.batch import empty_buffer
-from inception.graph import evaluation_graph
 from inception.layers import normalize
-from inception.network import InceptionNet, build_network
+from inception.network import InceptionNet, build_network, evaluation_graph
 from orchestration.evaluation.trained import TrainedNetwork, classify
 from orchestration.job.job import Job
 from orchestration.job.load import load_job

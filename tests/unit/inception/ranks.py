@@ -29,7 +29,7 @@ class Batch:
     index: int
     images: Tensor
     targets: Tensor
-    weights: Tensor | None
+    weights: Tensor
 
 
 @dataclass(frozen=True, slots=True)

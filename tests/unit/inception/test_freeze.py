@@ -13,7 +13,7 @@ from inception.step import train_step
 
 
 class Batch:
-    weights = None
+    weights = torch.ones(4)
 
     def __init__(self, index: int) -> None:
         generator = torch.Generator().manual_seed(index)

@@ -81,9 +81,9 @@ def test_norm_is_the_one_before_clipping() -> None:
     assert gradient_norm(clipped) == pytest.approx(norm / 4, rel=1e-5)
 
 
-def test_floats_and_absent_weights_are_the_plain_case() -> None:
+def test_images_that_are_scaled_already_are_the_plain_case() -> None:
     plain = batch(1, 0)
-    scaled = Batch(1, normalize(plain.images), plain.targets, None)
+    scaled = Batch(1, normalize(plain.images), plain.targets, plain.weights)
     first, _ = one_step([plain], None)
     second, _ = one_step([scaled], None)
     for (name, a), b in zip(first.state_dict().items(), second.state_dict().values(), strict=True):
@@ -94,7 +94,6 @@ def test_floats_and_absent_weights_are_the_plain_case() -> None:
 
 def test_a_damaged_sample_gives_no_gradient_through_its_target() -> None:
     sample = batch(0, 0)
-    assert sample.weights is not None
     assert sample.weights[0] == 0
     targets = sample.targets.clone()
     targets[0] = (targets[0] + 1) % 5
