@@ -60,7 +60,7 @@ def load_weights(network: InceptionNet, weights: Mapping[str, Tensor], source: s
         name = f"{classifier}.weight"
         if name in current and name in weights:
             shape, new_shape = current[name].shape, weights[name].shape
-            if shape[0] != new_shape[0] and shape[1:] == new_shape[1:]:
+            if shape[:1] != new_shape[:1] and shape[1:] == new_shape[1:]:
                 skipped.add(classifier)
     prefixes = tuple(f"{head}." for head in skipped)
     expected = {name for name in current if not name.startswith(prefixes)}

@@ -84,6 +84,7 @@ def test_wrong_state_dicts_are_named_in_one_line() -> None:
         ({**source, "head.bias": torch.zeros(3)}, r"has unknown 1 .*\(head\.bias\)"),
         (network("googlenet").state_dict(), "lacks"),
         (network(width=0.2).state_dict(), "in another shape"),
+        ({**source, "fc.weight": torch.tensor(1.0)}, r"in another shape 1 .*\(fc\.weight\)"),
         ({}, "lacks"),
     ):
         with pytest.raises(ModelError, match=message) as caught:
