@@ -12,7 +12,6 @@ from torch.nn import functional as F
 
 from inception.blocks import GOOGLENET_AUX_GRID, AuxHead, Block
 from inception.cost import IMAGE_CHANNELS, count_cost
-from inception.errors import unknown_name
 from inception.family import Architecture, stage_names
 from inception.layers import BlockModule, BuildLayer, add_nested, build_layer
 
@@ -85,10 +84,8 @@ class InceptionNet(nn.Module):
 
     def freeze_until(self, stage: str) -> None:
         """Freezes weights, biases and batch-norm statistics from the first stage to this one,
-        inclusive. Raises ModelError for a stage that the network does not have."""
+        inclusive."""
         names = stage_names(self.architecture)
-        if stage not in names:
-            raise unknown_name("model.freeze_until", stage, names)
         self._frozen = [self.get_submodule(name) for name in names[: names.index(stage) + 1]]
         for module in self._frozen:
             module.requires_grad_(False)

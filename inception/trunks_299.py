@@ -7,6 +7,7 @@ article that this project started from, with v3's stem, reductions and auxiliary
 1602.07261, under timm's names.
 """
 
+from dataclasses import replace
 from functools import partial
 
 from inception.blocks import (
@@ -56,7 +57,7 @@ def _stem() -> Stages:
     )
 
 
-def _block_a(name: str, *, pool_channels: int, pool: str = "avg", size: int = 5) -> Stage:
+def _block_a(name: str, *, pool_channels: int, pool: str, size: int) -> Stage:
     """35x35 (1512.00567, figure 5): a 5x5 factorized into two 3x3, beside a plain 5x5 in the
     released graph. size: the kernel of that branch, 3 in the figure."""
     return block(
@@ -68,18 +69,18 @@ def _block_a(name: str, *, pool_channels: int, pool: str = "avg", size: int = 5)
     )
 
 
-def _reduction_a(name: str) -> Stage:
+def _reduction_a() -> Stage:
     """Grid reduction, 35x35 -> 17x17 (1512.00567, figure 10): stride-2 convolutions beside a
     stride-2 pool."""
     return block(
-        name,
+        "Mixed_6a",
         branch("branch3x3", conv(384, 3, stride=2)),
         branch("branch3x3dbl", conv(64, 1), conv(96, 3, padding=1), conv(96, 3, stride=2)),
         branch("branch_pool", Pool("max", stride=2)),
     )
 
 
-def _block_b(name: str, *, channels: int, n: int = 7, pool: str = "avg") -> Stage:
+def _block_b(name: str, *, channels: int, n: int, pool: str) -> Stage:
     """17x17 (1512.00567, figure 6): n x n as 1 x n and n x 1. The double branch starts with
     n x 1."""
     c = channels
@@ -99,10 +100,10 @@ def _block_b(name: str, *, channels: int, n: int = 7, pool: str = "avg") -> Stag
     )
 
 
-def _reduction_b(name: str) -> Stage:
+def _reduction_b() -> Stage:
     """Grid reduction, 17x17 -> 8x8."""
     return block(
-        name,
+        "Mixed_7a",
         branch("branch3x3", conv(192, 1), conv(320, 3, stride=2)),
         branch(
             "branch7x7x3", conv(192, 1), conv_1xn(192, 7), conv_nx1(192, 7), conv(192, 3, stride=2)
@@ -111,7 +112,7 @@ def _reduction_b(name: str) -> Stage:
     )
 
 
-def _block_c(name: str, *, pool: str = "avg") -> Stage:
+def _block_c(name: str, *, pool: str) -> Stage:
     """8x8 (1512.00567, figure 7): expanded filter banks."""
     return block(
         name,
@@ -122,56 +123,39 @@ def _block_c(name: str, *, pool: str = "avg") -> Stage:
     )
 
 
-def inception_v3() -> Backbone:
+def _v3(*b_channels: int, a_size: int = 5, n: int = 7, pool: str = "avg") -> Backbone:
+    """b_channels: of each B; a_size and n: kernels in A and B; pool: in A, B and C."""
+    a = [
+        _block_a(f"Mixed_5{letter}", pool_channels=channels, pool=pool, size=a_size)
+        for letter, channels in (("b", 32), ("c", 64), ("d", 64))
+    ]
+    b = [
+        _block_b(f"Mixed_6{letter}", channels=channels, n=n, pool=pool)
+        for letter, channels in zip("bcdef", b_channels, strict=False)
+    ]
+    c = [_block_c(f"Mixed_7{letter}", pool=pool) for letter in "bc"]
     return Backbone(
-        stages=(
-            *_stem(),
-            _block_a("Mixed_5b", pool_channels=32),
-            _block_a("Mixed_5c", pool_channels=64),
-            _block_a("Mixed_5d", pool_channels=64),
-            _reduction_a("Mixed_6a"),
-            _block_b("Mixed_6b", channels=128),
-            _block_b("Mixed_6c", channels=160),
-            _block_b("Mixed_6d", channels=160),
-            _block_b("Mixed_6e", channels=192),
-            _reduction_b("Mixed_7a"),
-            _block_c("Mixed_7b"),
-            _block_c("Mixed_7c"),
-        ),
-        aux_heads=(AuxHead(name="AuxLogits", after="Mixed_6e", conv1=conv(768, 5)),),
+        stages=(*_stem(), *a, _reduction_a(), *b, _reduction_b(), *c),
+        aux_heads=(AuxHead(name="AuxLogits", after=b[-1].name, conv1=conv(768, 5)),),
     )
+
+
+def inception_v3() -> Backbone:
+    return _v3(128, 160, 160, 192)
 
 
 def inception_v2() -> Backbone:
-    conv1 = Conv(768, (5, 5), has_norm=False)
-    return Backbone(
-        stages=merge_7x7(inception_v3().stages),
-        aux_heads=(AuxHead(name="AuxLogits", after="Mixed_6e", conv1=conv1),),
-    )
+    backbone = inception_v3()
+    (head,) = backbone.aux_heads
+    head = replace(head, conv1=Conv(768, (5, 5), has_norm=False))
+    return replace(backbone, stages=merge_7x7(backbone.stages), aux_heads=(head,))
 
 
 def inception_seed() -> Backbone:
     """3 A + 5 B + 2 C with n = 3, max pools and ReLU6. The article leaves the widths open: they are
     v3's, 128, 128, 160, 160 and 192 for the five B."""
-    return Backbone(
-        stages=(
-            *_stem(),
-            _block_a("Mixed_5b", pool_channels=32, pool="max", size=3),
-            _block_a("Mixed_5c", pool_channels=64, pool="max", size=3),
-            _block_a("Mixed_5d", pool_channels=64, pool="max", size=3),
-            _reduction_a("Mixed_6a"),
-            _block_b("Mixed_6b", channels=128, n=3, pool="max"),
-            _block_b("Mixed_6c", channels=128, n=3, pool="max"),
-            _block_b("Mixed_6d", channels=160, n=3, pool="max"),
-            _block_b("Mixed_6e", channels=160, n=3, pool="max"),
-            _block_b("Mixed_6f", channels=192, n=3, pool="max"),
-            _reduction_b("Mixed_7a"),
-            _block_c("Mixed_7b", pool="max"),
-            _block_c("Mixed_7c", pool="max"),
-        ),
-        aux_heads=(AuxHead(name="AuxLogits", after="Mixed_6f", conv1=conv(768, 5)),),
-        activation="relu6",
-    )
+    backbone = _v3(128, 128, 160, 160, 192, a_size=3, n=3, pool="max")
+    return replace(backbone, activation="relu6")
 
 
 def inception_v4() -> Backbone:

@@ -253,11 +253,10 @@ class TrainLoop:
                 )
 
         with self.loaders.eval_loader(self.val_manifest) as loader:
-            scores = evaluate(self.state.model, loader, self.device, self.state.autocast, collect)
+            result = evaluate(self.state.model, loader, self.device, self.state.autocast, collect)
             damaged = torch.tensor([float(loader.damages.total)], device=self.device)
-        scores.all_reduce()
         dist.all_reduce(damaged)
-        result, num_damaged = scores.result(), float(damaged)
+        num_damaged = float(damaged)
         if result["count"] + num_damaged != self.plan.val_samples or (
             num_damaged > self.job.data.max_damaged
         ):

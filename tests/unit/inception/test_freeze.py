@@ -10,6 +10,7 @@ from inception.network import InceptionNet, build_network
 from inception.optim import build_optimizer
 from inception.statistics import average_bn_statistics
 from inception.step import train_step
+from orchestration.job.recipe import Model
 
 
 class Batch:
@@ -68,4 +69,4 @@ def test_frozen_batch_norms_stay_in_evaluation_through_mode_changes() -> None:
 
 def test_an_unknown_stage_is_one_line() -> None:
     with pytest.raises(ModelError, match=r"model.freeze_until: got 'Mixed_5e'; .*Did you mean"):
-        frozen("Mixed_5e")
+        Model(num_classes=5, init_from="s3://bucket/weights.pt", freeze_until="Mixed_5e")

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from inception.ema import WeightAverage
 from inception.errors import ModelError
-from inception.evaluate import Scores, evaluate
+from inception.evaluate import evaluate
 from inception.loss import inception_loss
 from inception.optim import RMSpropTF, build_optimizer
 from inception.schedule import learning_rate
@@ -199,11 +199,12 @@ class Batch:
 
 def test_scores_ignore_padding_and_count_every_sample() -> None:
     logits = torch.tensor([[9.0, 1, 0, 0, 0, 0, -1], [0, 9, 1, 0, 0, 0, 0], [0, 0, 0, 0, 0, 9, 1]])
-    scores = Scores(torch.device("cpu"))
-    scores.update(logits, torch.tensor([0, 2, 0]), torch.tensor([1.0, 1.0, 1.0]))
     nan = torch.full((1, 7), math.nan)
-    scores.update(nan, torch.tensor([0]), torch.tensor([0.0]))
-    result = scores.result()
+    batches: list[MicroBatch] = [
+        Batch(logits, torch.tensor([0, 2, 0]), torch.ones(3)),
+        Batch(nan, torch.tensor([0]), torch.zeros(1)),
+    ]
+    result = evaluate(nn.Identity(), batches, torch.device("cpu"))
     assert result["count"] == 3
     assert result["top1"] == pytest.approx(1 / 3)
     assert result["top5"] == pytest.approx(1.0)
@@ -215,8 +216,8 @@ def test_evaluate_puts_the_mode_back() -> None:
     model = nn.Sequential(nn.Flatten(), nn.Dropout(0.99), nn.Linear(3 * 4, 3))
     images = torch.randint(0, 255, (2, 3, 2, 2), dtype=torch.uint8)
     batch: MicroBatch = Batch(images, torch.tensor([0, 1]), torch.ones(2))
-    first = evaluate(model, [batch], torch.device("cpu")).result()
-    assert first == evaluate(model, [batch], torch.device("cpu")).result()
+    first = evaluate(model, [batch], torch.device("cpu"))
+    assert first == evaluate(model, [batch], torch.device("cpu"))
     assert model.training
 
 

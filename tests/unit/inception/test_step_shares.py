@@ -89,7 +89,7 @@ def test_images_that_are_scaled_already_are_the_plain_case() -> None:
     for (name, a), b in zip(first.state_dict().items(), second.state_dict().values(), strict=True):
         assert torch.equal(a, b), name
     cpu = torch.device("cpu")
-    assert evaluate(first, [plain], cpu).result() == evaluate(first, [scaled], cpu).result()
+    assert evaluate(first, [plain], cpu) == evaluate(first, [scaled], cpu)
 
 
 def test_a_damaged_sample_gives_no_gradient_through_its_target() -> None:
