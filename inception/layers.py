@@ -7,14 +7,12 @@ import torch
 from torch import Tensor, nn
 
 from inception.blocks import Block, Conv, Pool
+from inception.family import Architecture
 
 ACTIVATIONS: dict[str, Callable[..., nn.Module]] = {"relu": nn.ReLU, "relu6": nn.ReLU6}
-BuildLayer = Callable[[int, Conv | Pool], nn.Module]  # (input channels, description) -> module
 
 
-def build_layer(
-    in_channels: int, spec: Conv | Pool, *, bn_momentum: float, bn_eps: float, activation: str
-) -> nn.Module:
+def build_layer(spec: Conv | Pool, in_channels: int, architecture: Architecture) -> nn.Module:
     """A pool, or a convolution with batch norm: state-dict names `conv` and `bn`."""
     window = (spec.kernel, spec.stride, spec.padding)
     if isinstance(spec, Pool) and spec.kind == "max":
@@ -24,30 +22,31 @@ def build_layer(
     conv = nn.Conv2d(in_channels, spec.channels, *window, bias=not spec.has_norm)
     modules = OrderedDict[str, nn.Module](conv=conv)
     if spec.has_norm:
-        modules["bn"] = nn.BatchNorm2d(spec.channels, bn_eps, bn_momentum)
+        modules["bn"] = nn.BatchNorm2d(spec.channels, architecture.bn_eps, architecture.bn_momentum)
     if not spec.is_linear:
-        modules["activation"] = ACTIVATIONS[activation](inplace=True)
+        modules["activation"] = ACTIVATIONS[architecture.activation](inplace=True)
     return nn.Sequential(modules)
 
 
 class BlockModule(nn.Module):
     """Parallel branches, concatenated. Layers are registered in the branches' order."""
 
-    def __init__(self, in_channels: int, block: Block, build: BuildLayer) -> None:
+    def __init__(self, block: Block, in_channels: int, architecture: Architecture) -> None:
         super().__init__()
-        self.block = block
-        self._add(block, "", in_channels, build)
+        self.block, self._architecture = block, architecture
+        self._add(block, "", in_channels)
 
-    def _add(self, block: Block, prefix: str, in_channels: int, build: BuildLayer) -> int:
+    def _add(self, block: Block, prefix: str, in_channels: int) -> int:
         """Registers a block's layers; -> its output channels."""
         out_channels = 0
         for branch in block.branches:
             channels = in_channels
             for layer, name in zip(branch.layers, branch.layer_names, strict=True):
                 if isinstance(layer, Block):
-                    channels = self._add(layer, prefix + name, channels, build)
+                    channels = self._add(layer, prefix + name, channels)
                     continue
-                add_nested(self, prefix + name, build(channels, layer))
+                module = build_layer(layer, channels, self._architecture)
+                add_nested(self, prefix + name, module)
                 if isinstance(layer, Conv):
                     channels = layer.channels
             out_channels += channels

@@ -14,7 +14,7 @@ def inception_loss(
     *,
     label_smoothing: float = 0.1,
     aux_weight: float = 0.4,
-    weights: Tensor | None = None,
+    weights: Tensor,
     lam: float = 1.0,
 ) -> Tensor:
     """Mean over the N samples of cross-entropy(logits) + aux_weight x each cross-entropy(aux).
@@ -30,11 +30,8 @@ def inception_loss(
         loss = _cross_entropy(head_logits, targets, label_smoothing, weights)
         if lam == 1.0:
             return loss
-        partner_weights = None if weights is None else weights.flip(0)
-        partner_loss = _cross_entropy(
-            head_logits, targets.flip(0), label_smoothing, partner_weights
-        )
-        return lam * loss + (1 - lam) * partner_loss
+        partner = _cross_entropy(head_logits, targets.flip(0), label_smoothing, weights.flip(0))
+        return lam * loss + (1 - lam) * partner
 
     loss = head_loss(logits)
     for head_logits in aux_logits:
@@ -43,11 +40,11 @@ def inception_loss(
 
 
 def _cross_entropy(
-    logits: Tensor, targets: Tensor, label_smoothing: float, weights: Tensor | None
+    logits: Tensor, targets: Tensor, label_smoothing: float, weights: Tensor
 ) -> Tensor:
     # Half precision is computed in float32; float64 (for exact tests) stays.
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     losses = F.cross_entropy(
         logits, targets, label_smoothing=label_smoothing, reduction="none"
     )  # (N,)
-    return losses.mean() if weights is None else (losses * weights).sum() / len(losses)
+    return (losses * weights).sum() / len(losses)

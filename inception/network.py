@@ -1,7 +1,6 @@
 """Builds a network from its description, with weights drawn from a seed."""
 
 from collections import OrderedDict
-from functools import partial
 from math import sqrt
 from typing import Self
 
@@ -13,7 +12,7 @@ from torch.nn import functional as F
 from inception.blocks import GOOGLENET_AUX_GRID, AuxHead, Block
 from inception.cost import IMAGE_CHANNELS, count_cost
 from inception.family import Architecture, stage_names
-from inception.layers import BlockModule, BuildLayer, add_nested, build_layer
+from inception.layers import BlockModule, add_nested, build_layer
 
 # Initial weights are truncated normals, cut at two standard deviations, as in TensorFlow-slim.
 # Convolutions get variance 2 / fan_in (the factor 1.3 makes up for the cut), so that the scale of
@@ -27,18 +26,16 @@ AUX_CONV1_STD = 0.01
 AUX_CLASSIFIER_STD = 0.001
 
 
-def build_aux_head(
-    in_channels: int, head: AuxHead, num_classes: int, build: BuildLayer
-) -> nn.Sequential:
+def build_aux_head(head: AuxHead, in_channels: int, architecture: Architecture) -> nn.Sequential:
     """State-dict names: v3's `conv0`, `conv1`, `fc`; GoogLeNet's `conv`, `fc1`, `fc2`."""
-    conv0 = build(in_channels, head.conv0)
+    channels, num_classes = head.conv0.channels, architecture.num_classes
+    conv0 = build_layer(head.conv0, in_channels, architecture)
     if head.conv1 is None:
-        hidden = nn.Linear(head.conv0.channels * GOOGLENET_AUX_GRID**2, head.hidden)
         modules = OrderedDict[str, nn.Module](
             pool=nn.AdaptiveAvgPool2d(GOOGLENET_AUX_GRID),  # (N, C, 4, 4)
             conv=conv0,
             flatten=nn.Flatten(),  # (N, 2048)
-            fc1=hidden,  # (N, 1024)
+            fc1=nn.Linear(channels * GOOGLENET_AUX_GRID**2, head.hidden),  # (N, 1024)
             relu=nn.ReLU(),
             dropout=nn.Dropout(0.7),
             fc2=nn.Linear(head.hidden, num_classes),
@@ -47,7 +44,8 @@ def build_aux_head(
         modules = OrderedDict[str, nn.Module](
             pool=nn.AvgPool2d(head.pool_size, 3),  # (N, C, g, g)
             conv0=conv0,
-            conv1=build(head.conv0.channels, head.conv1),  # (N, 768, 1, 1), or a few cells
+            # (N, 768, 1, 1), or a few cells at larger inputs
+            conv1=build_layer(head.conv1, channels, architecture),
             mean=nn.AdaptiveAvgPool2d(1),
             flatten=nn.Flatten(),  # (N, 768)
             fc=nn.Linear(head.conv1.channels, num_classes),
@@ -61,23 +59,16 @@ class InceptionNet(nn.Module):
     def __init__(self, architecture: Architecture) -> None:
         super().__init__()
         self.architecture = architecture
-        build = partial(
-            build_layer,
-            bn_momentum=architecture.bn_momentum,
-            bn_eps=architecture.bn_eps,
-            activation=architecture.activation,
-        )
         channels = IMAGE_CHANNELS
         for stage, cost in zip(architecture.stages, count_cost(architecture).stages, strict=True):
             if isinstance(stage.body, Block):
-                add_nested(self, stage.name, BlockModule(channels, stage.body, build))
+                add_nested(self, stage.name, BlockModule(stage.body, channels, architecture))
             else:
-                add_nested(self, stage.name, build(channels, stage.body))
+                add_nested(self, stage.name, build_layer(stage.body, channels, architecture))
             channels = cost.channels
             for head in architecture.aux_heads:
                 if head.after == stage.name:
-                    aux_head = build_aux_head(channels, head, architecture.num_classes, build)
-                    self.add_module(head.name, aux_head)
+                    self.add_module(head.name, build_aux_head(head, channels, architecture))
         self._frozen: list[nn.Module] = []
         self.dropout = nn.Dropout(architecture.dropout)
         self.add_module(architecture.classifier, nn.Linear(channels, architecture.num_classes))

@@ -65,8 +65,8 @@ def work(rank: int, port: int, path: str, overrides: list[str], warmup: int, res
                 model.require_backward_grad_sync = i == len(mine) - 1
                 moved = to_device(batch, device)
                 logits, side = model(normalize(moved.images))
-                loss = inception_loss(logits, side, moved.targets) / len(mine)
-                loss.backward()  # type: ignore[no-untyped-call]
+                loss = inception_loss(logits, side, moved.targets, weights=moved.weights)
+                (loss / len(mine)).backward()  # type: ignore[no-untyped-call]
             if optim.clip_norm is not None:
                 nn.utils.clip_grad_norm_(network.parameters(), optim.clip_norm)
             optimizer.step()

@@ -109,7 +109,9 @@ def test_every_member_overfits_one_batch(name: str) -> None:
         logits, aux_logits = network(images)
         if int((logits.argmax(1) == targets).sum()) == 16:
             break
-        loss = inception_loss(logits, aux_logits, targets, label_smoothing=0.0)
+        loss = inception_loss(
+            logits, aux_logits, targets, weights=torch.ones(16), label_smoothing=0.0
+        )
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()

@@ -113,13 +113,13 @@ def test_loss_is_smoothed_cross_entropy_on_both_heads() -> None:
         return -(distribution * values.log_softmax(1)).sum(1)  # (5,)
 
     expected = smoothed(logits) + 0.4 * smoothed(aux)
-    assert inception_loss(logits, (aux,), targets) == pytest.approx(
-        float(expected.mean()), abs=1e-6
-    )
+    ones = torch.ones(5)
+    loss = inception_loss(logits, (aux,), targets, weights=ones)
+    assert loss == pytest.approx(float(expected.mean()), abs=1e-6)
     weights = torch.tensor([1.0, 0.0, 1.0, 1.0, 1.0])
     weighted = inception_loss(logits, (aux,), targets, weights=weights)
     assert weighted == pytest.approx(float((expected * weights).sum() / 5), abs=1e-6)
-    plain = inception_loss(logits, (), targets, label_smoothing=0.0)
+    plain = inception_loss(logits, (), targets, weights=ones, label_smoothing=0.0)
     assert plain == pytest.approx(float(F.cross_entropy(logits, targets)), abs=1e-6)
 
 
