@@ -20,20 +20,19 @@ class WeightAverage:
 
     def __init__(self, model: nn.Module, *, decay: float = 0.9999) -> None:
         self._decay, self._updates = decay, 0
-        averaged = _averaged(model)
-        self._names, self._tensors = list(averaged), list(averaged.values())
-        self._averages = [tensor.clone() for tensor in self._tensors]
+        tensors = _averaged(model)
+        self._tensors = list(tensors.values())
+        self._averages = {name: tensor.clone() for name, tensor in tensors.items()}
         statistics = {id(tensor) for tensor in running_statistics(trained_batch_norms(model))}
         self._averaged_statistics = [
-            average
-            for tensor, average in zip(self._tensors, self._averages, strict=True)
-            if id(tensor) in statistics
+            self._averages[name] for name, tensor in tensors.items() if id(tensor) in statistics
         ]
 
     def update(self) -> None:
         """Averages in the model's current weights; to be called after each optimizer step."""
         ramp = (1 + self._updates) / (10 + self._updates)
-        torch._foreach_lerp_(self._averages, self._tensors, 1 - min(self._decay, ramp))
+        averages = list(self._averages.values())
+        torch._foreach_lerp_(averages, self._tensors, 1 - min(self._decay, ramp))
         self._updates += 1
 
     def average_statistics(self) -> None:
@@ -46,7 +45,7 @@ class WeightAverage:
         weights again, bitwise."""
         tensors = list(_averaged(model).values())
         saved = [tensor.clone() for tensor in tensors]
-        torch._foreach_copy_(tensors, self._averages)
+        torch._foreach_copy_(tensors, list(self._averages.values()))
         try:
             yield
         finally:
@@ -54,13 +53,13 @@ class WeightAverage:
 
     def state_dict(self) -> dict[str, Any]:
         """{"updates": int, "tensors": {name: tensor}}, loadable with weights_only=True."""
-        tensors = dict(zip(self._names, self._averages, strict=True))
-        return {"updates": self._updates, "tensors": tensors}
+        return {"updates": self._updates, "tensors": dict(self._averages)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Raises KeyError if a name is missing."""
         self._updates = int(state["updates"])
-        torch._foreach_copy_(self._averages, [state["tensors"][name] for name in self._names])
+        for name, average in self._averages.items():
+            average.copy_(state["tensors"][name])
 
 
 def _averaged(model: nn.Module) -> dict[str, Tensor]:

@@ -46,20 +46,17 @@ class StepStatistics:
         self._counts_before = [count.clone() for count in self._counts]
         self._sum = [torch.zeros_like(r) for r in self._running]
 
-    @torch.no_grad()
     def before_forward(self) -> None:
         """Restores the statistics from before the step."""
         if not self._is_plain:
             torch._foreach_copy_(self._running, self._before)
 
-    @torch.no_grad()
     def after_forward(self) -> None:
         """Adds this micro-batch's batch statistics, a x s = r - (1 - a) r0, to the sum."""
         if not self._is_plain:
             torch._foreach_add_(self._sum, self._running)
             torch._foreach_sub_(self._sum, self._before, alpha=1 - self._momentum)
 
-    @torch.no_grad()
     def finish(self) -> None:
         """(1 - a) r0 + share x sum of a x s; the count of batches grows by one per step."""
         if self._is_plain:
@@ -71,7 +68,6 @@ class StepStatistics:
         torch._foreach_copy_(self._counts, self._counts_before)
 
 
-@torch.no_grad()
 def average_over_ranks(tensors: list[Tensor]) -> None:
     """Replaces the tensors by their mean over ranks. All ranks take part: one all-reduce."""
     if not tensors or not dist.is_initialized() or dist.get_world_size() == 1:
