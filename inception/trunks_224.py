@@ -4,12 +4,10 @@ googlenet: 1409.4842 with batch norm, under torchvision's names. bn_inception: 1
 TensorFlow-slim calls "inception_v2"; Inception-v2 of 1512.00567 is another network.
 """
 
-from collections.abc import Sequence
-
 from inception.blocks import (
     AuxHead,
     Backbone,
-    Conv,
+    Layers,
     Pool,
     Stage,
     Stages,
@@ -25,7 +23,7 @@ def _stem_224(*names: str) -> Stages:
     """224 -> 28x28x192, GoogLeNet's: 7x7, pool, 1x1, 3x3, pool."""
     pool = Pool("max", stride=2, rounds_up=True)
     conv_7x7 = conv(64, 7, stride=2, padding=3)
-    bodies: Sequence[Conv | Pool] = (conv_7x7, pool, conv(64, 1), conv(192, 3, padding=1), pool)
+    bodies: Layers = (conv_7x7, pool, conv(64, 1), conv(192, 3, padding=1), pool)
     return tuple(Stage(name, body) for name, body in zip(names, bodies, strict=True))
 
 

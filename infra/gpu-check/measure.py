@@ -9,7 +9,8 @@ import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
-from datasets.loading.batch import MicroBatch
+from datasets.loading.batch import MicroBatch, empty_buffer
+from datasets.loading.device import to_device
 from inception.family import build_architecture
 from inception.network import build_network
 from inception.optim import build_optimizer
@@ -54,20 +55,11 @@ def peak_gib() -> float | None:
 def random_micro_batches(
     count: int, size: int, pixels: int, device: torch.device = DEVICE
 ) -> list[MicroBatch]:
-    batches = []
-    for index in range(count):
-        images = torch.randint(0, 256, (size, pixels, pixels, 3), dtype=torch.uint8)
-        batches.append(
-            MicroBatch(
-                index=index,
-                images=images.permute(0, 3, 1, 2).to(device),  # channels last
-                targets=torch.randint(0, NUM_CLASSES, (size,)).to(device),
-                weights=torch.ones(size).to(device),
-                samples=torch.zeros(size, 2, dtype=torch.int64),
-                mirrored=torch.zeros(size, dtype=torch.bool),
-            )
-        )
-    return batches
+    buffer = empty_buffer(count * size, pixels)
+    buffer.images.random_(0, 256)
+    buffer.targets[:] = torch.randint(0, NUM_CLASSES, (count * size,))
+    buffer.weights[:] = 1.0
+    return [to_device(batch, device) for batch in buffer.micro_batches(range(count), size)]
 
 
 @contextmanager
