@@ -38,7 +38,10 @@ class StepStatistics:
         if self._is_plain:
             return
         batch_norms = trained_batch_norms(model)
-        self._momentum = batch_norms[0].momentum or 0.0 if batch_norms else 0.0
+        if not batch_norms:  # none in the network, or all of them frozen
+            self._is_plain = True
+            return
+        self._momentum = batch_norms[0].momentum or 0.0
         self._running = running_statistics(batch_norms)
         self._counts = [bn.get_buffer("num_batches_tracked") for bn in batch_norms]
         self._share = share

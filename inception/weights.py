@@ -34,7 +34,9 @@ def read_weights(content: bytes, source: str) -> dict[str, Tensor]:
     for wrapper in WRAPPERS:
         if isinstance(state, dict) and isinstance(state.get(wrapper), dict):
             state = state[wrapper]
-    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
+    if not isinstance(state, dict) or not all(
+        isinstance(name, str) and isinstance(value, Tensor) for name, value in state.items()
+    ):
         raise _unreadable(source, f"a {type(state).__name__} of other things")
     return {name.removeprefix("module."): tensor for name, tensor in state.items()}
 

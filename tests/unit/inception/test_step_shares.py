@@ -6,9 +6,11 @@ import pytest
 import torch
 
 from inception.evaluate import evaluate
+from inception.family import build_architecture
 from inception.layers import normalize
-from inception.network import InceptionNet
+from inception.network import InceptionNet, build_network
 from inception.optim import build_optimizer
+from inception.options import Options
 from inception.precision import autocast_for, to_device_format
 from inception.step import train_step
 from tests.unit.inception.ranks import (
@@ -67,6 +69,42 @@ def one_step(micro_batches: list[Batch], clip_norm: float | None) -> tuple[Incep
         clip_norm=clip_norm,
     )
     return network, float(result.grad_norm)
+
+
+def test_without_trained_batch_norms_two_micro_batches_are_one_of_both() -> None:
+    """A network that has none: its gradient is that of all images at once."""
+    first, second = batch(0, 0, is_damaged=False), batch(1, 0, is_damaged=False)
+    both = Batch(
+        0,
+        torch.cat([first.images, second.images]),
+        torch.cat([first.targets, second.targets]),
+        torch.cat([first.weights, second.weights]),
+    )
+    gradients = []
+    for micro_batches in ([first, second], [both]):
+        architecture = build_architecture(
+            "inception_v3",
+            num_classes=5,
+            input_size=75,
+            width=0.1,
+            dropout=0.0,
+            options=Options(batch_norm=False, side_head_norm=False),
+        )
+        network = build_network(architecture).double()
+        network.register_forward_pre_hook(lambda _, inputs: (inputs[0].double(),))
+        optimizer = build_optimizer(network, name="sgd", lr=0.0, weight_decay=0.0, momentum=0.0)
+        train_step(
+            network,
+            optimizer,
+            micro_batches,
+            num_micro_batches=len(micro_batches),
+            world_size=1,
+            seed=SEED,
+            step=0,
+            clip_norm=None,
+        )
+        gradients.append([parameter.grad for parameter in network.parameters()])
+    torch.testing.assert_close(*gradients, rtol=1e-6, atol=1e-9)
 
 
 def gradient_norm(network: InceptionNet) -> float:

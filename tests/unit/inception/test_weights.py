@@ -108,6 +108,7 @@ class Malicious:
     [
         (b"", "w.pt"), (b"no weights", "w.pth"), (b"no weights", "w.safetensors"),
         (b"", "w.safetensors"), (saved([1, 2]), "w.pt"), (saved({"a": 1}), "w.pt"),
+        (saved({1: torch.zeros(1)}), "w.pt"),
         (saved({"a": torch.zeros(9)})[:-40], "w.pt"),
     ],
 )  # fmt: skip
