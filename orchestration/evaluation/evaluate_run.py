@@ -47,8 +47,8 @@ def evaluate_run(
     """Scores the ensemble of `members` on the job's validation split, on the connected cluster, and
     logs the result to the checkpoint's MLflow run, an ensemble's to a new run. -> the result.
 
-    weights: raw, average or both. on_progress: as of `score`. Raises JobError,
-    DataError, StoreError, TrainingError, ServiceError.
+    weights: raw, average or both. on_progress: as of `score`. The keywords are the options of
+    `rayception evaluate`. Raises JobError, DataError, StoreError, TrainingError, ServiceError.
     """
     manifest = load_manifest(store, job.data.val)
     check_members(members, manifest.classes)
