@@ -3,7 +3,8 @@
 | module | what it holds |
 |---|---|
 | driver | `drive`: the whole run, step by step |
-| run | how a run starts, resumes and, incomplete, ends in MLflow and in storage |
+| run | the request, the run, and the data that its plan follows from |
+| run_start | how a run starts, resumes and, if incomplete, ends in MLflow |
 | run_end | what a completed run leaves in MLflow |
 | attempts | the worker groups of a run, one after another |
 | retry_policy | which failures are retried, and how often |

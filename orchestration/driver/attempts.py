@@ -22,7 +22,8 @@ from orchestration.driver.attempt_history import AttemptHistory
 from orchestration.driver.controller import DriverTrainer
 from orchestration.driver.node_watcher import NodeWatcher
 from orchestration.driver.retry_policy import train_with_retries
-from orchestration.driver.run import Run, submission_tags
+from orchestration.driver.run import Run
+from orchestration.driver.run_start import submission_tags
 from orchestration.job.cluster import Cluster
 from orchestration.job.job import Job
 from orchestration.run.checkpoint import (

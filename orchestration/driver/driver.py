@@ -22,14 +22,16 @@ from orchestration.driver.run import (
     PlannedData,
     Request,
     Run,
-    abort_run,
     fresh_name,
-    resume_run,
     run_ref_of,
+    tracking_uri,
+)
+from orchestration.driver.run_start import (
+    abort_run,
+    resume_run,
     start_run,
     status_before,
     submission_tags,
-    tracking_uri,
 )
 from orchestration.errors import LeaseLost
 from orchestration.job.cluster import LOCAL
@@ -138,7 +140,14 @@ def drive(
             preparation.finish()
             from orchestration.driver.run_end import finalize_run  # torch: imported by preparation
 
-            model_uri = finalize_run(run, last, tags, log, preparation)
+            model_uri = finalize_run(
+                run,
+                last,
+                tags,
+                log,
+                has_sent_evaluation=preparation.has_sent_evaluation,
+                has_sent_curves=preparation.has_sent_curves,
+            )
     except BaseException as error:
         # Nothing here may replace the first error.
         if history is not None:

@@ -10,7 +10,6 @@ from datasets.packing.audit import read_sample
 from datasets.shards.manifest import Manifest, load_manifest
 from datasets.storage.store import Store
 from inception.predictions import evaluate_predictions
-from orchestration.driver.preparation import Preparation
 from orchestration.driver.run import Run
 from orchestration.errors import ServiceError, TrainingError
 from orchestration.report.html import timeline_page
@@ -27,21 +26,27 @@ from orchestration.worker.final_network import read_network
 
 
 def finalize_run(
-    run: Run, last: CheckpointSummary, tags: dict[str, str], log: Log, preparation: Preparation
+    run: Run,
+    last: CheckpointSummary,
+    tags: dict[str, str],
+    log: Log,
+    *,
+    has_sent_evaluation: bool,
+    has_sent_curves: bool,
 ) -> str | None:
     """Logs a completed run's report and model, and ends it in MLflow with these tags and those of
     its checkpoints. If MLflow is unreachable, the outbox keeps the rest for `sync`.
 
-    last: the last checkpoint. preparation: finished. -> the model's URI, None if MLflow was
-    unreachable. Raises StoreError, TrainingError.
+    last: the last checkpoint. -> the model's URI, None if MLflow was unreachable. Raises
+    StoreError, TrainingError.
     """
     outbox = run.outbox
-    if not preparation.has_sent_evaluation:
+    if not has_sent_evaluation:
         send_evaluation(run)
     tags = tags | checkpoint_tags(run.store, run.url)
     try:
         _send_outbox(run)
-        log_plots(run, has_curves=preparation.has_sent_curves)
+        log_plots(run, has_curves=has_sent_curves)
         uri = log_final_model(run, last)
         runs.close_run(run.mlflow, runs.FINISHED, tags)
         with contextlib.suppress(StoreError):  # of an earlier driver that ended as failed

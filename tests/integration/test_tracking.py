@@ -10,7 +10,8 @@ from mlflow.tracking import MlflowClient
 
 from datasets.errors import StoreError
 from datasets.storage.store import Entry, Store
-from orchestration.driver.run import Run, abort_run
+from orchestration.driver.run import Run
+from orchestration.driver.run_start import abort_run
 from orchestration.errors import ServiceError
 from orchestration.job.load import load_job
 from orchestration.tracking.outbox import Outbox
