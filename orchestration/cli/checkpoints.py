@@ -51,7 +51,8 @@ def evaluate(
 
         members = [load_trained(store, url) for url in urls]
         job = apply_overrides(members[0].job, overrides)
-        with open_cluster(job, ignore_line) as stack, progress_bar() as bar:
+        module = "orchestration.evaluation.evaluate_run"
+        with open_cluster(job, ignore_line, module=module) as stack, progress_bar() as bar:
             from orchestration.evaluation.evaluate_run import evaluate_run
 
             task = bar.add_task("chunks scored", total=None)

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from orchestration.stack.state import Stack
     from orchestration.tracking.run_ref import RunRef
 
+DRIVER = "orchestration.driver.driver"  # imports Ray
 MAX_NOTE = 5000  # characters of a run's description; MLflow accepts 8,000
 Address = Annotated[
     str | None,
@@ -146,7 +147,10 @@ def sweep(
             f"--limit: got {limit} with cluster.address local; this machine's runs go one after "
             "the other. Leave it out, or name a cluster (cluster.address=auto, or its URL)."
         )
-    with reserve_stdout(as_json), open_cluster(trials[0].job, log_line, is_training=True) as stack:
+    with (
+        reserve_stdout(as_json),
+        open_cluster(trials[0].job, log_line, module=DRIVER, is_training=True) as stack,
+    ):
         top1, page = _run_trials(trials, stack, limit)
     rows = summarize(trials, top1)
     table = Table("run", "runs", "top-1 %", "deviation", "lowest to highest")
@@ -229,7 +233,10 @@ def _train(
     """
     phases = Phases.of_process()
     phases.end("command")
-    with reserve_stdout(as_json), open_cluster(job, log_line, phases, is_training=True) as stack:
+    with (
+        reserve_stdout(as_json),
+        open_cluster(job, log_line, phases, module=DRIVER, is_training=True) as stack,
+    ):
         from orchestration.driver.driver import drive
         from orchestration.driver.run import Request, tracking_uri
         from orchestration.tracking.run_ref import RunRef

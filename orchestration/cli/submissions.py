@@ -111,7 +111,8 @@ def preflight(file: JobFile, overrides: Overrides = None, as_json: AsJson = Fals
         query = ("preflight", JOB_FILE, ON_CLUSTER)
         report = client.query(query, job=job, limit_s=QUERY_LIMIT_S)
     else:
-        with reserve_stdout(as_json), open_cluster(job, ignore_line) as stack:
+        module = "orchestration.cluster.preflight"
+        with reserve_stdout(as_json), open_cluster(job, ignore_line, module=module) as stack:
             from datasets.storage.store import Store
             from orchestration.cluster.preflight import run_preflight
             from orchestration.driver.run import tracking_uri

@@ -21,10 +21,16 @@ if TYPE_CHECKING:
 
 @contextlib.contextmanager
 def open_cluster(
-    job: Job, log: "Log", phases: Phases | None = None, *, is_training: bool = False
+    job: Job,
+    log: "Log",
+    phases: Phases | None = None,
+    *,
+    module: str,
+    is_training: bool = False,
 ) -> Iterator["Stack | None"]:
     """Connects to the job's cluster for the block, after starting the services that the job calls
-    `local`; -> their stack, if any. is_training: worker processes for its ranks are started too.
+    `local`; -> their stack, if any. module: what the block needs, imported while services start.
+    is_training: worker processes for its ranks are started too.
 
     Raises JobError for a remote cluster, ServiceError if a service does not start or answer.
     """
@@ -46,7 +52,7 @@ def open_cluster(
             num_cpus = max(os.cpu_count() or 1, cluster.accelerator.count * cluster.cpus_per_worker)
             log(f"starting {', '.join(sorted(parts))} (data in {folder})")
             # While the services start, not before: Ray reads its token when it is imported.
-            load = partial(import_module, "orchestration.driver.driver")
+            load = partial(import_module, module)
             stack = contexts.enter_context(
                 running_stack(folder, parts, num_cpus=num_cpus, log=log, while_starting=load)
             )
@@ -59,7 +65,7 @@ def open_cluster(
             from orchestration.cluster.prestart import fill_pool, prestart_workers
 
             prestart_workers(job, kept_stack)
-        import_module("orchestration.driver.driver")
+        import_module(module)
         phases.end("imports")
         yield stack
         if is_training and kept_stack is not None:

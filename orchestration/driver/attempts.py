@@ -35,8 +35,9 @@ from orchestration.run.checkpoint import (
 from orchestration.run.lease import Lease
 from orchestration.run.storage import ray_path
 from orchestration.stack.local import Log
+from orchestration.worker.entry import train_loop
 from orchestration.worker.process_group import GroupConfig
-from orchestration.worker.worker_config import WorkerConfig, train_loop
+from orchestration.worker.worker_config import WorkerConfig
 
 # A rank that waits this long for another one counts it as lost. (A dead node is noticed sooner: Ray
 # ends the group when its health checks fail.)

@@ -2,7 +2,8 @@
 
 | module | what it holds |
 |---|---|
-| worker_config | what the driver passes to every rank; Ray Train's entry point |
+| worker_config | what the driver passes to every rank |
+| entry | the function that Ray Train calls on every rank |
 | train_loop | the loop: batch, step, metrics, checkpoint, evaluation |
 | train_state | network, optimizer and weight average: build, step, restore |
 | loaders | the job's data section as loaders |

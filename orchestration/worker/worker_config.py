@@ -1,7 +1,4 @@
-"""What the driver passes to every rank, and Ray Train's entry point on each of them.
-
-Separate from the ranks' code, so that the driver does not import torch for it.
-"""
+"""What the driver passes to every rank. Separate from the ranks' code, which imports torch."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -22,10 +19,3 @@ class WorkerConfig:
     store: StoreConfig
     progress_actor: Any
     attempt: int  # 1 for the first worker group
-
-
-def train_loop(config: dict[str, WorkerConfig]) -> None:
-    """Trains on one rank. Raises TrainingError, ModelError, DataError, StoreError."""
-    from orchestration.worker.train_loop import TrainLoop
-
-    TrainLoop(config["config"]).train()
