@@ -114,7 +114,7 @@ def test_a_run_of_an_earlier_version_goes_on(
     experiment_id = mlflow.get_experiment_by_name("quickstart").experiment_id
     run_id = mlflow.create_run(experiment_id, run_name="stored").info.run_id
     for step in range(1, 21):
-        mlflow.log_metric(run_id, "train/loss", 3.0, step=step)
+        mlflow.log_metric(run_id, "train/loss", 3.0, timestamp=step, step=step)  # before the others
     record = json.loads((tmp_path / "stored-run/run.json").read_text())
     record |= {"experiment_id": experiment_id, "run_id": run_id}
     (tmp_path / "stored-run/run.json").write_text(json.dumps(record))
