@@ -9,6 +9,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from inception.layers import normalize
@@ -108,6 +109,13 @@ def merge_predictions(parts: Sequence[Predictions]) -> Predictions:
     samples = tensors["samples"].tolist()
     order = sorted(range(len(samples)), key=samples.__getitem__)
     return Predictions(keys=keys, **tensors).take(torch.tensor(order, dtype=torch.int64))
+
+
+def gather_predictions(parts: Sequence[Predictions]) -> Predictions:
+    """The parts of all ranks, merged. All ranks take part; one may have no part."""
+    gathered: list[Sequence[Predictions]] = [()] * dist.get_world_size()
+    dist.all_gather_object(gathered, parts)
+    return merge_predictions([part for of_rank in gathered for part in of_rank])
 
 
 def evaluate_predictions(predictions: Predictions, num_classes: int) -> Evaluation:

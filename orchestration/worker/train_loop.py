@@ -25,7 +25,7 @@ from datasets.loading.loader import TrainLoader
 from datasets.shards.manifest import load_manifest
 from datasets.storage.store import Store
 from inception.evaluate import evaluate
-from inception.predictions import Predictions, make_predictions, merge_predictions
+from inception.predictions import Predictions, gather_predictions, make_predictions
 from orchestration.errors import TrainingError
 from orchestration.job.load import from_dict
 from orchestration.run.metrics import top1_of
@@ -266,10 +266,9 @@ class TrainLoop:
                 "with `rayception verify`."
             )
         if saves_predictions:
-            gathered: list[Any] = [None] * self.world_size
-            dist.all_gather_object(gathered, merge_predictions(parts))
+            predictions = gather_predictions(parts)
             if self.rank == 0:
-                save_predictions(self.store, self.config.run_url, merge_predictions(gathered))
+                save_predictions(self.store, self.config.run_url, predictions)
         return {
             f"{prefix}/top1": 100 * result["top1"],
             f"{prefix}/top5": 100 * result["top5"],

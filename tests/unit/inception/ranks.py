@@ -14,6 +14,7 @@ from inception.ema import WeightAverage
 from inception.family import build_architecture
 from inception.network import InceptionNet, build_network
 from inception.optim import build_optimizer
+from inception.predictions import gather_predictions, make_predictions
 from inception.statistics import average_bn_statistics
 from inception.step import train_step
 from tests.forks import run_ranks
@@ -124,3 +125,19 @@ def train(training: Training, shares: Shares, folder: Path) -> dict[str, Any]:
     run_ranks(train_rank, len(shares), training, shares, str(folder), limit_s=120)
     result: dict[str, Any] = torch.load(folder / "out.pt", weights_only=True)
     return result
+
+
+def gather_rank(rank: int, folder: str) -> None:
+    """One of two ranks, of which only the second has predictions; the first writes what it gets."""
+    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+    dist.init_process_group(
+        "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2
+    )
+    p = torch.tensor([[0.9, 0.1], [0.2, 0.8]])
+    samples, targets = torch.tensor([[0, 0], [0, 1]]), torch.tensor([0, 1])
+    parts = [make_predictions(p, targets, torch.ones(2), samples, ["a", "b"])] if rank else []
+    gathered = gather_predictions(parts)
+    if rank == 0:
+        Path(folder, "keys").write_text(" ".join(gathered.keys))
+    dist.barrier()
+    os._exit(0)

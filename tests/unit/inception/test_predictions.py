@@ -1,5 +1,7 @@
 """Predictions and their metrics, against values computed by hand."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -13,6 +15,8 @@ from inception.predictions import (
     make_predictions,
     merge_predictions,
 )
+from tests.forks import run_ranks
+from tests.unit.inception.ranks import gather_rank
 
 
 class Linear(nn.Module):
@@ -103,3 +107,9 @@ def test_the_result_does_not_depend_on_who_made_it(order: list[int], parts: int)
         second.top1, second.loss, second.calibration_error,
     )  # fmt: skip
     assert torch.equal(first.confusion, second.confusion)
+
+
+def test_a_rank_without_validation_samples_takes_part(tmp_path: Path) -> None:
+    """As with a split of one batch, which is one rank's."""
+    run_ranks(gather_rank, 2, str(tmp_path), limit_s=60)
+    assert (tmp_path / "keys").read_text() == "a b"
