@@ -111,10 +111,13 @@ def merge_predictions(parts: Sequence[Predictions]) -> Predictions:
     return Predictions(keys=keys, **tensors).take(torch.tensor(order, dtype=torch.int64))
 
 
-def gather_predictions(parts: Sequence[Predictions]) -> Predictions:
-    """The parts of all ranks, merged. All ranks take part; one may have no part."""
+def gather_predictions(parts: Sequence[Predictions]) -> Predictions | None:
+    """The parts of all ranks, merged, on rank 0; None on the others. All ranks take part; one may
+    have no part."""
     gathered: list[Sequence[Predictions]] = [()] * dist.get_world_size()
     dist.all_gather_object(gathered, parts)
+    if dist.get_rank() != 0:
+        return None
     return merge_predictions([part for of_rank in gathered for part in of_rank])
 
 

@@ -13,7 +13,7 @@ import io
 import json
 import logging
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, TypeVar
 
@@ -109,10 +109,11 @@ def prune_checkpoints(store: Store, run_url: str, *, keep: int) -> None:
     An index is deleted first, so that an interrupted deletion leaves nothing whole. Raises
     StoreError.
     """
-    names = checkpoint_names(store, run_url)
+    sizes = _file_sizes(store, run_url)
+    names = _names(sizes)
     if len(names) <= keep:
         return
-    top1 = _top1_by_name(store, run_url)
+    top1 = _top1_by_name(store, run_url, sizes)
     if not top1:
         return
     retained = {*list(top1)[-keep:], _best(top1)}
@@ -124,12 +125,12 @@ def prune_checkpoints(store: Store, run_url: str, *, keep: int) -> None:
 
 def checkpoint_names(store: Store, run_url: str) -> list[str]:
     """Folder names of the checkpoints below `run_url`, whole or not, by step. Raises StoreError."""
-    return sorted({entry.url.rsplit("/", 2)[1] for entry in store.list(f"{run_url}/step-")})
+    return _names(_file_sizes(store, run_url))
 
 
 def checkpoint_tags(store: Store, run_url: str) -> dict[str, str]:
     """URLs of a run's last and best checkpoints, as MLflow tags. Raises StoreError."""
-    top1 = _top1_by_name(store, run_url)
+    top1 = _top1_by_name(store, run_url, _file_sizes(store, run_url))
     if not top1:
         return {}
     return {
@@ -138,12 +139,20 @@ def checkpoint_tags(store: Store, run_url: str) -> dict[str, str]:
     }
 
 
-def _top1_by_name(store: Store, run_url: str) -> dict[str, float]:
+def _file_sizes(store: Store, run_url: str) -> dict[str, int]:
+    """Bytes of each file of the run's checkpoints, by URL. Raises StoreError."""
+    return {entry.url: entry.size_bytes for entry in store.list(f"{run_url}/step-")}
+
+
+def _names(urls: Iterable[str]) -> list[str]:
+    return sorted({url.rsplit("/", 2)[1] for url in urls})
+
+
+def _top1_by_name(store: Store, run_url: str, sizes: dict[str, int]) -> dict[str, float]:
     """Of the checkpoints that are whole as far as their index and the size of their state tell, by
-    step; -1 without an evaluation. Raises StoreError."""
-    sizes = {entry.url: entry.size_bytes for entry in store.list(f"{run_url}/step-")}
+    step; -1 without an evaluation. sizes: of `_file_sizes`. Raises StoreError."""
     by_name: dict[str, float] = {}
-    for name in checkpoint_names(store, run_url):
+    for name in _names(sizes):
         with contextlib.suppress(DataError, ValueError):  # no index, or a damaged one
             index = json.loads(store.read(f"{run_url}/{name}/{INDEX_FILE}"))
             size = sizes.get(f"{run_url}/{name}/{STATE_FILE}")

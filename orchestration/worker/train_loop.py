@@ -267,7 +267,7 @@ class TrainLoop:
             )
         if saves_predictions:
             predictions = gather_predictions(parts)
-            if self.rank == 0:
+            if predictions is not None:
                 save_predictions(self.store, self.config.run_url, predictions)
         return {
             f"{prefix}/top1": 100 * result["top1"],

@@ -1,14 +1,14 @@
 """A step with unusual shares: ranks without micro-batches, one rank with all of them."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from inception.evaluate import evaluate
-from inception.family import build_architecture
 from inception.layers import normalize
-from inception.network import InceptionNet, build_network
+from inception.network import InceptionNet
 from inception.optim import build_optimizer
 from inception.options import Options
 from inception.precision import autocast_for, to_device_format
@@ -55,8 +55,10 @@ def test_result_does_not_depend_on_the_shares(
             assert torch.allclose(result["model"][name], tensor, rtol=1e-7, atol=1e-8), name
 
 
-def one_step(micro_batches: list[Batch], clip_norm: float | None) -> tuple[InceptionNet, float]:
-    network = exact_network()
+def one_step(
+    micro_batches: list[Batch], clip_norm: float | None, **architecture: Any
+) -> tuple[InceptionNet, float]:
+    network = exact_network(**architecture)
     optimizer = build_optimizer(network, name="sgd", lr=1.0, weight_decay=0.0, momentum=0.0)
     result = train_step(
         network,
@@ -80,29 +82,10 @@ def test_without_trained_batch_norms_two_micro_batches_are_one_of_both() -> None
         torch.cat([first.targets, second.targets]),
         torch.cat([first.weights, second.weights]),
     )
+    options = Options(batch_norm=False, side_head_norm=False)
     gradients = []
     for micro_batches in ([first, second], [both]):
-        architecture = build_architecture(
-            "inception_v3",
-            num_classes=5,
-            input_size=75,
-            width=0.1,
-            dropout=0.0,
-            options=Options(batch_norm=False, side_head_norm=False),
-        )
-        network = build_network(architecture).double()
-        network.register_forward_pre_hook(lambda _, inputs: (inputs[0].double(),))
-        optimizer = build_optimizer(network, name="sgd", lr=0.0, weight_decay=0.0, momentum=0.0)
-        train_step(
-            network,
-            optimizer,
-            micro_batches,
-            num_micro_batches=len(micro_batches),
-            world_size=1,
-            seed=SEED,
-            step=0,
-            clip_norm=None,
-        )
+        network, _ = one_step(micro_batches, None, dropout=0.0, options=options)
         gradients.append([parameter.grad for parameter in network.parameters()])
     torch.testing.assert_close(*gradients, rtol=1e-6, atol=1e-9)
 
