@@ -79,11 +79,11 @@ def _run(work: Callable[..., None], arguments: tuple[str, ...]) -> "CompletedPro
     with tempfile.TemporaryDirectory() as folder:
         out, err = Path(folder, "out"), Path(folder, "err")
         process = start(_redirected, work, arguments, dict(os.environ), str(out), str(err))
-        process.join(120)
+        process.join(120 * BUSY)
         code = process.exitcode
         process.kill()
         process.join(10)
-        assert code is not None, f"{arguments}: not done after 120 s"
+        assert code is not None, f"{arguments}: not done after {120 * BUSY} s"
         return CompletedProcess(arguments, code, out.read_text(), err.read_text())
 
 

@@ -17,7 +17,7 @@ from typing import Any
 import psutil
 import pytest
 
-from tests.waiting import wait_for
+from tests.waiting import BUSY, wait_for
 
 ROOT = Path(__file__).resolve().parents[2]
 RAYCEPTION = str(Path(sys.executable).parent / "rayception")
@@ -44,7 +44,7 @@ class Home:
             env=self.environment,
             capture_output=True,
             text=True,
-            timeout=timeout_s,
+            timeout=BUSY * timeout_s,
         )
 
     def start(self, *arguments: str) -> "subprocess.Popen[str]":

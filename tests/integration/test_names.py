@@ -17,7 +17,6 @@ def store(other_home: Home, monkeypatch: pytest.MonkeyPatch) -> Store:
     return store_of(other_home, monkeypatch)
 
 
-@pytest.mark.timeout(300)
 def test_a_named_run_leaves_out_a_named_step_and_ends_once(other_home: Home, store: Store) -> None:
     """What an earlier attempt named as without a finite loss is left out where the job says so:
     every other step is done, at its own place. A complete run of that name is not begun again."""

@@ -49,7 +49,6 @@ def follow(page: Path, home: Home, folder: Path) -> str:
 
 
 @pytest.mark.exhaustive
-@pytest.mark.timeout(1200)
 def test_own_images_from_folders_to_predictions(person: Home, tmp_path: Path) -> None:
     told = follow(ROOT / "jobs" / "own-images.md", person, tmp_path)
     assert "cat" in told
@@ -58,7 +57,6 @@ def test_own_images_from_folders_to_predictions(person: Home, tmp_path: Path) ->
 
 
 @pytest.mark.exhaustive
-@pytest.mark.timeout(600)
 def test_commands_of_the_packages_pages(person: Home, tmp_path: Path) -> None:
     for name in ("photos/train", "jobs"):  # what these pages take as given
         (tmp_path / name).parent.mkdir(exist_ok=True)

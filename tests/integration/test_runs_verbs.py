@@ -22,7 +22,7 @@ from orchestration.tracking.runs import (
 )
 from orchestration.tracking.table_view import table_page
 from tests.integration.conftest import Home
-from tests.waiting import wait_for
+from tests.waiting import BUSY, wait_for
 
 LAW = re.compile(r"^\S.*?: got .+; .+\. .+[.?]$")
 
@@ -185,5 +185,5 @@ def test_what_is_started_for_a_look_ends_with_it(home: Home, tmp_path: Path) -> 
     assert uri is not None
     assert MlflowClient(tracking_uri=uri[0]).search_experiments()
     process.send_signal(signal.SIGINT)
-    assert process.wait(90) == 130
+    assert process.wait(90 * BUSY) == 130
     home.wait_until_empty()

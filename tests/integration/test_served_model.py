@@ -38,6 +38,7 @@ from orchestration.tracking.runs import log_metrics, open_run, run_status
 from orchestration.worker.final_network import encode_graph
 from tests.integration.conftest import ROOT, Home
 from tests.unit.datasets.photos import photo_samples
+from tests.waiting import BUSY
 
 CLASSES = ("ant", "bee", "Käfer", "dragonfly", "earwig", "fly", "gnat")
 SIZE = 107  # odd, and no side of any photograph divides by it
@@ -296,7 +297,7 @@ def test_loads_in_an_environment_that_has_no_rayception(
         env=environment | {"MLFLOW_TRACKING_URI": served.uri},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=120 * BUSY,
     )
     assert done.returncode == 0, done.stderr
     [cold] = json.loads(done.stdout)

@@ -15,7 +15,7 @@ from datasets.storage.store import Store, StoreConfig
 from orchestration.stack.processes import find_process
 from orchestration.stack.state import load_stack
 from tests.integration.conftest import Home
-from tests.waiting import wait_for
+from tests.waiting import BUSY, wait_for
 
 
 def test_up_a_killed_store_and_down(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -135,7 +135,7 @@ def test_interrupted_run_leaves_no_process(home: Home, how: signal.Signals) -> N
     assert process.poll() is None, (home.folder / "stderr").read_text()
     wait_for(lambda: home.processes("RayTrainWorker"), 90)
     os.killpg(process.pid, how)
-    code = process.wait(120)
+    code = process.wait(120 * BUSY)
     home.wait_until_empty(60)
     if how is signal.SIGINT:
         assert code == 130

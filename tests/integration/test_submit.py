@@ -88,7 +88,6 @@ def submit_and_stop(cluster: Home, laptop: Home) -> Any:
     return newest
 
 
-@pytest.mark.timeout(600)
 def test_a_submission_is_stopped_resumed_followed_and_found_in_mlflow(
     cluster: Home, laptop: Home
 ) -> None:
@@ -119,7 +118,6 @@ def test_a_submission_is_stopped_resumed_followed_and_found_in_mlflow(
 
 
 @pytest.mark.exhaustive
-@pytest.mark.timeout(600)
 def test_submitted_and_followed(cluster: Home, laptop: Home) -> None:
     done = called(laptop, "submit", JOB, *places(cluster), *SHORT, "--follow")
     submission = re.search(r"submitted (quickstart-\w{8}) to", done.stdout)
@@ -129,7 +127,6 @@ def test_submitted_and_followed(cluster: Home, laptop: Home) -> None:
 
 
 @pytest.mark.exhaustive
-@pytest.mark.timeout(600)
 def test_a_submission_is_stopped_and_goes_on_while_mlflow_is_away(
     cluster: Home, laptop: Home
 ) -> None:
@@ -194,7 +191,7 @@ assert pid in asked_for, (pid, before, asked_for)
 """
     token = cluster.state["secrets"]["ray_token"]
     done = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=180,
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=180 * BUSY,
         env=cluster.environment | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

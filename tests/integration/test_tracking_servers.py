@@ -26,7 +26,7 @@ from orchestration.tracking.runs import close_run, log_file, open_run
 from orchestration.tracking.writer import MetricWriter
 from tests.integration.conftest import ROOT, Home
 from tests.integration.postgresql import Cluster, cluster
-from tests.waiting import wait_for
+from tests.waiting import BUSY, wait_for
 
 COMPOSE = ROOT / "infra" / "compose" / "tracking.yaml"
 LAW = re.compile(r"^\S.*?: got .+; .+\. .+[.?]$")
@@ -59,7 +59,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         "up(stack_folder(), frozenset({'s3'}), num_cpus=1, log=print)"
     )
     subprocess.run(
-        [sys.executable, "-c", code], env=home.environment, cwd=ROOT, check=True, timeout=120
+        [sys.executable, "-c", code], env=home.environment, cwd=ROOT, check=True, timeout=120 * BUSY
     )
     folder = tmp_path_factory.mktemp("server")
     with cluster("mlflow") as database:
@@ -127,7 +127,7 @@ def start_mlflow(made: Server, port: int, folder: Path) -> "subprocess.Popen[byt
     assert process.poll() is None, made.log.read_text()
     check = [here(word) for word in service["healthcheck"]["test"]]
     assert check[:2] == ["CMD", "python"]
-    subprocess.run([sys.executable, *check[2:]], check=True, timeout=30)
+    subprocess.run([sys.executable, *check[2:]], check=True, timeout=30 * BUSY)
     return process
 
 
@@ -141,7 +141,7 @@ def create_user(made: Server, name: str, password: str) -> None:
             "Authorization": f"Basic {coded('admin', made.admin_password).decode()}",
         },
     )
-    with urllib.request.urlopen(asked, timeout=30) as response:
+    with urllib.request.urlopen(asked, timeout=30 * BUSY) as response:
         assert response.status == 200
 
 
@@ -257,7 +257,6 @@ def test_a_name_that_it_does_not_answer_to_is_one_line(
 
 
 @pytest.mark.exhaustive
-@pytest.mark.timeout(400)
 def test_a_hundred_thousand_points_arrive_once_each(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -284,7 +283,6 @@ def test_a_hundred_thousand_points_arrive_once_each(
 
 
 @pytest.mark.exhaustive
-@pytest.mark.timeout(600)
 def test_a_run_with_the_password_in_its_environment_alone(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

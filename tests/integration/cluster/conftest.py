@@ -15,7 +15,7 @@ import pytest
 from orchestration.manifests.nodes import HEALTH_CHECKS
 from orchestration.stack.services import REGION, free_ports
 from tests.integration.cluster.machines import Machine, Network, why_not
-from tests.waiting import wait_for
+from tests.waiting import BUSY, wait_for
 
 ROOT = Path(__file__).resolve().parents[3]
 BIN = Path(sys.executable).parent
@@ -179,7 +179,7 @@ class RayCluster:
         """`rayception ARGUMENTS` at the laptop, which has the cluster's token and no other key."""
         done = subprocess.run(
             self.laptop.command(str(BIN / "rayception"), *arguments),
-            cwd=ROOT, capture_output=True, text=True, timeout=timeout_s,
+            cwd=ROOT, capture_output=True, text=True, timeout=BUSY * timeout_s,
             env=self.base | {
                 "RAYCEPTION_HOME": str(self.folder / "laptop"),
                 "RAY_API_SERVER_ADDRESS": self.dashboard_url,
@@ -192,7 +192,7 @@ class RayCluster:
         """What a piece of Python prints there, with the keys of the store."""
         done = subprocess.run(
             machine.command(sys.executable, "-c", code), cwd=ROOT, capture_output=True, text=True,
-            timeout=timeout_s, env=self.base | self.keys,
+            timeout=BUSY * timeout_s, env=self.base | self.keys,
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
         return done.stdout

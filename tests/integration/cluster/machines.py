@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
-from tests.waiting import wait_for
+from tests.waiting import BUSY, wait_for
 
 SUBNET = "10.77.0"
 
@@ -117,7 +117,7 @@ class Machine:
         """As if its power were gone."""
         for process in self.running:
             process.kill()
-            process.wait(30)
+            process.wait(30 * BUSY)
         self.running.clear()
 
     def set_link(self, state: str) -> None:

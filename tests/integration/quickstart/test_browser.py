@@ -57,7 +57,6 @@ def keep(page: Page, name: str, folder: Path) -> None:
     assert picture.stat().st_size > 20_000  # something is drawn
 
 
-@pytest.mark.timeout(300)
 def test_an_experiment_its_run_and_its_charts(
     page: Page, finished: Finished, tmp_path: Path
 ) -> None:
@@ -85,7 +84,6 @@ def test_an_experiment_its_run_and_its_charts(
 
 
 @pytest.mark.exhaustive
-@pytest.mark.timeout(300)
 def test_its_confusion_matrix_and_its_model(page: Page, finished: Finished, tmp_path: Path) -> None:
     run_id = finished.outcome["run"]["run_id"]
     look(page, finished, f"/runs/{run_id}/artifacts/evaluation/confusion.html")

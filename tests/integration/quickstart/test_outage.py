@@ -20,7 +20,7 @@ from tests.integration.quickstart.test_resume import (
     store_of,
     wait_for_step,
 )
-from tests.waiting import wait_for
+from tests.waiting import BUSY, wait_for
 
 AWAY_S = 60.0
 
@@ -40,7 +40,6 @@ def points_of(home: Home, run_id: str) -> dict[str, list[tuple[int, float]]]:
     }
 
 
-@pytest.mark.timeout(900)
 def test_everything_that_dies_leaves_no_trace(
     finished: Finished, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -63,7 +62,7 @@ def test_everything_that_dies_leaves_no_trace(
     other = Home(tmp_path)
     other.environment = home.environment
     second = other.start("resume", url, *to_store)
-    assert first.wait(120) == 3
+    assert first.wait(120 * BUSY) == 3
     said = " ".join((home.folder / "stderr").read_text().split())
     assert f"{url}: got another driver, process {second.pid} on " in said
     assert "restart 1 of 3" in (home.folder / "stdout").read_text()
@@ -82,7 +81,7 @@ def test_everything_that_dies_leaves_no_trace(
     assert len(checkpoint_names(store, url)) <= 4  # the newest three, and the best
     home.kill("mlflow")
     second.send_signal(signal.SIGKILL)
-    second.wait(30)
+    second.wait(30 * BUSY)
 
     refused = home.call("resume", url, "optim.lr=0.1", *to_store)
     assert refused.returncode == 2
@@ -134,7 +133,6 @@ def steps_as_if_nothing_had_happened(
 
 
 @pytest.mark.exhaustive
-@pytest.mark.timeout(600)
 def test_mlflow_killed_for_a_minute_leaves_no_trace_in_the_metrics(
     finished: Finished, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -153,7 +151,7 @@ def test_mlflow_killed_for_a_minute_leaves_no_trace_in_the_metrics(
     up = home.call("stack", "up", "--mlflow-port", str(home.state["ports"]["mlflow"]))
     assert up.returncode == 0, up.stderr
     signal_ranks(home, signal.SIGCONT)
-    assert process.wait(300) == 0, (home.folder / "stderr").read_text()
+    assert process.wait(300 * BUSY) == 0, (home.folder / "stderr").read_text()
     run_id = json.loads(store.read(f"{url}/run.json"))["run_id"]
     run = client(home).get_run(run_id)
     assert run.info.status == "FINISHED"
@@ -169,7 +167,6 @@ def signal_ranks(home: Home, number: signal.Signals) -> None:
 
 
 @pytest.mark.exhaustive
-@pytest.mark.timeout(600)
 def test_mlflow_away_until_the_end_and_the_driver_killed_in_between(
     home: Home, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -183,7 +180,7 @@ def test_mlflow_away_until_the_end_and_the_driver_killed_in_between(
     home.kill("mlflow")
     wait_for_step(home, store, process, 90)
     process.send_signal(signal.SIGKILL)
-    process.wait(30)
+    process.wait(30 * BUSY)
     done = home.call("resume", url, "--endpoint-url", "local", timeout_s=400)
     assert done.returncode == 0, done.stderr
     assert f"`rayception sync {url}` sends MLflow what is left" in " ".join(done.stdout.split())

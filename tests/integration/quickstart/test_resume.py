@@ -14,7 +14,7 @@ from datasets.storage.store import Store, StoreConfig
 from orchestration.run.checkpoint import checkpoint_names, load_checkpoint
 from tests.integration.conftest import ROOT, Home
 from tests.integration.quickstart.conftest import JOB, Finished
-from tests.waiting import wait_for
+from tests.waiting import BUSY, wait_for
 
 SHORT = (JOB, "schedule.epochs=4", "schedule.warmup_epochs=0.5")
 
@@ -61,7 +61,6 @@ def steps_of(home: Home, run_id: str) -> list[int]:
 
 
 @pytest.mark.exhaustive
-@pytest.mark.timeout(600)
 def test_a_fork_goes_on_from_a_checkpoint_as_a_new_run(finished: Finished, store: Store) -> None:
     """From the end of the quickstart, half an epoch more at another rate."""
     home, source = finished.home, finished.outcome["checkpoint_url"]
@@ -81,7 +80,6 @@ def test_a_fork_goes_on_from_a_checkpoint_as_a_new_run(finished: Finished, store
 
 
 @pytest.mark.exhaustive
-@pytest.mark.timeout(600)
 def test_storage_that_is_killed_for_a_while_ends_nothing(finished: Finished, store: Store) -> None:
     """The object store is killed for 12 s and started again: the run waits and goes on; each step
     once in MLflow."""
@@ -94,7 +92,7 @@ def test_storage_that_is_killed_for_a_while_ends_nothing(finished: Finished, sto
     assert process.poll() is None, (home.folder / "stderr").read_text()
     up = home.call("stack", "up")
     assert up.returncode == 0, up.stderr
-    assert process.wait(300) == 0, (home.folder / "stderr").read_text()
+    assert process.wait(300 * BUSY) == 0, (home.folder / "stderr").read_text()
     run_id = json.loads(store.read(f"{url}/run.json"))["run_id"]
     assert client(home).get_run(run_id).info.status == "FINISHED"
     assert steps_of(home, run_id) == list(range(1, 181))
@@ -102,7 +100,6 @@ def test_storage_that_is_killed_for_a_while_ends_nothing(finished: Finished, sto
 
 
 @pytest.mark.exhaustive
-@pytest.mark.timeout(600)
 def test_a_run_of_an_earlier_version_goes_on(
     finished: Finished, store: Store, tmp_path: Path
 ) -> None:

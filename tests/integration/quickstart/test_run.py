@@ -15,7 +15,7 @@ from orchestration.run.phases import PHASES, STARTUP
 from tests.integration.conftest import Home
 from tests.integration.quickstart.conftest import JOB, Finished
 from tests.integration.quickstart.test_resume import wait_for_step
-from tests.waiting import wait_for
+from tests.waiting import BUSY, wait_for
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +35,6 @@ def mlflow_run(finished: Finished) -> Any:
     return client, client.get_run(finished.outcome["run"]["run_id"])
 
 
-@pytest.mark.timeout(600)
 def test_reaches_95_percent(finished: Finished) -> None:
     assert finished.outcome["metrics"]["val/top1"] >= 95.0
     assert finished.outcome["metrics"]["val_ema/top1"] >= 95.0
@@ -91,7 +90,7 @@ def test_model_loads_without_rayception(mlflow_run: Any, finished: Finished) -> 
         "assert 'inception.network' not in sys.modules"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, cwd="/"
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120 * BUSY, cwd="/"
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.split()[0] in "0123456789"
@@ -146,7 +145,7 @@ def test_second_run_finds_the_data_and_walks_the_same_losses(
     )
     url = wait_for_step(home, store, process, 45)
     process.send_signal(signal.SIGINT)  # what is compared is there
-    assert process.wait(120) == 130
+    assert process.wait(120 * BUSY) == 130
     assert "packed" not in (home.folder / "stdout").read_text()
     client, run = mlflow_run
     other = json.loads(store.read(f"{url}/run.json"))["run_id"]
@@ -182,7 +181,6 @@ def test_a_pretrained_start_begins_where_the_other_run_ended(
 
 
 @pytest.mark.exhaustive
-@pytest.mark.timeout(600)
 def test_killed_worker_goes_on_from_its_checkpoint(
     finished: Finished, mlflow_run: Any, store: Store
 ) -> None:
@@ -197,7 +195,7 @@ def test_killed_worker_goes_on_from_its_checkpoint(
     assert process.poll() is None, (home.folder / "stderr").read_text()
     victim = home.processes("RayTrainWorker")[0]
     victim.send_signal(signal.SIGKILL)
-    assert process.wait(300) == 0, (home.folder / "stderr").read_text()
+    assert process.wait(300 * BUSY) == 0, (home.folder / "stderr").read_text()
     shown = stdout.read_text()
     assert "2 attempts" in shown
     top1 = re.search(r"top-1: ([0-9.]+) %", shown)
