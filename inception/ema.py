@@ -7,15 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from inception.statistics import average_over_ranks, running_statistics, trained_batch_norms
-
 
 class WeightAverage:
     """average += (1 - d) x (weight - average) after each step, d = min(decay, (1 + t) / (10 + t)).
 
     The ramp is that of TensorFlow's ExponentialMovingAverage with num_updates; without it, a short
     run would evaluate its initial weights. Batch-norm running statistics are averaged too, as in
-    the released code; they are this rank's until `average_statistics`.
+    the released code.
     """
 
     def __init__(self, model: nn.Module, *, decay: float = 0.9999) -> None:
@@ -23,10 +21,6 @@ class WeightAverage:
         tensors = _averaged(model)
         self._tensors = list(tensors.values())
         self._averages = {name: tensor.clone() for name, tensor in tensors.items()}
-        statistics = {id(tensor) for tensor in running_statistics(trained_batch_norms(model))}
-        self._averaged_statistics = [
-            self._averages[name] for name, tensor in tensors.items() if id(tensor) in statistics
-        ]
 
     def update(self) -> None:
         """Averages in the model's current weights; to be called after each optimizer step."""
@@ -34,10 +28,6 @@ class WeightAverage:
         averages = list(self._averages.values())
         torch._foreach_lerp_(averages, self._tensors, 1 - min(self._decay, ramp))
         self._updates += 1
-
-    def average_statistics(self) -> None:
-        """Averages the batch-norm statistics over ranks. All ranks take part."""
-        average_over_ranks(self._averaged_statistics)
 
     @contextlib.contextmanager
     def applied(self, model: nn.Module) -> Iterator[None]:

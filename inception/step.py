@@ -1,9 +1,9 @@
-"""One optimizer step whose result does not depend on the number of ranks.
+"""One optimizer step whose result does not depend on the number of ranks, to the last bit.
 
 The gradient of a global batch is the mean over its M micro-batches of a fixed size, whichever rank
-computes them. Batch norm sees one micro-batch at a time; dropout masks and mixing are keyed by
-(seed, step, micro-batch). So 1, 2 or 16 ranks have the same loss curve, up to the rounding of float
-sums.
+computes them, and so are the loss and the batch-norm statistics; each sum has one order (tree_sum).
+Batch norm sees one micro-batch at a time; dropout masks and mixing are keyed by (seed, step,
+micro-batch). So 1, 2 or 16 ranks of one kind of device have the same bits.
 """
 
 import time
@@ -20,6 +20,7 @@ from inception.layers import normalize
 from inception.loss import inception_loss
 from inception.mix import MixConfig, mix
 from inception.network import InceptionNet
+from inception.reduction import StepReduction
 from inception.statistics import StepStatistics
 
 START, GRADIENTS, ALL_REDUCE = "start", "local gradients", "all-reduce"
@@ -40,14 +41,14 @@ class MicroBatch(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class StepResult:
-    """loss: this rank's part of the global batch's mean loss, which is the sum over ranks.
-    grad_norm: norm of the global gradient before clipping, the same on every rank."""
+    """loss: mean loss of the global batch. grad_norm: norm of the global gradient before clipping.
+    Both are the same on every rank."""
 
     loss: Tensor
     grad_norm: Tensor
     # Seconds until this rank's own gradients were ready: what other ranks may wait for.
     compute_s: Callable[[], float]
-    # Seconds from then until the all-reduce, which overlaps the backward pass, was done.
+    # Seconds from then until the sums, whose exchange overlaps the backward pass, were there.
     all_reduce_s: Callable[[], float]
 
 
@@ -55,9 +56,8 @@ def train_step(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     micro_batches: Sequence[MicroBatch],
+    reduction: StepReduction,
     *,
-    num_micro_batches: int,
-    world_size: int,
     seed: int,
     step: int,
     label_smoothing: float = 0.1,
@@ -68,28 +68,31 @@ def train_step(
 ) -> StepResult:
     """Trains on this rank's micro-batches of step `step` and updates the weights.
 
-    The keywords are a job's loss and optimizer fields and the step's place in the run. All ranks
-    take part: gradients are all-reduced once, during the last micro-batch's backward pass. DDP
-    averages over ranks, so each micro-batch's loss is scaled by world_size / M. Ranks may have
-    different numbers of micro-batches, or none (M < world_size): those contribute zero gradients.
+    reduction: attached to the model, if that is DDP's. The keywords are a job's loss and optimizer
+    fields and the step's place in the run. All ranks take part: gradients are exchanged once, during
+    the last micro-batch's backward pass, statistics and loss after it. Ranks may have different
+    numbers of micro-batches, or none.
     """
     device = next(model.parameters()).device
     clock = _Clock(device)
-    share = world_size / num_micro_batches
+    num_micro_batches = reduction.num_micro_batches
     optimizer.zero_grad(set_to_none=True)
-    statistics = StepStatistics(model, share=share, num_local=len(micro_batches))
-    total_loss = torch.zeros((), device=device)
+    statistics = StepStatistics(model)
+    small = statistics.values(torch.zeros((), device=device))
     # The backward pass ends at the first trained parameter; the last mark of a step counts.
     first = next(p for p in model.parameters() if p.requires_grad)
     hook = first.register_post_accumulate_grad_hook(  # type: ignore[no-untyped-call]
         lambda _: clock.mark(GRADIENTS)
     )
-    last = len(micro_batches) - 1
-    for i, micro_batch in enumerate(micro_batches):
-        defers_all_reduce = isinstance(model, DistributedDataParallel) and i < last
-        with model.no_sync() if defers_all_reduce else nullcontext():  # type: ignore[operator]
+    by_index = {micro_batch.index: micro_batch for micro_batch in micro_batches}
+    is_ddp = isinstance(model, DistributedDataParallel)
+    for index in reduction.order:
+        micro_batch = by_index[index]
+        is_joined_by_ddp = is_ddp and index == reduction.order[-1]
+        defers_exchange = is_ddp and not is_joined_by_ddp
+        with model.no_sync() if defers_exchange else nullcontext():  # type: ignore[operator]
             statistics.before_forward()
-            key = micro_batch_key(seed, step, micro_batch.index)
+            key = micro_batch_key(seed, step, index)
             torch.manual_seed(key)  # dropout masks
             images = normalize(micro_batch.images.to(device, non_blocking=True))
             images, lam = mix(images, mix_config, key)
@@ -104,15 +107,19 @@ def train_step(
                 weights=micro_batch.weights.to(device, non_blocking=True),
                 lam=lam,
             )
-            statistics.after_forward()
-            (loss * share).backward()  # type: ignore[no-untyped-call]
-            total_loss += loss.detach() / num_micro_batches
-    if not micro_batches:
-        _join_all_reduce(model, autocast)
+            reduction.add_small(index, statistics.values(loss.detach()))
+            (loss / num_micro_batches).backward()  # type: ignore[no-untyped-call]
+        if not is_joined_by_ddp:
+            reduction.add_gradients(index, model.parameters())
+    if not is_ddp:
+        reduction.set_gradients()
+    elif not reduction.order:
+        _join_exchange(model, autocast)
     hook.remove()
+    total_loss = statistics.finish(reduction.sum_small(small) / num_micro_batches)
+    reduction.finish()
     clock.mark(ALL_REDUCE)
-    statistics.finish()
-    # After the all-reduce, so that the global gradient is clipped.
+    # After the exchange, so that the global gradient is clipped.
     parameters = list(model.parameters())
     grad_norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
     if clip_norm is not None:
@@ -121,7 +128,7 @@ def train_step(
     return StepResult(
         loss=total_loss,
         grad_norm=grad_norm.detach(),
-        compute_s=lambda: clock.seconds(START, GRADIENTS) if micro_batches else 0.0,
+        compute_s=lambda: clock.seconds(START, GRADIENTS) if reduction.order else 0.0,
         all_reduce_s=lambda: clock.seconds(GRADIENTS, ALL_REDUCE),
     )
 
@@ -150,10 +157,10 @@ class _Clock:
         return float(self._events[start].elapsed_time(self._events[end])) / 1000
 
 
-def _join_all_reduce(
+def _join_exchange(
     model: nn.Module, autocast: Callable[[], AbstractContextManager[object]]
 ) -> None:
-    """Takes part in DDP's all-reduce, which only a backward pass starts, with zero gradients.
+    """Takes part in the exchange of gradients, which only a backward pass starts, without any.
 
     Of two images, because batch norm needs two values per channel, even on a grid of one cell.
     """

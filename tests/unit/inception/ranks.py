@@ -15,8 +15,9 @@ from inception.family import build_architecture
 from inception.network import InceptionNet, build_network
 from inception.optim import build_optimizer
 from inception.predictions import gather_predictions, make_predictions
-from inception.statistics import average_bn_statistics
+from inception.reduction import StepReduction
 from inception.step import train_step
+from inception.tree_sum import TreeSum
 from tests.forks import run_ranks
 
 SEED = 5
@@ -43,13 +44,21 @@ class Training:
     lr: float
     is_damaged: bool
     has_run_layout: bool
+    is_float32: bool = False  # as in a run: a network that is not the exact one
 
 
-def batch(index: int, step: int, *, size: int = 4, is_damaged: bool = True) -> Batch:
+def batch(
+    index: int,
+    step: int,
+    *,
+    size: int = 4,
+    is_damaged: bool = True,
+    dtype: torch.dtype = torch.float64,
+) -> Batch:
     generator = torch.Generator().manual_seed(1000 * step + index)
     images = torch.randint(0, 256, (size, 3, 75, 75), generator=generator, dtype=torch.uint8)
     targets = torch.randint(0, 5, (size,), generator=generator)
-    weights = torch.ones(size, dtype=torch.float64)
+    weights = torch.ones(size, dtype=dtype)
     if is_damaged:
         weights[0] = index % 2
     return Batch(index, images.contiguous(memory_format=torch.channels_last), targets, weights)
@@ -70,6 +79,12 @@ def exact_network(**architecture: Any) -> InceptionNet:
     return network
 
 
+def float32_network() -> InceptionNet:
+    return build_network(
+        build_architecture("inception_v3", num_classes=5, input_size=75, width=0.1)
+    )
+
+
 def train_rank(rank: int, training: Training, shares: Shares, folder: str) -> None:
     """Trains one rank; rank 0 writes the result."""
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
@@ -78,7 +93,7 @@ def train_rank(rank: int, training: Training, shares: Shares, folder: str) -> No
     dist.init_process_group(
         "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=world_size
     )
-    network = exact_network()
+    network = float32_network() if training.is_float32 else exact_network()
     if training.has_run_layout:
         network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = build_optimizer(network, name="rmsprop_tf", lr=training.lr, weight_decay=4e-5)
@@ -88,6 +103,10 @@ def train_rank(rank: int, training: Training, shares: Shares, folder: str) -> No
         broadcast_buffers=False,
         gradient_as_bucket_view=training.has_run_layout,
     )
+    owners = {index: rank for rank, indices in enumerate(shares) for index in indices}
+    tree = TreeSum(tuple(owners[index] for index in range(len(owners))), world_size)
+    reduction = StepReduction(tree, rank)
+    reduction.attach(model)
     torch.manual_seed(rank)  # a process's global generator must not matter
     losses = []
     for step in range(training.steps):
@@ -95,21 +114,22 @@ def train_rank(rank: int, training: Training, shares: Shares, folder: str) -> No
             model,
             optimizer,
             [
-                batch(j, step, size=training.size, is_damaged=training.is_damaged)
+                batch(
+                    j,
+                    step,
+                    size=training.size,
+                    is_damaged=training.is_damaged,
+                    dtype=torch.float32 if training.is_float32 else torch.float64,
+                )
                 for j in shares[rank]
             ],
-            num_micro_batches=sum(map(len, shares)),
-            world_size=world_size,
+            reduction,
             seed=SEED,
             step=step,
             clip_norm=2.0,
         )
         average.update()
-        loss = step_result.loss.clone()
-        dist.all_reduce(loss)
-        losses.append((float(loss), float(step_result.grad_norm)))
-    average_bn_statistics(network)
-    average.average_statistics()
+        losses.append((float(step_result.loss), float(step_result.grad_norm)))
     if rank == 0:
         result = {
             "losses": losses,
