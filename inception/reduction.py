@@ -1,8 +1,8 @@
 """Sums over a step's micro-batches, over all ranks, in the order of a TreeSum.
 
 Each rank joins its own micro-batches; then each gets its share of every partial sum, joins it and
-gives it to all. The sum has the same bits on every rank, and on any number of ranks. With one partial
-sum a rank, that moves as many bytes as a ring does.
+gives it to all. The sum has the same bits on every rank, and on any number of ranks. With one
+partial sum per rank, that moves as many bytes as a ring all-reduce does.
 """
 
 import itertools
@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed import GradBucket  # type: ignore[attr-defined]
 from torch.futures import Future
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
@@ -38,11 +39,11 @@ class StepReduction:
 
     def attach(self, model: DistributedDataParallel) -> None:
         """Lets this sum the model's gradients."""
-        model.register_comm_hook(None, self._sum_bucket)  # type: ignore[arg-type]
+        model.register_comm_hook(None, self._sum_bucket)
 
     def add_gradients(self, index: int, parameters: Iterable[nn.Parameter]) -> None:
         """Takes the gradients of micro-batch `index`, one in `order` but the last under DDP."""
-        gradients = {}
+        gradients: dict[Tensor, Tensor] = {}
         for parameter in parameters:
             if parameter.grad is not None:
                 gradients[parameter], parameter.grad = parameter.grad, None
@@ -74,7 +75,7 @@ class StepReduction:
         """Forgets the step."""
         self._gradients, self._small = {}, {}
 
-    def _sum_bucket(self, _: object, bucket: dist.GradBucket) -> Future[Tensor]:
+    def _sum_bucket(self, _: object, bucket: GradBucket) -> Future[Tensor]:
         """DDP's hook: called in the order of the buckets, during the last backward pass."""
         buffer, parameters = bucket.buffer(), bucket.parameters()
         done: Future[Tensor] = Future(devices=[buffer.device] if buffer.is_cuda else None)
@@ -86,7 +87,7 @@ class StepReduction:
                 done.set_exception(error)  # type: ignore[arg-type]
 
         if buffer.is_cuda:  # enqueued, not waited for
-            stream = torch.cuda.Stream(buffer.device)
+            stream = torch.cuda.Stream(buffer.device)  # type: ignore[no-untyped-call]
             stream.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(stream):
                 work()

@@ -69,16 +69,17 @@ def train_step(
     """Trains on this rank's micro-batches of step `step` and updates the weights.
 
     reduction: attached to the model, if that is DDP's. The keywords are a job's loss and optimizer
-    fields and the step's place in the run. All ranks take part: gradients are exchanged once, during
-    the last micro-batch's backward pass, statistics and loss after it. Ranks may have different
-    numbers of micro-batches, or none.
+    fields and the step's place in the run. All ranks take part: gradients are exchanged once,
+    during the last micro-batch's backward pass, statistics and loss after it. Ranks may have
+    different numbers of micro-batches, or none.
     """
-    device = next(model.parameters()).device
+    weight = next(model.parameters())
+    device = weight.device
     clock = _Clock(device)
     num_micro_batches = reduction.num_micro_batches
     optimizer.zero_grad(set_to_none=True)
     statistics = StepStatistics(model)
-    small = statistics.values(torch.zeros((), device=device))
+    small = statistics.values(weight.new_zeros(()))
     # The backward pass ends at the first trained parameter; the last mark of a step counts.
     first = next(p for p in model.parameters() if p.requires_grad)
     hook = first.register_post_accumulate_grad_hook(  # type: ignore[no-untyped-call]
@@ -107,7 +108,7 @@ def train_step(
                 weights=micro_batch.weights.to(device, non_blocking=True),
                 lam=lam,
             )
-            reduction.add_small(index, statistics.values(loss.detach()))
+            reduction.add_small(index, statistics.values(loss.detach().to(weight.dtype)))
             (loss / num_micro_batches).backward()  # type: ignore[no-untyped-call]
         if not is_joined_by_ddp:
             reduction.add_gradients(index, model.parameters())

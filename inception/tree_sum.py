@@ -2,8 +2,8 @@
 
 Float addition is commutative but not associative, so a sum has the same bits everywhere only if its
 parentheses are fixed. Node (k, r) stands for the micro-batches j = r mod 2**k; its halves are
-(k + 1, r) and (k + 1, r + 2**k); node (0, 0) is the sum of all M. Of W = 2**k ranks, rank r holds the
-micro-batches j = r mod W, which are exactly node (k, r): one partial sum per rank. Any other
+(k + 1, r) and (k + 1, r + 2**k); node (0, 0) is the sum of all M. Of W = 2**k ranks, rank r holds
+the micro-batches j = r mod W, which are exactly node (k, r): one partial sum per rank. Any other
 distribution is exact too, but may leave a rank with several partial sums.
 """
 

@@ -15,7 +15,9 @@ from inception.family import build_architecture
 from inception.network import build_network
 from inception.optim import build_optimizer
 from inception.precision import autocast_for, to_device_format
+from inception.reduction import StepReduction
 from inception.step import StepResult, train_step
+from inception.tree_sum import TreeSum
 
 HAS_CUDA = torch.cuda.is_available()
 CPU = torch.device("cpu")
@@ -104,16 +106,19 @@ class Training:
         self.ddp = DistributedDataParallel(
             module, broadcast_buffers=False, gradient_as_bucket_view=True
         )
+        self.reduction: StepReduction | None = None
         self.step_number = 0
 
     def step(self, micro_batches: list[MicroBatch]) -> StepResult:
+        if self.reduction is None:  # every step has as many micro-batches as the first
+            self.reduction = StepReduction(TreeSum.of(len(micro_batches), 1), 0)
+            self.reduction.attach(self.ddp)
         self.step_number += 1
         return train_step(
             self.ddp,
             self.optimizer,
             micro_batches,
-            num_micro_batches=len(micro_batches),
-            world_size=1,
+            self.reduction,
             seed=0,
             step=self.step_number,
             clip_norm=2.0,

@@ -119,7 +119,7 @@ class StepMetrics:
         return {"train/loss": totals.losses[-1], **rates}, totals.command
 
     def _all_reduce(self, command: Command, elapsed_s: float) -> _Totals:
-        losses = torch.stack([result.loss for result in self._results]).float()  # (steps,)
+        losses = torch.stack([result.loss for result in self._results])  # (steps,), on all ranks
         world_size = dist.get_world_size()
         wait_s = self._loader.wait_s - self._start_wait_s
         compute_s = sum(result.compute_s() for result in self._results)
@@ -132,13 +132,13 @@ class StepMetrics:
             busy_s,
             [time_s / world_size for time_s in (elapsed_s, wait_s, compute_s, all_reduce_s)],
         ]
-        values = torch.tensor([value for part in parts for value in part], device=losses.device)
-        sums = torch.cat([losses, values])  # float32 (steps + kinds + 1 + ranks + 4,)
+        # float32 (kinds + 1 + ranks + 4,)
+        sums = torch.tensor([value for part in parts for value in part], device=losses.device)
         dist.all_reduce(sums)
-        by_part = torch.split(sums.cpu(), [len(losses), *(len(part) for part in parts)])
-        by_step, damaged, commands, by_rank, means_s = (part.tolist() for part in by_part)
+        by_part = torch.split(sums.cpu(), [len(part) for part in parts])
+        damaged, commands, by_rank, means_s = (part.tolist() for part in by_part)
         by_kind = dict(zip(DAMAGE_KINDS, damaged, strict=True))
-        return _Totals(by_step, by_kind, Command(round(commands[0])), by_rank, *means_s)
+        return _Totals(losses.tolist(), by_kind, Command(round(commands[0])), by_rank, *means_s)
 
     def _log_damages(self) -> None:
         """This rank's first damaged samples, each once."""

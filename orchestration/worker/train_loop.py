@@ -2,11 +2,11 @@
 step.
 
 The batch of a step is taken first, so that waiting for it counts as waiting for data; gradients are
-all-reduced inside `train_step`, and the weight average follows the optimizer. On checkpoint steps
-all ranks then average batch norm's statistics and, at an epoch's end, score the validation split;
-rank 0 copies the state and starts to write it. About every second all ranks sync, in one
-all-reduce: losses, damaged samples, and the driver's command. Nothing is reported to Ray Train: its
-report is a barrier, and a checkpoint counts by its own index.
+summed over ranks inside `train_step`, and the weight average follows the optimizer. On checkpoint
+steps all ranks then, at an epoch's end, score the validation split; rank 0 copies the state and
+starts to write it. About every second all ranks sync, in one all-reduce: times, damaged samples,
+and the driver's command. Nothing is reported to Ray Train: its report is a barrier, and a
+checkpoint counts by its own index.
 """
 
 import contextlib
@@ -208,13 +208,12 @@ class TrainLoop:
         self.replies.append(self.config.progress_actor.report.remote(progress))
 
     def _checkpoint(self, images_per_second: float) -> None:
-        """Averages statistics, evaluates at an epoch's end, and starts to write.
+        """Evaluates at an epoch's end, and starts to write.
 
         All ranks take part; rank 0 alone writes.
         """
         start = time.monotonic()
         state = self.state
-        state.average_statistics()
         evaluation_s = 0.0
         metrics: dict[str, float] = {}
         if state.step in self.plan.epoch_ends:

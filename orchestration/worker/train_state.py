@@ -21,8 +21,9 @@ from inception.mix import MixConfig
 from inception.network import build_network
 from inception.optim import build_optimizer
 from inception.precision import autocast_for, to_device_format
-from inception.statistics import average_bn_statistics
+from inception.reduction import StepReduction
 from inception.step import StepResult, train_step
+from inception.tree_sum import TreeSum
 from inception.weights import load_weights, read_weights
 from orchestration.errors import TrainingError
 from orchestration.job.job import Job
@@ -82,26 +83,28 @@ class TrainState:
         self.metrics: dict[str, float] = {}
         if newest is not None:
             self._restore(*newest)
-        # Running statistics are averaged when they are used; DDP must not broadcast rank 0's.
+        # Each step sets the same running statistics on all ranks: DDP need not broadcast rank 0's.
         # torch 2.13 renames the argument; all supported versions know this name.
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)
             self._ddp = DistributedDataParallel(
                 self.model, broadcast_buffers=False, gradient_as_bucket_view=True
             )
+        tree = TreeSum.of(plan.num_micro_batches, dist.get_world_size())
+        self._reduction = StepReduction(tree, dist.get_rank())
+        self._reduction.attach(self._ddp)
 
     def train_on(self, micro_batches: list[MicroBatch]) -> StepResult:
-        """One step on this rank's micro-batches: gradients are all-reduced, then the optimizer
-        steps, then the weight average is updated."""
-        job, plan = self._job, self._plan
+        """One step on this rank's micro-batches: gradients are summed over ranks, the optimizer
+        steps, and the weight average is updated."""
+        job = self._job
         for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate_at(job, plan, self.step)
+            group["lr"] = learning_rate_at(job, self._plan, self.step)
         result = train_step(
             self._ddp,
             self.optimizer,
             [to_device(batch, self._device) for batch in micro_batches],
-            num_micro_batches=plan.num_micro_batches,
-            world_size=dist.get_world_size(),
+            self._reduction,
             seed=job.seed,
             step=self.step,
             label_smoothing=job.loss.label_smoothing,
@@ -118,12 +121,6 @@ class TrainState:
     def skip_step(self) -> None:
         """Counts the next step without training."""
         self.step += 1
-
-    def average_statistics(self) -> None:
-        """Averages batch norm's running statistics over ranks, before they are used or saved."""
-        average_bn_statistics(self.model)
-        if self.average is not None:
-            self.average.average_statistics()
 
     def checkpoint(self, metrics: dict[str, float]) -> Checkpoint:
         """Shares its tensors with the network and the optimizer."""

@@ -28,7 +28,9 @@ from inception.family import build_architecture
 from inception.network import build_network
 from inception.optim import build_optimizer
 from inception.precision import to_device_format
+from inception.reduction import StepReduction
 from inception.step import train_step
+from inception.tree_sum import TreeSum
 from orchestration.cli.tables import print_json
 from tests.bench.bare_import import without_init
 
@@ -69,6 +71,7 @@ def ours() -> Step:
     model = build_network(build_architecture("inception_v3", num_classes=CLASSES))
     to_device_format(model, torch.device("cpu"))
     optimizer = build_optimizer(model.train(), name="rmsprop_tf", lr=LR, weight_decay=WEIGHT_DECAY)
+    reduction = StepReduction(TreeSum.of(1, 1), 0)
 
     def step(images: Tensor, targets: Tensor) -> None:
         batch = MicroBatch(
@@ -79,10 +82,7 @@ def ours() -> Step:
             samples=torch.zeros(len(targets), 2, dtype=torch.int64),
             mirrored=torch.zeros(len(targets), dtype=torch.bool),
         )
-        train_step(
-            model, optimizer, [batch], num_micro_batches=1, world_size=1, seed=0, step=0,
-            clip_norm=2.0,
-        )  # fmt: skip
+        train_step(model, optimizer, [batch], reduction, seed=0, step=0, clip_norm=2.0)
 
     return step
 

@@ -21,7 +21,9 @@ from datasets.storage.store import Store
 from inception.network import build_network
 from inception.optim import build_optimizer
 from inception.precision import to_device_format
+from inception.reduction import StepReduction
 from inception.step import train_step
+from inception.tree_sum import TreeSum
 from orchestration.cli.tables import print_json
 from orchestration.job.load import load_job
 from orchestration.tracking.outbox import Outbox
@@ -46,6 +48,7 @@ def main() -> None:
     optimizer = build_optimizer(
         network, name="rmsprop_tf", lr=1e-4, weight_decay=4e-5, momentum=0.9, decay=0.9, eps=1.0
     )
+    reduction = StepReduction(TreeSum.of(1, 1), 0)
     images = torch.randint(0, 256, (BATCH, 3, 139, 139), dtype=torch.uint8)
     batch = SimpleNamespace(
         index=0, images=images.contiguous(memory_format=torch.channels_last),
@@ -68,9 +71,8 @@ def main() -> None:
                         step += 1
                         began = time.perf_counter()
                         train_step(
-                            network, optimizer, [batch], num_micro_batches=1, world_size=1, seed=0,
-                            step=step, clip_norm=2.0,
-                        )  # fmt: skip
+                            network, optimizer, [batch], reduction, seed=0, step=step, clip_norm=2.0
+                        )
                         if kind == "with metrics":
                             at = time.perf_counter()
                             writer.log(step, dict.fromkeys(KEYS, 1.0))

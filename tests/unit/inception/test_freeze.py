@@ -8,8 +8,9 @@ from inception.errors import ModelError
 from inception.family import build_architecture
 from inception.network import InceptionNet, build_network
 from inception.optim import build_optimizer
-from inception.statistics import average_bn_statistics
+from inception.reduction import StepReduction
 from inception.step import train_step
+from inception.tree_sum import TreeSum
 from orchestration.job.recipe import Model
 
 
@@ -36,13 +37,10 @@ def test_frozen_stages_stay_bitwise_and_the_others_move() -> None:
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
     optimizer = build_optimizer(network, name="rmsprop_tf", lr=0.05, weight_decay=4e-5)
     average = WeightAverage(network)
+    reduction = StepReduction(TreeSum.of(3, 1), 0)
     for step in range(3):  # three micro-batches a step: statistics are summed from parts
-        train_step(
-            network, optimizer, [Batch(3 * step + i) for i in range(3)], num_micro_batches=3,
-            world_size=1, seed=0, step=step,
-        )  # fmt: skip
+        train_step(network, optimizer, [Batch(i) for i in range(3)], reduction, seed=0, step=step)
         average.update()
-    average_bn_statistics(network)
     frozen_prefixes = ("Conv2d", "Mixed_5")
     averaged = average.state_dict()["tensors"]
     for name, tensor in network.state_dict().items():

@@ -12,7 +12,9 @@ from inception.network import InceptionNet
 from inception.optim import build_optimizer
 from inception.options import Options
 from inception.precision import autocast_for, to_device_format
+from inception.reduction import StepReduction
 from inception.step import train_step
+from inception.tree_sum import TreeSum
 from tests.unit.inception.ranks import (
     SEED,
     Batch,
@@ -64,8 +66,7 @@ def one_step(
         network,
         optimizer,
         micro_batches,
-        num_micro_batches=len(micro_batches),
-        world_size=1,
+        StepReduction(TreeSum.of(len(micro_batches), 1), 0),
         seed=SEED,
         step=0,
         clip_norm=clip_norm,
@@ -95,16 +96,16 @@ def gradient_norm(network: InceptionNet) -> float:
 
 
 def test_norm_is_the_one_before_clipping() -> None:
-    unclipped, norm = one_step([batch(1, 0)], None)
+    unclipped, norm = one_step([batch(0, 0, is_damaged=False)], None)
     assert gradient_norm(unclipped) == pytest.approx(norm, rel=1e-9)
-    clipped, norm_before_clipping = one_step([batch(1, 0)], norm / 4)
+    clipped, norm_before_clipping = one_step([batch(0, 0, is_damaged=False)], norm / 4)
     assert norm_before_clipping == norm
     assert gradient_norm(clipped) == pytest.approx(norm / 4, rel=1e-5)
 
 
 def test_images_that_are_scaled_already_are_the_plain_case() -> None:
-    plain = batch(1, 0)
-    scaled = Batch(1, normalize(plain.images), plain.targets, plain.weights)
+    plain = batch(0, 0, is_damaged=False)
+    scaled = Batch(0, normalize(plain.images), plain.targets, plain.weights)
     first, _ = one_step([plain], None)
     second, _ = one_step([scaled], None)
     for (name, a), b in zip(first.state_dict().items(), second.state_dict().values(), strict=True):
