@@ -4,6 +4,7 @@
 |---|---|
 | record | `run.json`: name, job, classes, MLflow ids |
 | checkpoint | checkpoints: written whole, verified when read |
+| digest | a training state's digest: equal digests, equal bits |
 | lease | `driver.json`: which driver owns the run |
 | timeline | `timeline.json`: attempts, goodput and rank hours |
 | progress | a progress report and its log line |

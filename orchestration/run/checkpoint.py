@@ -20,6 +20,7 @@ from typing import Any, TypeVar
 from datasets.errors import DataError
 from datasets.storage.store import Store
 from orchestration.errors import TrainingError
+from orchestration.run.digest import state_digest
 from orchestration.run.metrics import top1_of
 
 logger = logging.getLogger(__name__)
@@ -27,6 +28,7 @@ logger = logging.getLogger(__name__)
 FORMAT = 2
 STATE_FILE = "state.pt"
 INDEX_FILE = "checkpoint.json"
+DIGEST_TAG = "rayception.digest"
 
 T = TypeVar("T")
 
@@ -61,6 +63,7 @@ class CheckpointSummary:
     url: str
     step: int
     metrics: dict[str, float]
+    digest: str | None  # None: of an earlier version
 
     @property
     def top1(self) -> float | None:
@@ -83,6 +86,7 @@ def save_checkpoint(store: Store, run_url: str, state: Checkpoint) -> str:
         "step": state.step,
         "files": {STATE_FILE: {"size_bytes": len(content), "sha256": sha256}},
         "data": state.data,
+        "digest": state_digest(state),
         "top1": top1_of(state.metrics),
         "metrics": state.metrics,
     }
@@ -113,9 +117,10 @@ def prune_checkpoints(store: Store, run_url: str, *, keep: int) -> None:
     names = _names(sizes)
     if len(names) <= keep:
         return
-    top1 = _top1_by_name(store, run_url, sizes)
-    if not top1:
+    indexes = _whole_indexes(store, run_url, sizes)
+    if not indexes:
         return
+    top1 = _top1_by_name(indexes)
     retained = {*list(top1)[-keep:], _best(top1)}
     for name in names:
         if name not in retained and name < max(top1):
@@ -129,14 +134,19 @@ def checkpoint_names(store: Store, run_url: str) -> list[str]:
 
 
 def checkpoint_tags(store: Store, run_url: str) -> dict[str, str]:
-    """URLs of a run's last and best checkpoints, as MLflow tags. Raises StoreError."""
-    top1 = _top1_by_name(store, run_url, _file_sizes(store, run_url))
-    if not top1:
+    """URLs of a run's last and best checkpoints, and the last one's digest, as MLflow tags. Raises
+    StoreError."""
+    indexes = _whole_indexes(store, run_url, _file_sizes(store, run_url))
+    if not indexes:
         return {}
-    return {
-        "rayception.checkpoint.last": f"{run_url}/{max(top1)}",
-        "rayception.checkpoint.best": f"{run_url}/{_best(top1)}",
+    last = max(indexes)
+    tags = {
+        "rayception.checkpoint.last": f"{run_url}/{last}",
+        "rayception.checkpoint.best": f"{run_url}/{_best(_top1_by_name(indexes))}",
     }
+    if "digest" in indexes[last]:
+        tags[DIGEST_TAG] = f"step {indexes[last]['step']}: {indexes[last]['digest']}"
+    return tags
 
 
 def _file_sizes(store: Store, run_url: str) -> dict[str, int]:
@@ -148,18 +158,25 @@ def _names(urls: Iterable[str]) -> list[str]:
     return sorted({url.rsplit("/", 2)[1] for url in urls})
 
 
-def _top1_by_name(store: Store, run_url: str, sizes: dict[str, int]) -> dict[str, float]:
-    """Of the checkpoints that are whole as far as their index and the size of their state tell, by
-    step; -1 without an evaluation. sizes: of `_file_sizes`. Raises StoreError."""
-    by_name: dict[str, float] = {}
+def _whole_indexes(
+    store: Store, run_url: str, sizes: dict[str, int]
+) -> dict[str, dict[str, Any]]:
+    """The indexes of the checkpoints that are whole as far as their index and the size of their
+    state tell, by name. sizes: of `_file_sizes`. Raises StoreError."""
+    indexes: dict[str, dict[str, Any]] = {}
     for name in _names(sizes):
         with contextlib.suppress(DataError, ValueError):  # no index, or a damaged one
             index = json.loads(store.read(f"{run_url}/{name}/{INDEX_FILE}"))
             size = sizes.get(f"{run_url}/{name}/{STATE_FILE}")
             if index.get("format") == FORMAT and index["files"][STATE_FILE]["size_bytes"] == size:
-                top1 = index.get("top1")
-                by_name[name] = -1.0 if top1 is None else top1
-    return by_name
+                indexes[name] = index
+    return indexes
+
+
+def _top1_by_name(indexes: dict[str, dict[str, Any]]) -> dict[str, float]:
+    """-1 without an evaluation."""
+    top1 = {name: index.get("top1") for name, index in indexes.items()}
+    return {name: -1.0 if value is None else value for name, value in top1.items()}
 
 
 def _best(top1: dict[str, float]) -> str:
@@ -190,7 +207,8 @@ def _load_summary(store: Store, url: str) -> CheckpointSummary:
     metrics = index.get("metrics")
     if metrics is None:  # of an earlier version
         metrics = _decode(url, content).metrics
-    return CheckpointSummary(url=url, step=index["step"], metrics=metrics)
+    digest = index.get("digest")
+    return CheckpointSummary(url=url, step=index["step"], metrics=metrics, digest=digest)
 
 
 def load_checkpoint(store: Store, url: str) -> Checkpoint:
