@@ -109,16 +109,31 @@ def compare(
     tracking_uri: TrackingUri = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show runs side by side: the parameters that differ, and the last metrics."""
+    """Show runs side by side: the parameters that differ, the last metrics, and whether they
+    computed the same bits."""
     if len(names) < 2:
         raise JobError(f"RUN: got {len(names)}; at least two are compared. Name another one.")
     with _tracking_server(tracking_uri, ignore_line) as (uri, _):
+        from orchestration.report.same_bits import RESULT_METRICS, same_bits
+        from orchestration.run.checkpoint import DIGEST_TAG
+        from orchestration.tracking.run_ref import RunRef
+        from orchestration.tracking.runs import get_tag, metric_histories
         from orchestration.tracking.table import compare as compare_runs
 
         comparison = compare_runs(uri, names)
+        refs = [RunRef(uri=uri, experiment_id="", run_id=row.run_id) for row in comparison.runs]
+        bits = same_bits(
+            [metric_histories(run, RESULT_METRICS) for run in refs],
+            [get_tag(run, DIGEST_TAG) for run in refs],
+        )
     rows = [_json_values(row) for row in comparison.runs]
-    values = {"runs": rows, "params": comparison.params, "metrics": comparison.metrics}
-    print_result(as_json, values, _comparison_table(comparison))
+    values = {
+        "runs": rows,
+        "params": comparison.params,
+        "metrics": comparison.metrics,
+        "bits": {**asdict(bits), "message": str(bits)},
+    }
+    print_result(as_json, values, _comparison_table(comparison), str(bits))
 
 
 def sync(url: RunUrl, endpoint_url: Endpoint = None, as_json: AsJson = False) -> None:

@@ -5,5 +5,6 @@
 | plots | PNG plots |
 | html | self-contained HTML pages, from templates/ |
 | scorecard | metrics and tables of an evaluation |
+| same_bits | whether runs computed the same bits |
 | run_report | the files of a run's report, by their names in MLflow |
 """
