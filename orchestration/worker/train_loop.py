@@ -26,6 +26,7 @@ from datasets.shards.manifest import load_manifest
 from datasets.storage.store import Store
 from inception.evaluate import evaluate
 from inception.predictions import Predictions, gather_predictions, make_predictions
+from inception.rank_check import checksum, find_differing
 from orchestration.errors import TrainingError
 from orchestration.job.load import from_dict
 from orchestration.run.metrics import top1_of
@@ -208,12 +209,19 @@ class TrainLoop:
         self.replies.append(self.config.progress_actor.report.remote(progress))
 
     def _checkpoint(self, images_per_second: float) -> None:
-        """Evaluates at an epoch's end, and starts to write.
+        """Checks that all ranks have the same bits, evaluates at an epoch's end, starts to write.
 
         All ranks take part; rank 0 alone writes.
         """
         start = time.monotonic()
         state = self.state
+        name = f"rank {self.rank} on {ray.util.get_node_ip_address()}"
+        if different := find_differing(checksum(state.tensors()), name):
+            raise TrainingError(
+                f"step {state.step}: got other weights on {', '.join(different)} than on the other "
+                "ranks; all compute the same bits. Take that node out of the cluster, test its "
+                "memory and GPU, and `rayception resume` the run."
+            )
         evaluation_s = 0.0
         metrics: dict[str, float] = {}
         if state.step in self.plan.epoch_ends:

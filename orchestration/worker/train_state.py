@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from datasets.loading.batch import MicroBatch
@@ -121,6 +122,13 @@ class TrainState:
     def skip_step(self) -> None:
         """Counts the next step without training."""
         self.step += 1
+
+    def tensors(self) -> list[Tensor]:
+        """All that a step changes: weights, statistics, the optimizer's state, the average."""
+        optimizer = [v for state in self.optimizer.state.values() for v in state.values()]
+        average = self.average.state_dict()["tensors"].values() if self.average is not None else ()
+        values = [*self.model.state_dict().values(), *optimizer, *average]
+        return [value for value in values if isinstance(value, Tensor)]
 
     def checkpoint(self, metrics: dict[str, float]) -> Checkpoint:
         """Shares its tensors with the network and the optimizer."""
