@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from inception.blocks import Block, Conv, Pool
 from inception.family import Architecture
+from inception.row_groups import GroupedBatchNorm2d
 
 ACTIVATIONS: dict[str, Callable[..., nn.Module]] = {"relu": nn.ReLU, "relu6": nn.ReLU6}
 
@@ -22,10 +23,31 @@ def build_layer(spec: Conv | Pool, in_channels: int, architecture: Architecture)
     conv = nn.Conv2d(in_channels, spec.channels, *window, bias=not spec.has_norm)
     modules = OrderedDict[str, nn.Module](conv=conv)
     if spec.has_norm:
-        modules["bn"] = nn.BatchNorm2d(spec.channels, architecture.bn_eps, architecture.bn_momentum)
+        modules["bn"] = GroupedBatchNorm2d(
+            spec.channels, architecture.bn_eps, architecture.bn_momentum
+        )
     if not spec.is_linear:
         modules["activation"] = ACTIVATIONS[architecture.activation](inplace=True)
     return nn.Sequential(modules)
+
+
+class GridMean(nn.AdaptiveAvgPool2d):
+    """The mean over each cell of a coarser grid, (N, C, H, W) -> (N, C, G, G). CUDA has torch's
+    gradient of it in no fixed order only."""
+
+    def __init__(self, grid: int) -> None:
+        super().__init__(grid)
+        self.grid = grid
+
+    def forward(self, input: Tensor) -> Tensor:
+        return self.forward_in_order(input) if input.is_cuda else super().forward(input)
+
+    def forward_in_order(self, x: Tensor) -> Tensor:
+        for dim in (2, 3):
+            cells = range(0, self.grid * x.shape[dim], x.shape[dim])  # in units of 1 / grid
+            bounds = [(i // self.grid, -(-(i + x.shape[dim]) // self.grid)) for i in cells]
+            x = torch.cat([x.narrow(dim, a, b - a).mean(dim, keepdim=True) for a, b in bounds], dim)
+        return x
 
 
 class BlockModule(nn.Module):

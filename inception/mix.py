@@ -1,9 +1,10 @@
-"""Mixup and CutMix on the device: sample i of a micro-batch of N is mixed with sample N - 1 - i.
+"""Mixup and CutMix on the device: sample i of a group of N is mixed with sample N - 1 - i.
 
-The random draws are keyed by (seed, step, micro-batch), and partners are in the same micro-batch,
-so that the result does not depend on the number of ranks.
+A group is what batch norm takes together: a micro-batch, or a part of it (row_groups.py). The
+random draws are keyed by (seed, step, group), so the result does not depend on the number of ranks.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import sqrt
 from random import Random
@@ -14,11 +15,24 @@ from torch import Tensor
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class MixConfig:
-    """Alphas of the Beta(alpha, alpha) distribution from which lambda is drawn for each
-    micro-batch; 0 is off. With both on, each micro-batch uses one of them, with equal chances."""
+    """Alphas of the Beta(alpha, alpha) distribution from which lambda is drawn for each group; 0 is
+    off. With both on, each group uses one of them, with equal chances."""
 
     mixup: float = 0.0  # 1710.09412
     cutmix: float = 0.0  # 1905.04899
+
+
+def mix_groups(
+    images: Tensor, config: MixConfig, keys: Sequence[int]
+) -> tuple[Tensor, list[float]]:
+    """images: float (N, 3, H, W), group after group. keys: of the groups. -> (mixed images of the
+    same shape, lambda of each group)."""
+    if len(keys) == 1 or config == MixConfig():
+        mixed, lam = mix(images, config, keys[0])
+        return mixed, [lam] * len(keys)
+    groups = zip(images.chunk(len(keys)), keys, strict=True)
+    parts, lams = zip(*(mix(rows, config, key) for rows, key in groups), strict=True)
+    return torch.cat(parts), list(lams)
 
 
 def mix(images: Tensor, config: MixConfig, key: int) -> tuple[Tensor, float]:

@@ -12,7 +12,8 @@ from torch.nn import functional as F
 from inception.blocks import GOOGLENET_AUX_GRID, AuxHead, Block
 from inception.cost import IMAGE_CHANNELS, count_cost
 from inception.family import Architecture, stage_names
-from inception.layers import BlockModule, add_nested, build_layer
+from inception.layers import BlockModule, GridMean, add_nested, build_layer
+from inception.row_groups import GroupedBatchNorm2d, GroupedDropout
 
 # Initial weights are truncated normals, cut at two standard deviations, as in TensorFlow-slim.
 # Convolutions get variance 2 / fan_in (the factor 1.3 makes up for the cut), so that the scale of
@@ -32,12 +33,12 @@ def build_aux_head(head: AuxHead, in_channels: int, architecture: Architecture) 
     conv0 = build_layer(head.conv0, in_channels, architecture)
     if head.conv1 is None:
         modules = OrderedDict[str, nn.Module](
-            pool=nn.AdaptiveAvgPool2d(GOOGLENET_AUX_GRID),  # (N, C, 4, 4)
+            pool=GridMean(GOOGLENET_AUX_GRID),  # (N, C, 4, 4)
             conv=conv0,
             flatten=nn.Flatten(),  # (N, 2048)
             fc1=nn.Linear(channels * GOOGLENET_AUX_GRID**2, head.hidden),  # (N, 1024)
             relu=nn.ReLU(),
-            dropout=nn.Dropout(0.7),
+            dropout=GroupedDropout(0.7),
             fc2=nn.Linear(head.hidden, num_classes),
         )
     else:
@@ -70,8 +71,17 @@ class InceptionNet(nn.Module):
                 if head.after == stage.name:
                     self.add_module(head.name, build_aux_head(head, channels, architecture))
         self._frozen: list[nn.Module] = []
-        self.dropout = nn.Dropout(architecture.dropout)
+        self.group_size: int | None = None
+        self.dropout = GroupedDropout(architecture.dropout)
         self.add_module(architecture.classifier, nn.Linear(channels, architecture.num_classes))
+        self.dropouts = [m for m in self.modules() if isinstance(m, GroupedDropout)]
+
+    def set_group_size(self, rows: int | None) -> None:
+        """In training, batch norm takes so many consecutive rows of a pass together. None: all."""
+        self.group_size = rows
+        for module in self.modules():
+            if isinstance(module, GroupedBatchNorm2d):
+                module.group_size = rows
 
     def freeze_until(self, stage: str) -> None:
         """Freezes weights, biases and batch-norm statistics from the first stage to this one,

@@ -1,5 +1,6 @@
-"""Number and memory formats by device."""
+"""Number and memory formats by device, and CUDA's kernels."""
 
+import os
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
@@ -26,6 +27,21 @@ def autocast_for(
     if precision == "bf16" or (precision == "auto" and is_native):
         return partial(torch.autocast, device.type, dtype=torch.bfloat16)
     return nullcontext
+
+
+def choose_kernels(*, is_deterministic: bool) -> None:
+    """Sets which of CUDA's kernels this process uses, before it uses any: those that compute the
+    same bits each time, or those that are fastest for its shapes.
+
+    TF32 stays as torch has it: it rounds more, but always the same. An operation without a
+    deterministic kernel is named in a warning.
+    """
+    torch.backends.cudnn.benchmark = not is_deterministic
+    if is_deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS asks for it
+    torch.use_deterministic_algorithms(is_deterministic, warn_only=True)
+    # Nothing here reads uninitialized memory.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
 def to_device_format(model: nn.Module, device: torch.device) -> None:

@@ -12,7 +12,8 @@ WORDS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # by b
 
 
 def checksum(tensors: Iterable[Tensor]) -> int:
-    """A number that any changed bit changes, at the price of a sum; computed on their device."""
+    """A number that any one changed bit changes, at the price of a sum on their device. (Changes
+    that cancel each other out in the sum are not seen.)"""
     total: Tensor | int = 0
     for tensor in tensors:
         words = tensor.detach().view(WORDS[tensor.element_size()])
@@ -22,14 +23,24 @@ def checksum(tensors: Iterable[Tensor]) -> int:
 
 def find_differing(own: int, name: str) -> list[str]:
     """own: this rank's checksum. name: what to call it. All ranks take part; -> on all of them, the
-    names of the ranks that differ from most."""
+    names of the ranks that differ from most, or of all, if there is no majority."""
     gathered: list[tuple[int, str]] = [(own, name)] * dist.get_world_size()
     dist.all_gather_object(gathered, (own, name))
     return [gathered[rank][1] for rank in differing_ranks([value for value, _ in gathered])]
 
 
+def copy_from_first(tensors: Iterable[Tensor], device: torch.device) -> None:
+    """Gives all ranks rank 0's values of the tensors on `device`. All ranks take part."""
+    for tensor in tensors:
+        if tensor.device == device:
+            values = tensor.contiguous()  # the weights are channels last
+            dist.broadcast(values, src=0)
+            tensor.copy_(values)
+
+
 def differing_ranks(values: Sequence[int]) -> list[int]:
-    """Those whose value is not the most frequent one; of two equally frequent, the lowest rank's
-    counts as right."""
-    most = Counter(values).most_common(1)[0][0] if values else 0
+    """Those whose value is not that of more than half of all; all, if more than half have none."""
+    most, count = Counter(values).most_common(1)[0]
+    if 2 * count <= len(values):
+        return list(range(len(values)))
     return [rank for rank, value in enumerate(values) if value != most]

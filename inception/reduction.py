@@ -2,11 +2,12 @@
 
 Each rank joins its own micro-batches; then each gets its share of every partial sum, joins it and
 gives it to all. The sum has the same bits on every rank, and on any number of ranks. With one
-partial sum per rank, that moves as many bytes as a ring all-reduce does.
+partial sum per rank, that moves as many bytes as a ring all-reduce does. Without the order, the
+backend's all-reduce adds them up as it likes.
 """
 
 import itertools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import torch
@@ -17,37 +18,58 @@ from torch.futures import Future
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
+from inception.network import InceptionNet
+from inception.statistics import StepStatistics
 from inception.tree_sum import Node, TreeSum
+
+# torch 2.13 renames it.
+_all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+LOCAL: Node = (-1, 0)  # without an order: all micro-batches of a rank
+SMALL = 1 << 14  # values, 64 KiB: up to here a second message takes longer than twice the bytes
 
 
 class StepReduction:
-    """One rank's part in the sums of each step: of gradients, and of a few small tensors.
+    """One rank's part in the sums of each step: of gradients, loss and batch-norm statistics.
 
     The gradients of all but the last micro-batch are taken from the parameters and joined here; DDP
     hands over those of the last one bucket by bucket while the backward pass goes on, and gets the
-    sums back.
+    sums back. Loss and statistics, the small values, go before them on all ranks.
     """
 
-    def __init__(self, tree: TreeSum, rank: int) -> None:
-        self.tree, self.rank = tree, rank
+    def __init__(
+        self, model: nn.Module, tree: TreeSum, rank: int, *, is_exact: bool = True
+    ) -> None:
+        """model: an InceptionNet, with its frozen stages, or DDP's wrapper of one, whose gradients
+        this sums from now on. is_exact: the same on all ranks; otherwise sums are equal up to
+        rounding only."""
+        self.tree, self.rank, self.is_exact = tree, rank, is_exact
         self.num_micro_batches = len(tree.owners)
         self.order = tree.order(rank)
+        self.is_ddp = isinstance(model, DistributedDataParallel)
+        self.network = next(m for m in model.modules() if isinstance(m, InceptionNet))
+        self.parameters = [p for p in self.network.parameters() if p.requires_grad]
+        self.statistics = StepStatistics(self.network)
+        self._has_one_part_each = tree.parts == tuple(
+            ((tree.world_size.bit_length() - 1, r),) for r in range(tree.world_size)
+        )
+        self._nodes = tree.parts[rank] if is_exact else (LOCAL,) * bool(self.order)
         self._gradients: dict[Node, dict[Tensor, Tensor]] = {}  # by parameter
         self._small: dict[Node, Tensor] = {}
-        # One thread, so that buckets are exchanged in the same order on all ranks.
+        self._small_sum: Future[Tensor] | None = None
+        self._error: Exception | None = None
+        # One thread, or stream, so that all ranks make their exchanges in the same order.
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="gradient exchange")
+        self._stream: torch.cuda.Stream | None = None
+        if isinstance(model, DistributedDataParallel):
+            model.register_comm_hook(None, self._sum_bucket)
 
-    def attach(self, model: DistributedDataParallel) -> None:
-        """Lets this sum the model's gradients."""
-        model.register_comm_hook(None, self._sum_bucket)
-
-    def add_gradients(self, index: int, parameters: Iterable[nn.Parameter]) -> None:
+    def add_gradients(self, index: int) -> None:
         """Takes the gradients of micro-batch `index`, one in `order` but the last under DDP."""
         gradients: dict[Tensor, Tensor] = {}
-        for parameter in parameters:
+        for parameter in self.parameters:
             if parameter.grad is not None:
                 gradients[parameter], parameter.grad = parameter.grad, None
-        left_halves, node = self.tree.joins(index, self.rank)
+        left_halves, node = self._joins(index)
         for left in left_halves:
             other = self._gradients.pop(left)
             torch._foreach_add_(list(gradients.values()), list(other.values()))
@@ -61,35 +83,64 @@ class StepReduction:
 
     def add_small(self, index: int, values: Tensor) -> None:
         """values: (n,), of micro-batch `index`, the next in `order`."""
-        left_halves, node = self.tree.joins(index, self.rank)
+        left_halves, node = self._joins(index)
         for left in left_halves:
             values = self._small.pop(left) + values
         self._small[node] = values
 
-    def sum_small(self, like: Tensor) -> Tensor:
-        """The sum of all micro-batches' values, as `like`. All ranks take part."""
-        parts = [self._small[node] for node in self.tree.parts[self.rank]]
-        return self._exchange(parts, like)
+    def exchange_small(self, out: Tensor) -> None:
+        """Starts the sum of all micro-batches' values in `out` (n,). All ranks take part: after
+        their last forward pass, in which DDP may communicate, and before its backward pass."""
+        parts = [self._small[node] for node in self._nodes]
+        self._small_sum = self._start(lambda: self._exchange(parts, out), out)
 
-    def finish(self) -> None:
-        """Forgets the step."""
-        self._gradients, self._small = {}, {}
+    def backward(self, loss: Tensor) -> None:
+        """The backward pass. Raises the error of an exchange that fails in it, which DDP hides."""
+        try:
+            loss.backward()  # type: ignore[no-untyped-call]
+        except Exception:
+            if self._error is not None:
+                raise self._error from None
+            raise
+
+    def finish(self) -> Tensor:
+        """Waits for the sum of the small values and forgets the step."""
+        assert self._small_sum is not None
+        total: Tensor = self._small_sum.wait()
+        self._gradients, self._small, self._small_sum = {}, {}, None
+        return total
+
+    def _joins(self, index: int) -> tuple[list[Node], Node]:
+        """As TreeSum.joins."""
+        if self.is_exact:
+            return self.tree.joins(index, self.rank)
+        return [LOCAL] if index != self.order[0] else [], LOCAL
 
     def _sum_bucket(self, _: object, bucket: GradBucket) -> Future[Tensor]:
         """DDP's hook: called in the order of the buckets, during the last backward pass."""
         buffer, parameters = bucket.buffer(), bucket.parameters()
-        done: Future[Tensor] = Future(devices=[buffer.device] if buffer.is_cuda else None)
+        return self._start(
+            lambda: self._exchange(self._partial_sums(buffer, parameters), buffer), buffer
+        )
+
+    def _start(self, exchange: Callable[[], Tensor], out: Tensor) -> Future[Tensor]:
+        """Makes an exchange into `out` while the backward pass goes on."""
+        done: Future[Tensor] = Future(devices=[out.device] if out.is_cuda else None)
 
         def work() -> None:
             try:
-                done.set_result(self._exchange(self._partial_sums(buffer, parameters), buffer))
-            except BaseException as error:  # DDP raises it where it waits
+                if self._error is not None:  # peers may be out of step
+                    raise self._error
+                done.set_result(exchange())
+            except Exception as error:
+                self._error = error
                 done.set_exception(error)  # type: ignore[arg-type]
 
-        if buffer.is_cuda:  # enqueued, not waited for
-            stream = torch.cuda.Stream(buffer.device)  # type: ignore[no-untyped-call]
-            stream.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(stream):
+        if out.is_cuda:  # enqueued, not waited for
+            if self._stream is None:
+                self._stream = torch.cuda.Stream(out.device)  # type: ignore[no-untyped-call]
+            self._stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(self._stream):
                 work()
         else:
             self._thread.submit(work)
@@ -100,12 +151,12 @@ class StepReduction:
         micro-batch and becomes the sum that has it."""
         if not self.order:
             return []
-        left_halves, last = self.tree.joins(self.order[-1], self.rank)
+        left_halves, last = self._joins(self.order[-1])
         for left in left_halves:
             others = [self._gradients[left][parameter] for parameter in parameters]
             torch._foreach_add_(_views(buffer, parameters), others)
         sums = []
-        for node in self.tree.parts[self.rank]:
+        for node in self._nodes:
             flat = buffer
             if node != last:
                 flat = torch.empty_like(buffer)
@@ -114,28 +165,71 @@ class StepReduction:
             sums.append(flat)
         return sums
 
-    def _exchange(self, parts: list[Tensor], like: Tensor) -> Tensor:
-        """parts: this rank's partial sums, (n,). -> (n,), their sum with those of all ranks."""
-        world_size, mine = self.tree.world_size, self.tree.parts[self.rank]
-        add: Callable[[Tensor, Tensor], Tensor] = torch.add
-        if world_size == 1:
-            return self.tree.join(dict(zip(mine, parts, strict=True)), add)
-        chunk = -(-len(like) // world_size)
-        padding = (0, world_size * chunk - len(like))
-        rows = [F.pad(part, padding).view(world_size, 1, chunk) for part in parts]
-        send = torch.cat(rows, 1).flatten() if rows else like.new_empty(0)
+    def _exchange(self, parts: list[Tensor], out: Tensor) -> Tensor:
+        """parts: this rank's partial sums, (n,) each, one of which may be `out`. -> `out`, which
+        becomes the sum of those of all ranks."""
+        world_size = self.tree.world_size
+        if world_size == 1 or not self.is_exact:
+            if not parts:
+                out.zero_()
+            elif parts[0] is not out:
+                out.copy_(parts[0])
+            if world_size > 1:
+                dist.all_reduce(out)
+            return out
+        if not out.is_cuda and self._has_one_part_each:
+            if parts[0] is not out:
+                out.copy_(parts[0])
+            self._halve_and_double(out, world_size // 2)
+            return out
+        shares = [share.numel() for share in out.tensor_split(world_size)]  # by rank
+        send = parts[0] if len(parts) == 1 else out.new_empty(len(parts) * len(out))
+        if len(parts) > 1:  # sorted by the rank that they are for
+            split = (part.tensor_split(world_size) for part in parts)
+            torch.cat(
+                [share for of_rank in zip(*split, strict=True) for share in of_rank], out=send
+            )
         counts = [len(nodes) for nodes in self.tree.parts]
-        received = like.new_empty(sum(counts), chunk)
+        received = out.new_empty(sum(counts), shares[self.rank])
         dist.all_to_all_single(
             received.view(-1), send,
-            output_split_sizes=[count * chunk for count in counts],
-            input_split_sizes=[len(parts) * chunk] * world_size,
+            output_split_sizes=[count * shares[self.rank] for count in counts],
+            input_split_sizes=[len(parts) * share for share in shares],
         )  # fmt: skip
         nodes = [node for of_rank in self.tree.parts for node in of_rank]
-        share = self.tree.join(dict(zip(nodes, received, strict=True)), add)
-        result = like.new_empty(world_size * chunk)
-        dist.all_gather(list(result.view(world_size, chunk)), share.contiguous())
-        return result[: len(like)]
+        share = self.tree.join(dict(zip(nodes, received, strict=True)), torch.add)
+        if len(out) % world_size == 0:
+            _all_gather(out, share)
+            return out
+        # Equal shares are all that a gather takes: those that are shorter by one are padded.
+        gathered = out.new_empty(world_size, max(shares))
+        _all_gather(gathered.view(-1), F.pad(share, (0, max(shares) - len(share))))
+        return torch.cat([row[:n] for row, n in zip(gathered, shares, strict=True)], out=out)
+
+    def _halve_and_double(self, values: Tensor, distance: int) -> None:
+        """The tree's sum in place, where 2**k ranks have one partial sum each: a rank and the one
+        at `distance` sum one half of `values` each, go on with theirs, and swap the sums. Over gloo
+        faster than collectives, on 2 and 4 ranks as fast as its all-reduce."""
+        if not distance:
+            return
+        peer = self.rank ^ distance
+        mine = other = values
+        if len(values) > SMALL:
+            halves = values.tensor_split(2)
+            mine, other = halves if self.rank < peer else halves[::-1]
+        received = torch.empty_like(mine)
+        _swap(peer, other, received)
+        mine += received
+        self._halve_and_double(mine, distance // 2)
+        if other is not mine:
+            _swap(peer, mine, other)
+
+
+def _swap(peer: int, send: Tensor, out: Tensor) -> None:
+    """Both ranks take part."""
+    for work in dist.isend(send, peer), dist.irecv(out, peer):
+        assert work is not None  # None to ranks outside the group
+        work.wait()
 
 
 def _views(buffer: Tensor, parameters: list[Tensor]) -> list[Tensor]:

@@ -8,25 +8,28 @@ import torch
 from torch import Tensor, nn
 
 
-def trained_batch_norms(model: nn.Module) -> list[nn.BatchNorm2d]:
-    """In module order. Frozen ones are left out: their statistics do not change."""
-    return [
-        module
-        for module in model.modules()
-        if isinstance(module, nn.BatchNorm2d) and module.weight.requires_grad
-    ]
-
-
 class StepStatistics:
-    """One step's running statistics: each micro-batch begins with those from before the step."""
+    """The running statistics of the trained batch norms; those of frozen stages do not change. In
+    each step, every micro-batch begins with those from before the step."""
 
     def __init__(self, model: nn.Module) -> None:
-        batch_norms = trained_batch_norms(model)
+        """model: with its frozen stages."""
+        batch_norms = [
+            module
+            for module in model.modules()
+            if isinstance(module, nn.BatchNorm2d) and module.weight.requires_grad
+        ]
         names = ("running_mean", "running_var")
         self._running = [bn.get_buffer(name) for bn in batch_norms for name in names]
         self._counts = [bn.get_buffer("num_batches_tracked") for bn in batch_norms]
         self._before = [r.clone() for r in self._running]
         self._counts_before = [count.clone() for count in self._counts]
+
+    def begin(self) -> None:
+        """Begins a step."""
+        if self._running:
+            torch._foreach_copy_(self._before, self._running)
+            torch._foreach_copy_(self._counts_before, self._counts)
 
     def before_forward(self) -> None:
         """Restores the statistics from before the step."""

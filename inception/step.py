@@ -2,26 +2,26 @@
 
 The gradient of a global batch is the mean over its M micro-batches of a fixed size, whichever rank
 computes them, and so are the loss and the batch-norm statistics; each sum has one order (tree_sum).
-Batch norm sees one micro-batch at a time; dropout masks and mixing are keyed by (seed, step,
-micro-batch). So 1, 2 or 16 ranks of one kind of device have the same bits.
+Batch norm sees one micro-batch at a time, or groups of its rows (row_groups.py); dropout masks and
+mixing are keyed by (seed, step, group). So 1, 2 or 16 ranks of one kind of device have the same
+bits.
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from inception.layers import normalize
 from inception.loss import inception_loss
-from inception.mix import MixConfig, mix
+from inception.mix import MixConfig, mix_groups
 from inception.network import InceptionNet
 from inception.reduction import StepReduction
-from inception.statistics import StepStatistics
+from inception.row_groups import count_groups, keyed_masks, sort_by_group
 
 START, GRADIENTS, ALL_REDUCE = "start", "local gradients", "all-reduce"
 
@@ -68,70 +68,112 @@ def train_step(
 ) -> StepResult:
     """Trains on this rank's micro-batches of step `step` and updates the weights.
 
-    reduction: attached to the model, if that is DDP's. The keywords are a job's loss and optimizer
-    fields and the step's place in the run. All ranks take part: gradients are exchanged once,
-    during the last micro-batch's backward pass, statistics and loss after it. Ranks may have
-    different numbers of micro-batches, or none.
+    reduction: of the model. The keywords are a job's loss and optimizer fields and the step's place
+    in the run. All ranks take part: gradients, statistics and loss are exchanged once, during the
+    last micro-batch's backward pass. Ranks may have different numbers of micro-batches, or none.
     """
-    weight = next(model.parameters())
-    device = weight.device
-    clock = _Clock(device)
-    num_micro_batches = reduction.num_micro_batches
+    network, statistics = reduction.network, reduction.statistics
+    num_micro_batches, parameters = reduction.num_micro_batches, reduction.parameters
+    weight = parameters[0]
+    clock = _Clock(weight.device)
     optimizer.zero_grad(set_to_none=True)
-    statistics = StepStatistics(model)
-    small = statistics.values(weight.new_zeros(()))
+    statistics.begin()
     # The backward pass ends at the first trained parameter; the last mark of a step counts.
-    first = next(p for p in model.parameters() if p.requires_grad)
-    hook = first.register_post_accumulate_grad_hook(  # type: ignore[no-untyped-call]
+    hook = weight.register_post_accumulate_grad_hook(  # type: ignore[no-untyped-call]
         lambda _: clock.mark(GRADIENTS)
     )
     by_index = {micro_batch.index: micro_batch for micro_batch in micro_batches}
-    is_ddp = isinstance(model, DistributedDataParallel)
     for index in reduction.order:
         micro_batch = by_index[index]
-        is_joined_by_ddp = is_ddp and index == reduction.order[-1]
-        defers_exchange = is_ddp and not is_joined_by_ddp
+        is_last = index == reduction.order[-1]
+        defers_exchange = reduction.is_ddp and not is_last
         with model.no_sync() if defers_exchange else nullcontext():  # type: ignore[operator]
             statistics.before_forward()
-            key = micro_batch_key(seed, step, index)
-            torch.manual_seed(key)  # dropout masks
-            images = normalize(micro_batch.images.to(device, non_blocking=True))
-            images, lam = mix(images, mix_config, key)
-            with autocast():
-                logits, aux_logits = model(images)
-            loss = inception_loss(
-                logits,
-                aux_logits,
-                micro_batch.targets.to(device, non_blocking=True),
+            num_groups = count_groups(len(micro_batch.targets), network.group_size)
+            loss = _forward(
+                model,
+                network,
+                micro_batch,
+                group_keys(seed, step, index, num_groups, num_micro_batches),
                 label_smoothing=label_smoothing,
                 aux_weight=aux_weight,
-                weights=micro_batch.weights.to(device, non_blocking=True),
-                lam=lam,
+                mix_config=mix_config,
+                autocast=autocast,
             )
-            reduction.add_small(index, statistics.values(loss.detach().to(weight.dtype)))
-            (loss / num_micro_batches).backward()  # type: ignore[no-untyped-call]
-        if not is_joined_by_ddp:
-            reduction.add_gradients(index, model.parameters())
-    if not is_ddp:
+            small = statistics.values(loss.detach().to(weight.dtype))
+            reduction.add_small(index, small)
+            if is_last:
+                reduction.exchange_small(torch.empty_like(small))
+            reduction.backward(loss / num_micro_batches)
+        if defers_exchange or not reduction.is_ddp:
+            reduction.add_gradients(index)
+    if not reduction.is_ddp:
         reduction.set_gradients()
     elif not reduction.order:
-        _join_exchange(model, autocast)
+        nothing = _forward_nothing(model, network, autocast)
+        reduction.exchange_small(statistics.values(weight.new_zeros(())))
+        reduction.backward(nothing)
     hook.remove()
-    total_loss = statistics.finish(reduction.sum_small(small) / num_micro_batches)
-    reduction.finish()
+    total_loss = statistics.finish(reduction.finish() / num_micro_batches)
     clock.mark(ALL_REDUCE)
     # After the exchange, so that the global gradient is clipped.
-    parameters = list(model.parameters())
-    grad_norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+    grad_norm = _norm([p.grad for p in parameters if p.grad is not None])
     if clip_norm is not None:
         nn.utils.clip_grads_with_norm_(parameters, clip_norm, grad_norm)
     optimizer.step()
     return StepResult(
         loss=total_loss,
-        grad_norm=grad_norm.detach(),
+        grad_norm=grad_norm,
         compute_s=lambda: clock.seconds(START, GRADIENTS) if reduction.order else 0.0,
         all_reduce_s=lambda: clock.seconds(GRADIENTS, ALL_REDUCE),
     )
+
+
+def _norm(gradients: list[Tensor]) -> Tensor:
+    """Of all of them together."""
+    if gradients[0].is_cuda:
+        # CUDA adds in another order where memory is not aligned, as a gradient may lie in a bucket,
+        # whose layout changes after a process's first step. New tensors are aligned.
+        gradients = list(torch._foreach_mul(gradients, 1.0))
+    return nn.utils.get_total_norm(gradients)
+
+
+def _forward(
+    model: nn.Module,
+    network: InceptionNet,
+    micro_batch: MicroBatch,
+    keys: Sequence[int],
+    *,
+    label_smoothing: float,
+    aux_weight: float,
+    mix_config: MixConfig,
+    autocast: Callable[[], AbstractContextManager[object]],
+) -> Tensor:
+    """The loss of a micro-batch, the mean over its groups of rows. keys: of the groups. The
+    keywords are train_step's."""
+    device = next(network.parameters()).device
+    images, targets, weights = (
+        sort_by_group(rows.to(device, non_blocking=True), len(keys))
+        for rows in (micro_batch.images, micro_batch.targets, micro_batch.weights)
+    )
+    images, lams = mix_groups(normalize(images), mix_config, keys)
+    with keyed_masks(network.dropouts, keys, device), autocast():
+        logits, aux_logits = model(images)
+    losses = [
+        inception_loss(
+            logits,
+            aux_logits,
+            targets,
+            label_smoothing=label_smoothing,
+            aux_weight=aux_weight,
+            weights=weights,
+            lam=lam,
+        )
+        for lam, (logits, targets, weights, *aux_logits) in zip(
+            lams, _by_group((logits, targets, weights, *aux_logits), len(keys)), strict=True
+        )
+    ]
+    return losses[0] if len(losses) == 1 else torch.stack(losses).mean()
 
 
 class _Clock:
@@ -158,20 +200,38 @@ class _Clock:
         return float(self._events[start].elapsed_time(self._events[end])) / 1000
 
 
-def _join_exchange(
-    model: nn.Module, autocast: Callable[[], AbstractContextManager[object]]
-) -> None:
-    """Takes part in the exchange of gradients, which only a backward pass starts, without any.
+def _forward_nothing(
+    model: nn.Module,
+    network: InceptionNet,
+    autocast: Callable[[], AbstractContextManager[object]],
+) -> Tensor:
+    """A loss without gradients, of a rank without micro-batches: only a backward pass starts the
+    exchange of gradients.
 
     Of two images, because batch norm needs two values per channel, even on a grid of one cell.
     """
-    network = next(module for module in model.modules() if isinstance(module, InceptionNet))
     size = network.architecture.input_size
     images = torch.zeros(2, 3, size, size, device=next(network.parameters()).device)
     with autocast():
         logits, aux_logits = model(images)
     total = logits.sum() + sum(aux.sum() for aux in aux_logits)
-    (0.0 * total).backward()
+    loss: Tensor = 0.0 * total
+    return loss
+
+
+def _by_group(tensors: Sequence[Tensor], num_groups: int) -> Iterable[tuple[Tensor, ...]]:
+    """tensors: (N, ...) each. -> of each group, its rows of all of them."""
+    if num_groups == 1:
+        return [tuple(tensors)]
+    return zip(*(rows.chunk(num_groups) for rows in tensors), strict=True)
+
+
+def group_keys(
+    seed: int, step: int, index: int, num_groups: int, num_micro_batches: int
+) -> list[int]:
+    """Of the groups of micro-batch `index`, which are every M-th of the step's."""
+    groups = range(index, num_groups * num_micro_batches, num_micro_batches)
+    return [micro_batch_key(seed, step, group) for group in groups]
 
 
 def micro_batch_key(seed: int, step: int, index: int) -> int:

@@ -33,7 +33,10 @@ class TreeSum:
     @cached_property
     def parts(self) -> tuple[tuple[Node, ...], ...]:
         """The partial sums of each rank: the largest nodes of which it holds every micro-batch."""
-        return tuple(tuple(self._parts(ROOT, rank)) for rank in range(self.world_size))
+        return tuple(self.parts_of(rank) for rank in range(self.world_size))
+
+    def parts_of(self, rank: int) -> tuple[Node, ...]:
+        return tuple(self._parts(ROOT, rank))
 
     def order(self, rank: int) -> list[int]:
         """A rank's micro-batches, each half of a node right after the other: then at most
@@ -63,6 +66,16 @@ class TreeSum:
             k, r = k - 1, r % (1 << (k - 1))
             left_halves.append((k + 1, r))
         return left_halves, (k, r)
+
+    def max_sums(self, rank: int) -> int:
+        """How many sums a rank holds at once, at most, if micro-batches come in `order`."""
+        held: set[Node] = set()
+        most = 0
+        for index in self.order(rank):
+            left_halves, node = self.joins(index, rank)
+            most = max(most, len(held) + 1)
+            held = held - set(left_halves) | {node}
+        return most
 
     def _halves(self, node: Node) -> tuple[Node, ...]:
         """Empty for a single micro-batch."""

@@ -116,3 +116,27 @@ def test_every_member_overfits_one_batch(name: str) -> None:
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
     assert int((logits.argmax(1) == targets).sum()) == 16
+
+
+@pytest.mark.parametrize("name", MODEL_NAMES)
+def test_activations_are_what_the_backward_pass_keeps(name: str) -> None:
+    """But for a fiftieth: the classifier, and batch norm's statistics."""
+    architecture = build_architecture(
+        name, num_classes=10, input_size=139, width=0.25, has_aux_heads=False
+    )
+    network = build_network(architecture)
+    parameters = {p.untyped_storage().data_ptr() for p in network.parameters()}
+    kept: dict[int, int] = {}
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in parameters:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    images = torch.randn(4, 3, 139, 139)
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        outputs = network(images)  # kept alive, so that no storage is used twice
+    assert outputs is not None
+    counted = 4 * count_cost(architecture).activation_bytes
+    assert sum(kept.values()) == pytest.approx(counted, rel=0.02)

@@ -37,7 +37,7 @@ def test_frozen_stages_stay_bitwise_and_the_others_move() -> None:
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
     optimizer = build_optimizer(network, name="rmsprop_tf", lr=0.05, weight_decay=4e-5)
     average = WeightAverage(network)
-    reduction = StepReduction(TreeSum.of(3, 1), 0)
+    reduction = StepReduction(network, TreeSum.of(3, 1), 0)
     for step in range(3):  # three micro-batches a step: statistics are summed from parts
         train_step(network, optimizer, [Batch(i) for i in range(3)], reduction, seed=0, step=step)
         average.update()
