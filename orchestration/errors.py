@@ -40,6 +40,11 @@ class Rollback(RayceptionError):
     """A loss is not finite: the run returns to the last checkpoint and skips that step."""
 
 
+class RankMismatch(RayceptionError):
+    """Ranks that compute the same sums have different bits: one of them runs on a broken machine.
+    What it computed since the last checkpoint is computed again."""
+
+
 # Reported to the user as one line, without a traceback.
 EXPECTED_ERRORS = (RayceptionError, DataError, StoreError, LoaderError, ModelError)
 

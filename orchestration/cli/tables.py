@@ -95,6 +95,7 @@ def outcome_parts(job: Job, outcome: "Outcome", wall_s: float) -> tuple[Panel | 
         "wall time": f"{wall_s:.0f} s in all, {outcome.attempts} attempt"
         f"{'s' if outcome.attempts != 1 else ''}",
         "checkpoint": outcome.checkpoint_url,
+        **({"digest": outcome.digest} if outcome.digest is not None else {}),
         "model": outcome.model_uri or "not logged yet: MLflow was unreachable",
         "MLflow run": outcome.run.run_id,
     }
@@ -128,7 +129,9 @@ def plan_rows(job: Job, plan: Plan) -> dict[str, str]:
         "ranks": f"{plan.world_size} ({plan.num_nodes} x {plan.ranks_per_node} {device})",
         "samples": f"{plan.train_samples:,} training, {plan.val_samples:,} validation",
         "global batch": f"{plan.global_batch_size} = {plan.num_micro_batches} micro-batches of "
-        f"{plan.micro_batch_size}; {plan.max_micro_batches_per_rank} a rank{share}",
+        f"{plan.micro_batch_size}; {plan.max_micro_batches_per_rank} a rank{share}; at most "
+        f"{plan.num_micro_batches} ranks can work",
+        "a pass": _pass_row(job, plan),
         "steps": f"{plan.total_steps:,} ({plan.steps_per_epoch:,.2f} an epoch, "
         f"{plan.warmup_steps:,} warm-up)",
         "learning rate": rates,
@@ -139,10 +142,31 @@ def plan_rows(job: Job, plan: Plan) -> dict[str, str]:
         "multiply-adds": f"{plan.multiply_adds / 1e9:.3f} G an image, forward",
         "training compute": f"{plan.training_flops_per_image / 1e9:.2f} GFLOP an image, "
         f"{plan.training_flops / 1e15:.3g} PFLOP in all",
-        "all-reduce": f"{plan.gradient_bytes / 1e6:.1f} MB a step",
+        "gradients": f"{plan.gradient_bytes / 1e6:.1f} MB a step{_partial_sums(plan)}; a rank "
+        f"holds at most {plan.gradient_sums} such sums at once",
         "checkpoints": f"{len(checkpoints)} of about {plan.checkpoint_bytes / 1e6:.0f} MB; the "
         f"newest {job.checkpoint.keep} stay in {job.checkpoint.storage}",
     }
+
+
+def _pass_row(job: Job, plan: Plan) -> str:
+    """What a device computes at once."""
+    rows, size = plan.micro_batch_size, job.model.bn_group_size
+    groups = f" in groups of {size} for batch norm" if size not in (None, rows) else ""
+    return (
+        f"{rows} images{groups}, {plan.training_flops_per_image * rows / 1e12:.3g} TFLOP, about "
+        f"{plan.activation_bytes / 1e9:.3g} GB of activations (half in bfloat16)"
+    )
+
+
+def _partial_sums(plan: Plan) -> str:
+    """What it costs if a rank's micro-batches are not whole subtrees of the sum."""
+    if plan.partial_sums == 1:
+        return ""
+    return (
+        f" in {plan.partial_sums} partial sums a rank, as {plan.world_size} ranks do not divide "
+        f"the order of the sum of {plan.num_micro_batches} micro-batches (a power of two does)"
+    )
 
 
 def _repeated_reads(job: Job, plan: Plan) -> str:

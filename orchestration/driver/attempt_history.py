@@ -127,7 +127,7 @@ class AttemptHistory:
         if progress is not None:
             attempt = replace(
                 attempt, from_step=progress["from_step"], to_step=progress["step"],
-                trained_s=progress["trained_s"],
+                trained_s=progress["trained_s"], devices=progress["devices"],
             )  # fmt: skip
             if ended_by == STOPPED and progress["step"] == progress["total_steps"]:
                 attempt = replace(attempt, ended_by=DONE)

@@ -65,6 +65,7 @@ class Outcome:
     images_per_second: float
     attempts: int
     checkpoint_url: str
+    digest: str | None  # of that checkpoint
     model_uri: str | None  # None: MLflow was unreachable at the end
     wall_s: float
     phases: dict[str, float]  # seconds, of PHASES
@@ -167,6 +168,7 @@ def drive(
         images_per_second=last.metrics["images_per_second"],
         attempts=len(history.attempts),
         checkpoint_url=last.url,
+        digest=last.digest,
         model_uri=model_uri,
         wall_s=time.monotonic() - started_at,
         phases=history.phases(),

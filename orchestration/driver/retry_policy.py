@@ -21,6 +21,7 @@ from inception.errors import ModelError
 from orchestration.errors import (
     EXPECTED_ERRORS,
     JobError,
+    RankMismatch,
     RayceptionError,
     Rollback,
     ServiceError,
@@ -96,6 +97,9 @@ def to_error(error: TrainingFailedError) -> RayceptionError:
 
 def describe_failure(error: TrainingFailedError) -> str:
     """`rank 1: got ...`. A dead rank is the cause; the others only report that it is missing."""
+    for known in _known_errors(error):
+        if isinstance(known, RankMismatch):
+            return str(known)
     failures = _failures_by_rank(error)
     for rank, failure in failures.items():
         if _find_death(failure) is not None:

@@ -56,13 +56,18 @@ class Cluster:
     num_nodes: int | dict[str, int] = 1
     # Run ranks on spot machines only: nodes with the label ray.io/market-type: spot.
     use_spot: bool = False
-    # CPU cores per rank, at least 1: compute threads on a CPU, decoding threads beside a GPU.
+    # CPU cores per rank, at least 1: on a CPU, compute threads, on whose number the last bits
+    # depend, so that a run keeps it; beside a GPU, decoding threads.
     cpus_per_worker: int = field(default=1, metadata={"min": 1})
     # How many times a dead worker or node may be replaced, each time from the last checkpoint; at
     # least 0. Nodes that were drained with notice do not count.
     max_failures: int = field(default=3, metadata={"min": 0})
     # Longest wait, in seconds, for capacity that other work is using; 0: no wait.
     wait_s: int = field(default=86_400, metadata={"min": 0})
+    # How a step's gradients, losses and statistics are summed. `exact`: in one order whatever the
+    # number of ranks, so that they all compute the same bits; `fast`: each rank's in turn, then by
+    # the backend's all-reduce, equal up to rounding.
+    reduction: str = field(default="exact", metadata={"choices": ("exact", "fast")})
     # What the job's processes need beyond what the nodes provide.
     environment: Environment = field(default_factory=Environment)
     # Dollars for an hour of one accelerator, by type: {H100: 2.99}. If stated, runs report costs.

@@ -84,8 +84,9 @@ class Data:
     # Samples per optimizer step over all ranks, a multiple of micro_batch_size; at least one
     # micro-batch per rank.
     global_batch_size: int = field(default=256, metadata={"min": 1})
-    # Samples that batch norm normalizes together, at least 2 (the paper: 32 per replica). The loss
-    # is a mean over micro-batches of this size, so it does not depend on the cluster.
+    # Samples that a device computes at once, at least 2: 64 to 256 suit a large GPU. The result is
+    # that of this size, whatever the cluster. Batch norm normalizes them together unless
+    # model.bn_group_size says otherwise.
     micro_batch_size: int = field(default=32, metadata={"min": 2})
     # Damaged samples, over all ranks, that an attempt may skip, at least 0; each keeps its place in
     # the batch with weight zero. 0: the first one stops the run.

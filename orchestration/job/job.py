@@ -73,6 +73,13 @@ class Job:
                         "stack listens on this machine's loopback, where other nodes cannot reach "
                         "it. Name a service that every node can reach."
                     )
+        group = self.model.bn_group_size
+        if group is not None and data.micro_batch_size % group:
+            raise JobError(
+                f"model.bn_group_size: got {group} with data.micro_batch_size "
+                f"{data.micro_batch_size}; a micro-batch is whole groups. Write a divisor of "
+                f"{data.micro_batch_size}, or make data.micro_batch_size a multiple of {group}."
+            )
         num_micro_batches = data.global_batch_size // data.micro_batch_size
         world_size = cluster.max_nodes * max(choice.count for choice in cluster.choices)
         if num_micro_batches < world_size:

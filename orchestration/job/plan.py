@@ -10,6 +10,7 @@ from math import ceil
 from datasets.loading.share import Share, loader_bytes
 from inception.cost import count_cost
 from inception.schedule import learning_rate, scaled_rate
+from inception.tree_sum import TreeSum
 from orchestration.errors import JobError
 from orchestration.job.job import Job
 
@@ -48,9 +49,12 @@ class Plan:
     parameters: int  # with the side head
     side_head_parameters: int
     multiply_adds: int  # per image, forward, without the side head
+    activation_bytes: int  # of a pass of micro_batch_size images, float32
     training_flops_per_image: int
     training_flops: float  # of the whole job
-    gradient_bytes: int  # all-reduced per step, float32
+    gradient_bytes: int  # float32
+    gradient_sums: int  # that a rank holds at once, at most
+    partial_sums: int  # of gradients that a rank sends each step
     checkpoint_bytes: int  # weights, their average and two optimizer moments, float32
 
     def is_checkpoint_step(self, step: int, every_steps: int | None) -> bool:
@@ -104,6 +108,8 @@ def make_plan(
         micro_batch_size=data.micro_batch_size,
         parts=max(1, num_workers),
     )
+    tree = TreeSum.of(num_micro_batches, world_size)
+    is_exact = job.cluster.reduction == "exact"  # rank 0 has as many micro-batches as any
     memory = None
     if shape is not None:
         memory = loader_bytes(
@@ -144,9 +150,12 @@ def make_plan(
         parameters=cost.parameters,
         side_head_parameters=cost.aux_head_parameters,
         multiply_adds=cost.multiply_adds,
+        activation_bytes=cost.activation_bytes * data.micro_batch_size,
         training_flops_per_image=flops,
         training_flops=float(flops) * total_steps * batch,
         gradient_bytes=float32_bytes,
+        gradient_sums=tree.max_sums(0) if is_exact else min(2, len(tree.order(0))),
+        partial_sums=len(tree.parts_of(0)) if is_exact else 1,
         checkpoint_bytes=4 * float32_bytes,
     )
 

@@ -38,6 +38,12 @@ class Model:
     # Batch norm's momentum, 1e-6 to 1, in torch's sense: the weight of the new batch (TensorFlow's
     # decay 0.9 is 0.1 here). 0.0003 suits long runs only.
     bn_momentum: float = field(default=0.1, metadata={"range": (1e-6, 1.0)})
+    # Rows of a micro-batch that batch norm normalizes together, at least 2 (the paper: 32); a
+    # divisor of data.micro_batch_size. Left out: the whole micro-batch.
+    bn_group_size: int | None = field(default=None, metadata={"min": 2})
+    # Use kernels that compute the same bits each time, as those of CPUs always do. Without them a
+    # GPU may be faster, and no two runs are equal.
+    deterministic: bool = True
     # `fp32`, `bf16`, or `auto`: bfloat16 if the device computes it fast, else float32.
     precision: str = field(default="auto", metadata={"choices": PRECISIONS})
     # Deviations from the named network (inception/options.py).

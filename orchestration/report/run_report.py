@@ -13,9 +13,10 @@ from datasets.packing.audit import center_square, read_sample
 from datasets.shards.manifest import Manifest
 from datasets.storage.store import Store
 from inception.layers import normalize
-from inception.mix import MixConfig, mix
+from inception.mix import MixConfig, mix_groups
 from inception.predictions import Evaluation, Predictions
-from inception.step import micro_batch_key
+from inception.row_groups import count_groups, sort_by_group
+from inception.step import group_keys
 from orchestration.job.job import Job
 from orchestration.job.plan import Plan
 from orchestration.report import plots
@@ -90,18 +91,22 @@ def plot_samples(job: Job, plan: Plan, store: Store, train: Manifest) -> bytes:
         job=job, plan=replace(plan, loader_workers=0), store=store, rank=0, world_size=1,
         decoder=None,
     )  # fmt: skip
+    mix_config = MixConfig(mixup=job.loss.mixup, cutmix=job.loss.cutmix)
     images: list[NDArray[np.uint8]] = []
     captions: list[str] = []
     with loaders.train_loader(train, step=0) as loader:
         for batch in next(iter(loader)):
             if len(images) >= MAX_SAMPLES:
                 break
-            key = micro_batch_key(job.seed, 0, batch.index)
-            torch.manual_seed(key)
-            augmented = normalize(to_device(batch, torch.device("cpu")).images)
-            mixed, _ = mix(augmented, MixConfig(mixup=job.loss.mixup, cutmix=job.loss.cutmix), key)
+            batch = to_device(batch, torch.device("cpu"))
+            num_groups = count_groups(len(batch.targets), job.model.bn_group_size)
+            keys = group_keys(job.seed, 0, batch.index, num_groups, plan.num_micro_batches)
+            augmented, targets = (
+                sort_by_group(rows, num_groups) for rows in (batch.images, batch.targets)
+            )
+            mixed, _ = mix_groups(normalize(augmented), mix_config, keys)
             pixels = ((mixed.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)  # (m, 3, S, S)
             images += [np.ascontiguousarray(image) for image in pixels.permute(0, 2, 3, 1).numpy()]
-            captions += [train.classes[int(target)][:16] for target in batch.targets]
+            captions += [train.classes[int(target)][:16] for target in targets]
     title = "First training samples, as the network sees them"
     return plots.image_grid(images[:MAX_SAMPLES], captions[:MAX_SAMPLES], title)

@@ -15,20 +15,22 @@ History = Mapping[str, Sequence[tuple[int, float]]]  # (step, value) by key
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SameBits:
     """steps: steps that every run has. step, metric: where the first difference is, None without
-    one. digests_equal: None unless every run has the digest of a checkpoint of one step."""
+    one. digests_equal: None unless every run has the digest of a checkpoint of one step,
+    `digests_of`."""
 
     steps: int
     step: int | None
     metric: str | None
     digests_equal: bool | None
+    digests_of: int | None
 
     def __str__(self) -> str:
         if not self.steps:
             return "no step in common"
-        digests = {
-            None: "", True: "; equal digests of the last checkpoint",
-            False: "; other digests of the last checkpoint",
-        }[self.digests_equal]  # fmt: skip
+        digests = ""
+        if self.digests_equal is not None:
+            verdict = "equal" if self.digests_equal else "different"
+            digests = f"; {verdict} digests of the checkpoints of step {self.digests_of:,}"
         if self.step is None:
             return f"equal to the last bit over all {self.steps:,} steps{digests}"
         return f"first difference in step {self.step:,}, {self.metric}{digests}"
@@ -47,11 +49,13 @@ def same_bits(histories: Sequence[History], digests: Sequence[str | None]) -> Sa
                 differences.append((step, key))
     first_difference = min(differences, key=lambda d: d[0], default=(None, None))
     known = [digest for digest in digests if digest is not None]
-    is_one_step = len(known) == len(digests) and len({d.partition(":")[0] for d in known}) == 1
+    of_steps = {int(digest.removeprefix("step ").partition(":")[0]) for digest in known}
+    is_one_step = len(known) == len(digests) and len(of_steps) == 1
     losses = by_key["train/loss"]
     return SameBits(
         steps=len(set(losses[0]).intersection(*losses[1:])),
         step=first_difference[0],
         metric=first_difference[1],
         digests_equal=len(set(known)) == 1 if is_one_step else None,
+        digests_of=min(of_steps) if is_one_step else None,
     )

@@ -158,9 +158,7 @@ def _names(urls: Iterable[str]) -> list[str]:
     return sorted({url.rsplit("/", 2)[1] for url in urls})
 
 
-def _whole_indexes(
-    store: Store, run_url: str, sizes: dict[str, int]
-) -> dict[str, dict[str, Any]]:
+def _whole_indexes(store: Store, run_url: str, sizes: dict[str, int]) -> dict[str, dict[str, Any]]:
     """The indexes of the checkpoints that are whole as far as their index and the size of their
     state tell, by name. sizes: of `_file_sizes`. Raises StoreError."""
     indexes: dict[str, dict[str, Any]] = {}

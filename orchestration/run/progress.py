@@ -19,6 +19,7 @@ class Progress(TypedDict):
     from_step: int  # after which this attempt started
     trained_s: float  # of this attempt's steps
     is_evaluated: bool  # whether top1 is of this step
+    devices: str  # kinds of device of this attempt's ranks
 
 
 LINE = re.compile(
@@ -69,6 +70,7 @@ def parse_progress(line: str) -> Progress | None:
         from_step=0,
         trained_s=0.0,
         is_evaluated=False,
+        devices="",
     )
 
 

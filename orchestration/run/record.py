@@ -17,7 +17,8 @@ FORMAT = 1
 RUN_FILE = "run.json"
 
 
-# Fields that a resumed run may change: where and how fast it is computed, never its result.
+# Fields that a resumed run may change: where and how fast it is computed, never its result. (The
+# bits depend on cluster.reduction, and on CPUs on cluster.cpus_per_worker.)
 RESUME_MAY_CHANGE = (
     "cluster.", "storage.", "loss.not_finite", "tracking.log_every_steps",
     "checkpoint.every_steps", "checkpoint.keep", "data.loader_workers", "data.cache_gib",
@@ -80,9 +81,13 @@ def find_resumed(store: Store, url: str, job: Job) -> ResumedRun:
     """The run at `url`, to resume it as `job`. Raises JobError if there is no run, or if the job
     changes a field that its result depends on; StoreError."""
     record = load_record(store, url)
-    changes = _changes(from_dict(record.job), job)
+    before = from_dict(record.job)
+    changes = _changes(before, job)
+    fixed = {"cluster.reduction"}
+    if not before.cluster.accelerator.is_gpu and not job.cluster.accelerator.is_gpu:
+        fixed.add("cluster.cpus_per_worker")  # compute threads: each number rounds differently
     for key, (old, new) in changes.items():
-        if not key.startswith(RESUME_MAY_CHANGE):
+        if key in fixed or not key.startswith(RESUME_MAY_CHANGE):
             raise JobError(
                 f"{key}: got {new}, but the run began with {old}; a resumed run must come to the "
                 "same result. Leave it as it was, or `rayception fork` the run."

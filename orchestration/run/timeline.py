@@ -30,6 +30,7 @@ class Attempt:
     # Seconds by phase (phases.py): its driver's startup, if it was the driver's first attempt; the
     # worker group's startup; evaluations.
     phases: dict[str, float] = field(default_factory=dict)
+    devices: str = ""  # kinds of device of its ranks; "" if it never trained
 
 
 def save_attempts(store: Store, run_url: str, attempts: Sequence[Attempt]) -> None:
@@ -88,6 +89,20 @@ def interruptions(attempts: Sequence[Attempt]) -> list[tuple[str, float, int]]:
     ]
 
 
+def device_history(attempts: Sequence[Attempt]) -> str:
+    """On which kinds of device a run was trained, in turn. Each kind rounds differently: from a
+    change on, a run is equal to an undisturbed one up to rounding only. Empty if nothing is known.
+    """
+    parts: list[str] = []
+    last = ""
+    for attempt, steps in zip(attempts, useful_steps(attempts), strict=True):
+        if steps > 0 and (kind := attempt.devices or "unknown") != last:
+            step = f"from step {attempt.from_step + 1:,} on, equal up to rounding from there"
+            parts.append(f"{kind} {step}" if last else kind)
+            last = kind
+    return "" if parts == ["unknown"] else "; ".join(parts)
+
+
 def lifetime_tags(attempts: Sequence[Attempt]) -> dict[str, str]:
     """MLflow tags that summarize the attempts."""
     faults = [
@@ -97,6 +112,7 @@ def lifetime_tags(attempts: Sequence[Attempt]) -> dict[str, str]:
     return {
         ATTEMPTS_TAG: str(len(attempts)),
         "rayception.world_sizes": " ".join(str(attempt.ranks) for attempt in attempts),
+        "rayception.devices": device_history(attempts),
         "rayception.goodput": f"{goodput(attempts):.3f}",
         "rayception.faults": "; ".join(faults)[:4000],
     }

@@ -11,8 +11,10 @@ at every start.
 
 import contextlib
 import os
+import platform
 from dataclasses import asdict, dataclass
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -99,15 +101,46 @@ def _destroy_group() -> None:
         dist.destroy_process_group()
 
 
-def use_rank_device() -> Any:
-    """The rank's torch.device: its GPU, now torch's current one in this thread, else the CPU."""
+def device_kinds(device: Any) -> list[str]:
+    """What the bits of a step depend on, of each rank: its GPU's type, or its CPU and number of
+    threads; each once, in order. All ranks take part."""
+    import torch
+    import torch.distributed as dist
+
+    if device.type == "cuda":
+        own = torch.cuda.get_device_name(device)
+    else:
+        threads = torch.get_num_threads()
+        own = f"{cpu_model()} ({torch.backends.cpu.get_cpu_capability()}, {threads} threads)"
+    kinds = [own] * dist.get_world_size()
+    dist.all_gather_object(kinds, own)
+    return sorted(set(kinds))
+
+
+def cpu_model() -> str:
+    """As the kernel names it; the architecture where it names none, as on ARM."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            key, _, value = line.partition(":")
+            if key.strip() == "model name":
+                return value.strip()
+    return platform.machine()
+
+
+def use_rank_device(*, threads: int, is_deterministic: bool) -> Any:
+    """The rank's torch.device: its GPU, now torch's current one in this thread, else the CPU, with
+    so many compute threads, on whose number the bits depend (measured)."""
     import torch
 
     # Ray's get_device() returns cuda:0 if the node declares a GPU, so torch is asked first.
     if not torch.cuda.is_available():
+        torch.set_num_threads(threads)  # whatever OMP_NUM_THREADS is on this node
         return torch.device("cpu")
     from ray.train.torch import get_device
 
+    from inception.precision import choose_kernels
+
     device = get_device()
     torch.cuda.set_device(device)
+    choose_kernels(is_deterministic=is_deterministic)
     return device

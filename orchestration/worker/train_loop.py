@@ -26,8 +26,8 @@ from datasets.shards.manifest import load_manifest
 from datasets.storage.store import Store
 from inception.evaluate import evaluate
 from inception.predictions import Predictions, gather_predictions, make_predictions
-from inception.rank_check import checksum, find_differing
-from orchestration.errors import TrainingError
+from inception.rank_check import checksum, copy_from_first, find_differing
+from orchestration.errors import RankMismatch, TrainingError
 from orchestration.job.load import from_dict
 from orchestration.run.metrics import top1_of
 from orchestration.run.predictions_file import save_predictions
@@ -37,7 +37,7 @@ from orchestration.worker.checkpoint_writer import CheckpointWriter
 from orchestration.worker.final_network import write_network
 from orchestration.worker.loaders import Loaders, build_cache, data_position
 from orchestration.worker.not_finite import MAX_SKIPPED, record_samples, recorded_steps
-from orchestration.worker.process_group import use_rank_device
+from orchestration.worker.process_group import device_kinds, use_rank_device
 from orchestration.worker.progress_actor import Command
 from orchestration.worker.step_metrics import StepMetrics
 from orchestration.worker.system_metrics import start_sampling
@@ -64,7 +64,10 @@ class TrainLoop:
         self.store = Store(config.store, build_cache(job))
         self.train_manifest = load_manifest(self.store, job.data.train)
         self.val_manifest = load_manifest(self.store, job.data.val)
-        self.device = use_rank_device()
+        self.device = use_rank_device(
+            threads=job.cluster.cpus_per_worker, is_deterministic=job.model.deterministic
+        )
+        self.devices = device_kinds(self.device)
         self.loaders = Loaders(
             job=job,
             plan=self.plan,
@@ -204,6 +207,7 @@ class TrainLoop:
             from_step=self.start_step,
             trained_s=step_metrics.trained_s,
             is_evaluated=is_evaluated,
+            devices=" + ".join(self.devices),
             checkpoint_s=writer.last_write_s if writer is not None else 0.0,
         )
         self.replies.append(self.config.progress_actor.report.remote(progress))
@@ -211,16 +215,21 @@ class TrainLoop:
     def _checkpoint(self, images_per_second: float) -> None:
         """Checks that all ranks have the same bits, evaluates at an epoch's end, starts to write.
 
-        All ranks take part; rank 0 alone writes.
+        All ranks take part; rank 0 alone writes. Devices of several kinds round differently, so
+        that their ranks may drift apart: they get rank 0's bits, unchecked.
         """
         start = time.monotonic()
         state = self.state
         name = f"rank {self.rank} on {ray.util.get_node_ip_address()}"
-        if different := find_differing(checksum(state.tensors()), name):
-            raise TrainingError(
-                f"step {state.step}: got other weights on {', '.join(different)} than on the other "
-                "ranks; all compute the same bits. Take that node out of the cluster, test its "
-                "memory and GPU, and `rayception resume` the run."
+        if len(self.devices) > 1:
+            copy_from_first(state.tensors(), self.device)
+        elif different := find_differing(checksum(state.tensors()), name):
+            remedy = "Take that node out of the cluster, and test its memory and GPU"
+            if len(different) == dist.get_world_size():  # no majority
+                remedy = "One of these runs on a broken machine: test their memory and GPUs"
+            raise RankMismatch(
+                f"step {state.step}: got different bits from {', '.join(different)}; all ranks "
+                f"compute the same. {remedy}"
             )
         evaluation_s = 0.0
         metrics: dict[str, float] = {}

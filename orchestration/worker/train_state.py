@@ -59,6 +59,7 @@ class TrainState:
         self._position = position
         self.autocast = autocast_for(device, job.model.precision)
         self.model = build_network(job.model.architecture(), seed=job.seed)
+        self.model.set_group_size(job.model.bn_group_size)
         to_device_format(self.model, device)
         newest = _read_newest(store, run_url)
         if newest is None and job.model.init_from is not None:
@@ -75,6 +76,14 @@ class TrainState:
             decay=optim.decay,
             eps=optim.eps,
         )
+        # All ranks get rank 0's weights: machines of several kinds may have drawn others. The
+        # average begins with them. Each step sets the same running statistics on all ranks: DDP
+        # need not broadcast them. torch 2.13 renames the argument; all supported versions know it.
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            self._ddp = DistributedDataParallel(
+                self.model, broadcast_buffers=False, gradient_as_bucket_view=True
+            )
         self.average = (
             WeightAverage(self.model, decay=optim.average_decay)
             if optim.average_decay is not None
@@ -84,16 +93,10 @@ class TrainState:
         self.metrics: dict[str, float] = {}
         if newest is not None:
             self._restore(*newest)
-        # Each step sets the same running statistics on all ranks: DDP need not broadcast rank 0's.
-        # torch 2.13 renames the argument; all supported versions know this name.
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)
-            self._ddp = DistributedDataParallel(
-                self.model, broadcast_buffers=False, gradient_as_bucket_view=True
-            )
         tree = TreeSum.of(plan.num_micro_batches, dist.get_world_size())
-        self._reduction = StepReduction(tree, dist.get_rank())
-        self._reduction.attach(self._ddp)
+        self._reduction = StepReduction(
+            self._ddp, tree, dist.get_rank(), is_exact=job.cluster.reduction == "exact"
+        )
 
     def train_on(self, micro_batches: list[MicroBatch]) -> StepResult:
         """One step on this rank's micro-batches: gradients are summed over ranks, the optimizer

@@ -23,6 +23,7 @@ OUTCOME = Outcome(
     images_per_second=338.2,
     attempts=2,
     checkpoint_url=f"{RUN}/step-000000360",
+    digest="0123456789abcdef0123456789abcdef",
     model_uri=None,
     wall_s=90.0,
     phases={},

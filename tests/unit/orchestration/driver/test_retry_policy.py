@@ -13,7 +13,7 @@ from ray.train.v2._internal.exceptions import (
 from datasets.errors import DataError, StoreError
 from orchestration.driver import retry_policy
 from orchestration.driver.retry_policy import to_error, train_with_retries
-from orchestration.errors import Rollback, ServiceError, TrainingError
+from orchestration.errors import RankMismatch, Rollback, ServiceError, TrainingError
 
 
 class WorkerGroups:
@@ -125,6 +125,19 @@ def test_deaths_are_counted_and_fatal_errors_end_the_run() -> None:
     with pytest.raises(TrainingError, match="damage"):
         fatal.train(max_failures=9)
     assert fatal.started == 2
+
+
+def test_a_rank_on_a_broken_machine_is_a_failure_and_named() -> None:
+    different = from_worker(
+        RankMismatch("step 40: got different bits from rank 1 on 10.0.0.2; ...")
+    )
+    groups = WorkerGroups(different, None)
+    groups.train(max_failures=1)
+    assert groups.lines == [
+        "step 40: got different bits from rank 1 on 10.0.0.2; ...; restart 1 of 1"
+    ]
+    with pytest.raises(RankMismatch, match=r"10\.0\.0\.2"):
+        WorkerGroups(different).train(max_failures=0)
 
 
 @pytest.mark.parametrize(

@@ -90,6 +90,16 @@ def test_environment_interpolates(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     ("override", "expected"),
     [
         ("optim.lrr=0.1", "Did you mean lr?"),
+        (
+            "model.bn_group_size=6",
+            "Write a divisor of 16, or make data.micro_batch_size a multiple of 6",
+        ),
+        (
+            "model.bn_group_size=32",
+            "Write a divisor of 16, or make data.micro_batch_size a multiple of 32",
+        ),
+        ("model.bn_group_size=1", "at least 2"),
+        ("cluster.reduction=quick", "exact, fast"),
         ("optm.lr=0.1", "Did you mean optim?"),
         ("data.shuffle.lane=3", "Did you mean lanes?"),
         ("optim.lr=fast", "a number"),

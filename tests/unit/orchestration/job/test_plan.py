@@ -54,6 +54,27 @@ def test_imagenet_numbers() -> None:
     assert plan.gradient_bytes == pytest.approx(108.6e6, rel=1e-3)
     assert plan.num_micro_batches == 128
     assert plan.is_even
+    assert plan.partial_sums == 1
+    assert plan.gradient_sums == 3  # of 4 micro-batches a rank: two, one, and the fourth
+
+
+def test_what_ranks_that_are_no_power_of_two_cost() -> None:
+    path = ROOT / "jobs" / "imagenet-v3.yaml"
+    on_three = load_job(path, ["cluster.num_nodes=3"])
+    plan = make_plan(on_three, train_samples=1_281_167, val_samples=50_000)
+    assert plan.max_micro_batches_per_rank == plan.partial_sums == plan.gradient_sums == 6
+    shown = forks.rayception("plan", str(path), "cluster.num_nodes=3").stdout
+    assert "in 6 partial sums a rank" in shown
+    fast = load_job(path, ["cluster.num_nodes=3", "cluster.reduction=fast"])
+    assert make_plan(fast, train_samples=1_281_167, val_samples=50_000).partial_sums == 1
+
+
+def test_what_a_device_computes_at_once() -> None:
+    path = ROOT / "jobs" / "imagenet-v3.yaml"
+    overrides = ("data.micro_batch_size=64", "model.bn_group_size=32")
+    shown = forks.rayception("plan", str(path), *overrides).stdout
+    assert "64 images in groups of 32 for batch norm, 2.19 TFLOP" in shown
+    assert "at most 64 ranks can work" in shown
 
 
 def test_stated_size_is_a_promise() -> None:

@@ -17,7 +17,7 @@ from inception.ema import WeightAverage
 from inception.network import build_network
 from inception.optim import build_optimizer
 from orchestration.errors import JobError, LeaseLost
-from orchestration.job.load import from_dict, load_job, to_dict
+from orchestration.job.load import apply_overrides, flatten, from_dict, load_job, to_dict
 from orchestration.run.checkpoint import checkpoint_tags, newest_checkpoint, newest_summary
 from orchestration.run.lease import Lease
 from orchestration.run.record import find_resumed, load_record
@@ -47,11 +47,23 @@ def test_its_record_is_the_job_and_resuming_it_keeps_what_the_result_depends_on(
     assert record.classes == [str(digit) for digit in range(10)]
     assert record.run_id == "6dee32b861b1492f8a281dafeddba502"
     assert from_dict(record.job) == job
-    assert record.job == json.loads(json.dumps(to_dict(job)))
+    now = flatten(json.loads(json.dumps(to_dict(job))))
+    for name, value in flatten(record.job).items():  # new fields have defaults
+        assert now[name] == value, name
     assert find_resumed(Store(), run_url, job).changed == {}
     other = load_job(ROOT / "jobs/quickstart.yaml", [*OVERRIDES, "optim.lr=0.1"])
     with pytest.raises(JobError, match=r"optim\.lr: got 0\.1, but the run began with 0\.045"):
         find_resumed(Store(), run_url, other)
+
+
+@pytest.mark.parametrize("override", ["cluster.cpus_per_worker=2", "cluster.reduction=fast"])
+def test_what_the_bits_depend_on_is_refused(run_url: str, override: str) -> None:
+    job = apply_overrides(from_dict(load_record(Store(), run_url).job), [override])
+    with pytest.raises(JobError, match="a resumed run must come to the same result"):
+        find_resumed(Store(), run_url, job)
+    elsewhere = apply_overrides(job, ["cluster.accelerators=H100:2", "cluster.reduction=exact"])
+    changed = find_resumed(Store(), run_url, elsewhere).changed  # to GPUs, which MLflow notes
+    assert changed["rayception.now.cluster.accelerators"] == "H100:2"
 
 
 def test_its_checkpoint_restores_network_optimizer_and_average(run_url: str) -> None:

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from datasets.storage.store import Store
 from orchestration.run.timeline import (
     Attempt,
+    device_history,
     goodput,
     interruptions,
     lifetime_tags,
@@ -75,3 +76,26 @@ def test_any_history_keeps_its_bounds(
         0 <= useful <= each.to_step - each.from_step
         for useful, each in zip(useful_steps(attempts), attempts, strict=True)
     )
+
+
+def test_a_run_that_moves_says_from_where_on_it_is_equal_up_to_rounding_only() -> None:
+    on_a100 = [attempt(0, 9, (0, 50), devices="A100"), attempt(9, 19, (40, 90), devices="A100")]
+    assert device_history(on_a100) == "A100"
+    never_trained, on_h100 = attempt(19, 20, (90, 90)), attempt(20, 30, (80, 1200), devices="H100")
+    moved = [*on_a100, never_trained, on_h100, attempt(30, 40, (1200, 1300), devices="A100")]
+    assert lifetime_tags(moved)["rayception.devices"] == (
+        "A100; H100 from step 81 on, equal up to rounding from there; "
+        "A100 from step 1,201 on, equal up to rounding from there"
+    )
+
+
+def test_a_kind_of_device_whose_steps_were_all_repeated_left_no_trace() -> None:
+    attempts = [attempt(0, 9, (0, 50), devices="A100"), attempt(9, 12, (40, 45), devices="H100")]
+    assert device_history([*attempts, attempt(12, 30, (40, 90), devices="A100")]) == "A100"
+
+
+def test_what_an_earlier_version_trained_on_is_unknown() -> None:
+    earlier = attempt(0, 9, (0, 50))
+    assert device_history([earlier]) == device_history([]) == ""
+    resumed = [earlier, attempt(9, 19, (50, 90), devices="H100")]
+    assert device_history(resumed).startswith("unknown; H100 from step 51 on")

@@ -58,6 +58,7 @@ def commands_of_syncs(
     loop = TrainLoop.__new__(TrainLoop)
     vars(loop).update(
         rank=0, world_size=1, start_step=0, plan=PLAN, replies=[], checkpoint_writer=None,
+        devices=["CPU"],
         state=SimpleNamespace(step=1, metrics={}),
         config=SimpleNamespace(progress_actor=late, attempt=1),
     )  # fmt: skip

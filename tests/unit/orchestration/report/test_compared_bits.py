@@ -14,7 +14,7 @@ def test_equal_runs() -> None:
     history = {"train/loss": STEPS, "val/top1": [(5, 50.0)]}
     result = same_bits([history, history, history], [DIGEST] * 3)
     assert str(result) == (
-        "equal to the last bit over all 5 steps; equal digests of the last checkpoint"
+        "equal to the last bit over all 5 steps; equal digests of the checkpoints of step 5"
     )
 
 
@@ -25,7 +25,7 @@ def test_the_first_step_and_metric_that_differ_are_named(key: str) -> None:
     second[key] = [(s, math.nextafter(v, 2) if s >= 3 else v) for s, v in STEPS]
     result = same_bits([first, second], [DIGEST, "step 5: cd34"])
     assert (result.steps, result.step, result.metric) == (5, 3, key)
-    assert str(result).endswith("; other digests of the last checkpoint")
+    assert str(result).endswith("; different digests of the checkpoints of step 5")
 
 
 def test_only_common_steps_and_digests_of_one_step_are_compared() -> None:
