@@ -55,11 +55,15 @@ def peak_gib() -> float | None:
 
 
 def random_micro_batches(
-    count: int, size: int, pixels: int, device: torch.device = DEVICE
+    count: int,
+    size: int,
+    pixels: int,
+    device: torch.device = DEVICE,
+    num_classes: int = NUM_CLASSES,
 ) -> list[MicroBatch]:
     buffer = empty_buffer(count * size, pixels)
     buffer.images.random_(0, 256)
-    buffer.targets[:] = torch.randint(0, NUM_CLASSES, (count * size,))
+    buffer.targets[:] = torch.randint(0, num_classes, (count * size,))
     buffer.weights[:] = 1.0
     return [to_device(batch, device) for batch in buffer.micro_batches(range(count), size)]
 
@@ -80,7 +84,8 @@ def process_group(device: torch.device = DEVICE) -> Iterator[None]:
 
 
 class Training:
-    """The network, optimizer and step as in a run. compile_mode: of torch.compile, None without."""
+    """The network, optimizer and step as in a run. compile_mode: of torch.compile, None without.
+    group_size: rows that batch norm takes together."""
 
     def __init__(
         self,
@@ -90,29 +95,35 @@ class Training:
         precision: str = "auto",
         device: torch.device = DEVICE,
         compile_mode: str | None = None,
+        group_size: int | None = None,
+        num_classes: int = NUM_CLASSES,
     ) -> None:
         architecture = build_architecture(
-            "inception_v3", num_classes=NUM_CLASSES, input_size=pixels, width=width
+            "inception_v3", num_classes=num_classes, input_size=pixels, width=width
         )
         self.network = build_network(architecture, seed=0).train()
+        self.network.set_group_size(group_size)
         to_device_format(self.network, device)
         self.optimizer = build_optimizer(
             self.network, name="rmsprop_tf", lr=0.045, weight_decay=4e-5
         )
         self.autocast = autocast_for(device, precision)
-        module = self.network
+        self.module = self.network
         if compile_mode is not None:
-            module = torch.compile(module, mode=compile_mode)
+            self.module = torch.compile(self.module, mode=compile_mode)
+        self.step_number = 0
+        self.wrap()
+
+    def wrap(self) -> None:
+        """In DDP, anew in each process group."""
         self.ddp = DistributedDataParallel(
-            module, broadcast_buffers=False, gradient_as_bucket_view=True
+            self.module, broadcast_buffers=False, gradient_as_bucket_view=True
         )
         self.reduction: StepReduction | None = None
-        self.step_number = 0
 
     def step(self, micro_batches: list[MicroBatch]) -> StepResult:
         if self.reduction is None:  # every step has as many micro-batches as the first
-            self.reduction = StepReduction(TreeSum.of(len(micro_batches), 1), 0)
-            self.reduction.attach(self.ddp)
+            self.reduction = StepReduction(self.ddp, TreeSum.of(len(micro_batches), 1), 0)
         self.step_number += 1
         return train_step(
             self.ddp,

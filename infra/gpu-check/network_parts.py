@@ -1,6 +1,9 @@
 """Parts that measure the network and its step. Each function is a part and returns its result."""
 
+import json
 import os
+import subprocess
+import sys
 import time
 import warnings
 from collections import Counter
@@ -25,6 +28,7 @@ from torch.nn import functional as F
 from torch.profiler import ProfilerActivity, profile
 
 from datasets.loading.device import to_device
+from inception.rank_check import checksum
 
 
 def environment(tiny: bool) -> dict[str, Any]:
@@ -119,14 +123,62 @@ def compiled(tiny: bool) -> dict[str, Any]:
     return _measure_shapes(tiny, [(1, 256), (1, 128)], compile_mode)
 
 
+def groups(tiny: bool) -> dict[str, Any]:
+    """One pass whose batch norm takes 32 rows together: the paper's statistics."""
+    return _measure_shapes(tiny, [(1, 256)], group_size=2 if tiny else 32)
+
+
+def same_bits(tiny: bool) -> dict[str, Any]:
+    """By kind of kernels: whether two processes, and a restarted one, compute the same bits."""
+    result: dict[str, Any] = {}
+    for kind in ("deterministic",) if tiny else ("deterministic", "fastest"):
+        runs = []
+        for part in ("trained", "trained", "restarted"):
+            arguments = [part, "--kernels", kind] + ["--tiny"] * tiny
+            done = subprocess.run(
+                [sys.executable, str(Path(__file__).parent / "check.py"), *arguments],
+                check=True, capture_output=True, text=True,
+            )  # fmt: skip
+            runs.append(json.loads(done.stdout.splitlines()[-1])[part])
+        result[kind] = {
+            "two_are_equal": runs[0]["checksum"] == runs[1]["checksum"],
+            "restarted_is_equal": runs[0]["checksum"] == runs[2]["checksum"],
+            "images_per_second": runs[1]["images_per_second"],
+        }
+    return result
+
+
+def trained(tiny: bool, *, restarts: bool = False) -> dict[str, Any]:
+    """A checksum of the weights after some steps. 10 classes: gradients that are not aligned."""
+    pixels, width, count, size, steps = (75, 0.1, 2, 2, 2) if tiny else (299, 1.0, 2, 64, 4)
+    torch.manual_seed(0)
+    batches = random_micro_batches(count, size, pixels, num_classes=10)
+    with process_group():
+        training = Training(pixels, width=width, num_classes=10)
+        for number in range(2 * steps):
+            if restarts and number == steps:
+                training.wrap()  # DDP's first step has other buckets than those that follow
+            training.step(batches)
+        checksum_ = checksum(training.network.state_dict().values())
+        seconds = median_step_s(lambda: training.step(batches), warmup=0, steps=1 if tiny else 4)
+    return {"checksum": checksum_, "images_per_second": round(count * size / seconds, 1)}
+
+
+def restarted(tiny: bool) -> dict[str, Any]:
+    return trained(tiny, restarts=True)
+
+
 def _measure_shapes(
-    tiny: bool, shapes: list[tuple[int, int]], compile_mode: str | None = None
+    tiny: bool,
+    shapes: list[tuple[int, int]],
+    compile_mode: str | None = None,
+    group_size: int | None = None,
 ) -> dict[str, Any]:
     result: dict[str, Any] = {}
     with process_group():
-        for count, size in [(2, 2)] if tiny else shapes:
+        for count, size in [(2, 4)] if tiny else shapes:
             try:
-                measured = _measure_shape(tiny, count, size, compile_mode)
+                measured = _measure_shape(tiny, count, size, compile_mode, group_size)
             except Exception as error:  # other shapes may still fit
                 measured = f"{type(error).__name__}: {str(error)[:200]}"
             result[f"{count}x{size}"] = measured
@@ -135,10 +187,12 @@ def _measure_shapes(
     return result
 
 
-def _measure_shape(tiny: bool, count: int, size: int, compile_mode: str | None) -> dict[str, Any]:
+def _measure_shape(
+    tiny: bool, count: int, size: int, compile_mode: str | None, group_size: int | None
+) -> dict[str, Any]:
     pixels = 75 if tiny else 299
     reset_peak_memory()
-    training = Training(pixels, compile_mode=compile_mode)
+    training = Training(pixels, compile_mode=compile_mode, group_size=group_size)
     batches = random_micro_batches(count, size, pixels)
     start = time.perf_counter()
     training.step(batches)

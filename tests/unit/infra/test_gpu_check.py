@@ -15,7 +15,18 @@ CHECK = ROOT / "infra" / "gpu-check" / "check.py"
 
 @pytest.mark.parametrize(
     "part",
-    ["environment", "numerics", "torchvisions", "ours", "kernels", "syncs", "copies", "data"],
+    [
+        "environment",
+        "numerics",
+        "torchvisions",
+        "ours",
+        "groups",
+        "same_bits",
+        "kernels",
+        "syncs",
+        "copies",
+        "data",
+    ],
 )
 def test_each_part_answers_in_json(part: str) -> None:
     if part == "environment":  # a process of its own, as run.sh starts it
@@ -34,7 +45,10 @@ def test_each_part_answers_in_json(part: str) -> None:
     result = report[part]
     if part == "copies":
         assert result == {"batches": 4, "wrong": 0}
-    if part == "ours":
-        assert result["2x2"]["images_per_second"] > 0
+    if part in ("ours", "groups"):
+        assert result["2x4"]["images_per_second"] > 0
+    if part == "same_bits":
+        assert result["deterministic"]["two_are_equal"]
+        assert result["deterministic"]["restarted_is_equal"]
     if part == "numerics":
         assert len(result["losses_of_one_batch"]["fp32"]) == 3
