@@ -115,6 +115,8 @@ def test_what_people_look_at_is_there(mlflow_run: Any, finished: Finished, tmp_p
     tags, metrics = run.data.tags, run.data.metrics
     assert tags["rayception.attempts"] == "1"
     assert tags["rayception.checkpoint.last"].endswith("step-000000360")
+    assert tags["rayception.digest"] == f"step 360: {finished.outcome['digest']}"
+    assert tags["rayception.devices"].endswith("1 threads)")
     assert len(tags["mlflow.source.git.commit"]) == 40
     assert 0 < metrics["run/goodput"] < 1
     assert metrics["run/rank_hours"] > 0
@@ -137,8 +139,8 @@ def test_what_people_look_at_is_there(mlflow_run: Any, finished: Finished, tmp_p
 def test_second_run_finds_the_data_and_walks_the_same_losses(
     finished: Finished, mlflow_run: Any, store: Store
 ) -> None:
-    """Same job, other world size: one rank takes the two ranks' micro-batches and the loss curve
-    is the same up to float rounding."""
+    """Same job, other world size: one rank takes the two ranks' micro-batches, and the losses are
+    the same bits."""
     home = finished.home
     process = home.start(
         "run", JOB, "cluster.accelerators=CPU:1", "schedule.epochs=8", "data.loader_workers=2"
@@ -152,7 +154,8 @@ def test_second_run_finds_the_data_and_walks_the_same_losses(
     assert client.get_run(other).info.status == "KILLED"
     two = [p.value for p in client.get_metric_history(run.info.run_id, "train/loss")]
     one = [p.value for p in client.get_metric_history(other, "train/loss")]
-    assert one[:30] == pytest.approx(two[:30], rel=1e-3)
+    assert one == two[: len(one)]
+    assert len(one) >= 45
 
 
 @pytest.mark.exhaustive
