@@ -4,10 +4,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help venv quickstart test test-all lint ladder bench-data bench-model bench-overhead bench-startup bench-tracking clean
+.PHONY: help venv quickstart same-bits test test-all test-grid lint ladder bench-data bench-model bench-overhead bench-reduction bench-startup bench-tracking clean
 
 help: ## say what can be made
-	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 venv: $(VENV)/.installed ## make .venv with the versions of infra/requirements.lock
 
@@ -23,6 +23,9 @@ $(VENV)/.installed: pyproject.toml infra/requirements.lock
 quickstart: venv ## train inception_v3 on real digits with Ray, S3 and MLflow on this machine
 	@$(BIN)/rayception run jobs/quickstart.yaml
 
+same-bits: venv ## train one job on 1, 2 and 3 ranks, one killed, one resumed: three equal digests
+	@$(BIN)/python -m tests.bench.same_bits
+
 ladder: venv ## the paper's ladder on digits, three seeds a row (half an hour), under one MLflow run
 	@$(BIN)/rayception sweep jobs/ladder/[1-8]-*.yaml --seeds 3
 
@@ -30,10 +33,13 @@ ladder: venv ## the paper's ladder on digits, three seeds a row (half an hour), 
 PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist loadgroup
 
 test: venv ## what to run before trusting a change: every promise, with the real services
-	@$(PYTEST) -m "not exhaustive"
+	@$(PYTEST) -m "not exhaustive and not grid"
 
 test-all: venv ## everything: each fault, a hundred kills, cold environments
-	@$(PYTEST)
+	@$(PYTEST) -m "not grid"
+
+test-grid: venv ## every network, with 1 to 12 micro-batches a step, on 1 to 8 ranks: the same bits
+	@$(PYTEST) -m grid
 
 lint: venv ## ruff, mypy --strict, import contracts
 	@$(BIN)/ruff check .
@@ -51,6 +57,9 @@ bench-model: venv ## a training step of inception_v3, ours beside torchvision's
 
 bench-overhead: venv ## a whole run beside a bare torch DDP loop on the same batches
 	@$(BIN)/python -m tests.bench.bench_overhead
+
+bench-reduction: venv ## what the exact sum of gradients costs a step, beside DDP's all-reduce
+	@$(BIN)/python -m tests.bench.bench_reduction
 
 bench-startup: venv ## where a run's time goes beside its steps, with a cold and a warm stack
 	@$(BIN)/python -m tests.bench.bench_startup

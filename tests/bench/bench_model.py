@@ -71,7 +71,7 @@ def ours() -> Step:
     model = build_network(build_architecture("inception_v3", num_classes=CLASSES))
     to_device_format(model, torch.device("cpu"))
     optimizer = build_optimizer(model.train(), name="rmsprop_tf", lr=LR, weight_decay=WEIGHT_DECAY)
-    reduction = StepReduction(TreeSum.of(1, 1), 0)
+    reduction = StepReduction(model, TreeSum.of(1, 1), 0)
 
     def step(images: Tensor, targets: Tensor) -> None:
         batch = MicroBatch(

@@ -48,7 +48,7 @@ def main() -> None:
     optimizer = build_optimizer(
         network, name="rmsprop_tf", lr=1e-4, weight_decay=4e-5, momentum=0.9, decay=0.9, eps=1.0
     )
-    reduction = StepReduction(TreeSum.of(1, 1), 0)
+    reduction = StepReduction(network, TreeSum.of(1, 1), 0)
     images = torch.randint(0, 256, (BATCH, 3, 139, 139), dtype=torch.uint8)
     batch = SimpleNamespace(
         index=0, images=images.contiguous(memory_format=torch.channels_last),
