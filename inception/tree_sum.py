@@ -33,10 +33,10 @@ class TreeSum:
     @cached_property
     def parts(self) -> tuple[tuple[Node, ...], ...]:
         """The partial sums of each rank: the largest nodes of which it holds every micro-batch."""
-        return tuple(self.parts_of(rank) for rank in range(self.world_size))
-
-    def parts_of(self, rank: int) -> tuple[Node, ...]:
-        return tuple(self._parts(ROOT, rank))
+        parts: list[list[Node]] = [[] for _ in range(self.world_size)]
+        for node, rank in self._owned(ROOT):
+            parts[rank].append(node)
+        return tuple(tuple(nodes) for nodes in parts)
 
     def order(self, rank: int) -> list[int]:
         """A rank's micro-batches, each half of a node right after the other: then at most
@@ -82,14 +82,15 @@ class TreeSum:
         k, r = node
         return () if r + (1 << k) >= len(self.owners) else ((k + 1, r), (k + 1, r + (1 << k)))
 
-    def _parts(self, node: Node, rank: int) -> Iterator[Node]:
+    def _owned(self, node: Node) -> Iterator[tuple[Node, int]]:
+        """The largest nodes of which one rank holds every micro-batch, each with that rank."""
         k, r = node
-        owners = set(self.owners[r :: 1 << k])
-        if owners == {rank}:
-            yield node
-        elif rank in owners:
-            for half in self._halves(node):
-                yield from self._parts(half, rank)
+        rank, *others = set(self.owners[r :: 1 << k])
+        if not others:
+            yield node, rank
+            return
+        for half in self._halves(node):
+            yield from self._owned(half)
 
     def _leaves(self, node: Node) -> Iterator[int]:
         halves = self._halves(node)

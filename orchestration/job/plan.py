@@ -155,7 +155,7 @@ def make_plan(
         training_flops=float(flops) * total_steps * batch,
         gradient_bytes=float32_bytes,
         gradient_sums=tree.max_sums(0) if is_exact else min(2, len(tree.order(0))),
-        partial_sums=len(tree.parts_of(0)) if is_exact else 1,
+        partial_sums=len(tree.parts[0]) if is_exact else 1,
         checkpoint_bytes=4 * float32_bytes,
     )
 
