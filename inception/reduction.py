@@ -31,9 +31,10 @@ SMALL = 1 << 14  # values, 64 KiB: up to here a second message takes longer than
 class StepReduction:
     """One rank's part in the sums of each step: of gradients, loss and batch-norm statistics.
 
-    The gradients of all but the last micro-batch are taken from the parameters and joined here; DDP
-    hands over those of the last one bucket by bucket while the backward pass goes on, and gets the
-    sums back. Loss and statistics, the small values, go before them on all ranks.
+    Where a micro-batch is joined with the one before it, autograd does so, in the parameters'
+    gradients. Other sums are taken from there and joined here; DDP hands over what the last
+    backward pass completes, bucket by bucket while it goes on, and gets the sums of all ranks back.
+    Loss and statistics, the small values, go before them on all ranks.
     """
 
     def __init__(
@@ -53,6 +54,7 @@ class StepReduction:
             ((tree.world_size.bit_length() - 1, r),) for r in range(tree.world_size)
         )
         self._nodes = tree.parts[rank] if is_exact else (LOCAL,) * bool(self.order)
+        self._gradient_joins = self._plan_gradients()
         self._gradients: dict[Node, dict[Tensor, Tensor]] = {}  # by parameter
         self._small: dict[Node, Tensor] = {}
         self._small_sum: Future[Tensor] | None = None
@@ -64,12 +66,15 @@ class StepReduction:
             model.register_comm_hook(None, self._sum_bucket)
 
     def add_gradients(self, index: int) -> None:
-        """Takes the gradients of micro-batch `index`, one in `order` but the last under DDP."""
+        """Takes the gradients after micro-batch `index`, one in `order` but the last under DDP, if
+        they do not stay where they are."""
+        left_halves, node = self._gradient_joins[index]
+        if node is None:
+            return
         gradients: dict[Tensor, Tensor] = {}
         for parameter in self.parameters:
             if parameter.grad is not None:
                 gradients[parameter], parameter.grad = parameter.grad, None
-        left_halves, node = self._joins(index)
         for left in left_halves:
             other = self._gradients.pop(left)
             torch._foreach_add_(list(gradients.values()), list(other.values()))
@@ -116,6 +121,22 @@ class StepReduction:
             return self.tree.joins(index, self.rank)
         return [LOCAL] if index != self.order[0] else [], LOCAL
 
+    def _plan_gradients(self) -> dict[int, tuple[list[Node], Node | None]]:
+        """For each micro-batch: the sums to add to the gradients in the parameters, and the node
+        that they then are; None: the next micro-batch's are added to them, so they stay."""
+        plan: dict[int, tuple[list[Node], Node | None]] = {}
+        is_joined = False  # with the gradients of the micro-batch before
+        for index, following in itertools.zip_longest(self.order, self.order[1:]):
+            left_halves, node = self._joins(index)
+            left_halves = left_halves[is_joined:]
+            is_joined = (
+                following is not None
+                and not left_halves
+                and self._joins(following)[0][:1] == [node]
+            )
+            plan[index] = (left_halves, None if is_joined else node)
+        return plan
+
     def _sum_bucket(self, _: object, bucket: GradBucket) -> Future[Tensor]:
         """DDP's hook: called in the order of the buckets, during the last backward pass."""
         buffer, parameters = bucket.buffer(), bucket.parameters()
@@ -147,11 +168,11 @@ class StepReduction:
         return done
 
     def _partial_sums(self, buffer: Tensor, parameters: list[Tensor]) -> list[Tensor]:
-        """This rank's partial sums of a bucket, as `buffer`, which holds the gradients of the last
-        micro-batch and becomes the sum that has it."""
+        """This rank's partial sums of a bucket, as `buffer`, which holds the gradients after the
+        last micro-batch and becomes the sum that has it."""
         if not self.order:
             return []
-        left_halves, last = self._joins(self.order[-1])
+        left_halves, last = self._gradient_joins[self.order[-1]]
         for left in left_halves:
             others = [self._gradients[left][parameter] for parameter in parameters]
             torch._foreach_add_(_views(buffer, parameters), others)
