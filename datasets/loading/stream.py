@@ -209,26 +209,39 @@ def split_samples(content: memoryview, url: str) -> Iterator[tuple[int, Sample]]
     Files are views of `content`. Raises ShardError if a member is damaged, truncated or twice in
     its sample.
     """
-    for key, group in group_by_key(members(content, url)):
+    for key, group in group_by_key(members(content, url), url):
         files = list(group)
         sample: Sample = {"__key__": key, "__url__": url}
         for extension, member in files:
-            if extension in sample:
-                raise ShardError(
-                    f"{url}: got {member.name} twice in sample {key}; a sample has each file once. "
-                    "Pack the shard again."
-                )
             sample[extension] = content[member.begin : member.begin + member.size]
         yield files[0][1].start, sample
 
 
-def group_by_key(members: Iterable[Member]) -> Iterator[tuple[str, Iterator[tuple[str, Member]]]]:
+def group_by_key(
+    members: Iterable[Member], url: str
+) -> Iterator[tuple[str, Iterator[tuple[str, Member]]]]:
     """(key, its (extension in lower case, member) pairs) of each sample: by webdataset's rule,
-    neighbours with one key; a name without a dot has none."""
-    named = ((*base_plus_ext(member.name), member) for member in members)
-    files = (file for file in named if file[0] is not None)
+    neighbours with one key. A name without a dot has none, nor has one that begins with a dot:
+    macOS writes `._0001.jpg` beside `0001.jpg`. Raises ShardError if a file is there twice."""
+    shown = (member for member in members if not member.name.rpartition("/")[2].startswith("."))
+    named = ((*base_plus_ext(member.name), member) for member in shown)
+    # `__x__` is webdataset's form of its own fields, and ours.
+    files = (file for file in named if file[0] is not None and not file[1].startswith("__"))
     for key, group in groupby(files, key=itemgetter(0)):
-        yield key, ((extension.lower(), member) for _, extension, member in group)
+        yield key, _each_once(group, url)
+
+
+def _each_once(files: Iterable[tuple[str, str, Member]], url: str) -> Iterator[tuple[str, Member]]:
+    extensions = set()
+    for key, name, member in files:
+        extension = name.lower()
+        if extension in extensions:
+            raise ShardError(
+                f"{url}: got {member.name} twice in sample {key}; a sample has each file once. "
+                "Pack the shard again."
+            )
+        extensions.add(extension)
+        yield extension, member
 
 
 def with_bytes(sample: Sample) -> Sample:

@@ -40,6 +40,7 @@ def list_images(source: Path) -> tuple[list[ImageFile], tuple[str, ...]]:
             for path in sorted(source.rglob("*"))
             if path.is_file() and _extension(path) in IMAGE_EXTENSIONS
             if len(path.relative_to(source).parts) > 1
+            if not any(part.startswith(".") for part in path.relative_to(source).parts)  # hidden
         ]
         rule = f"a source has a folder per class, with .{', .'.join(IMAGE_EXTENSIONS)} files"
     elif source.suffix == ".csv" and source.is_file():

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from braceexpand import braceexpand
 
-from datasets.errors import DataError, LabelError
+from datasets.errors import DataError, LabelError, ShardError
 from datasets.images.decode import IMAGE_EXTENSIONS
 from datasets.loading.stream import group_by_key
 from datasets.shards.labels import (
@@ -159,7 +159,8 @@ def index_shards(
         if len(missing) == total:
             raise DataError(
                 f"{url}: got {total} samples, none with {what}; a sample has one of "
-                f".{', .'.join(files)}. Look at the shards' file names."
+                f".{', .'.join(files)}, and its key ends at the first dot of a file's name. "
+                "Look at the shards' file names."
             )
     manifest = Manifest(
         url=url, classes=tuple(classes) or name_classes(texts), shards=tuple(shards), label=rule
@@ -203,11 +204,11 @@ def _list_shard(store: Store, entry: Entry, rule: str | None, field: str | None)
     samples: list[ListedSample] = []
     end = 0
     members = walk(read, entry.size_bytes, entry.url, is_whole=True)
-    for key, files, labels in _read_samples(read, members):
+    for key, files, labels in _read_samples(read, members, entry.url):
         end = max(member.end for member in files.values())
         try:
             sample_rule = rule or find_rule(labels, field)
-            text = label_text(labels, sample_rule, entry.url) if sample_rule else None
+            text = (label_text(labels, sample_rule, entry.url) or None) if sample_rule else None
         except LabelError:
             text = None
         samples.append(
@@ -218,15 +219,28 @@ def _list_shard(store: Store, entry: Entry, rule: str | None, field: str | None)
                 text=text,
             )
         )
+    _check_are_together(samples, entry.url)
     return ShardListing(entry, tuple(samples), end)
 
 
+def _check_are_together(samples: list[ListedSample], url: str) -> None:
+    """Raises ShardError if a sample's files lie apart: each part would count as a sample that lacks
+    the rest. (A key that only occurs twice, each time with image and label, is two samples.)"""
+    counts = Counter(sample.key for sample in samples)
+    for sample in samples:
+        if counts[sample.key] > 1 and (sample.text is None or not sample.has_image):
+            raise ShardError(
+                f"{url}: got files of sample {sample.key} in {counts[sample.key]} places; a "
+                "sample's files lie beside each other. Write the tar again with --sort=name."
+            )
+
+
 def _read_samples(
-    read: _Headers, members: Iterator[Member]
+    read: _Headers, members: Iterator[Member], url: str
 ) -> Iterator[tuple[str, dict[str, Member], dict[str, bytes]]]:
     """(key, members by extension, contents of label files) of each sample. A label is read with its
     header, from the same request if possible."""
-    for key, group in group_by_key(members):
+    for key, group in group_by_key(members, url):
         files: dict[str, Member] = {}
         labels: dict[str, bytes] = {}
         for extension, member in group:
@@ -237,11 +251,17 @@ def _read_samples(
 
 
 def _find_split_rule(store: Store, entries: Sequence[Entry], field: str | None) -> str:
-    """The label rule of the first labelled sample of the first shard."""
-    read = _Headers(store, entries[0])
-    for _, _, labels in _read_samples(read, walk(read, entries[0].size_bytes, entries[0].url)):
-        if (rule := find_rule(labels, field)) and label_extension(rule) in labels:
-            return rule
+    """The label rule of the first labelled sample of the first shard that has samples."""
+    for entry in entries:
+        read = _Headers(store, entry)
+        samples = _read_samples(read, walk(read, entry.size_bytes, entry.url), entry.url)
+        is_empty = True
+        for _, _, labels in samples:
+            is_empty = False
+            if (rule := find_rule(labels, field)) and label_extension(rule) in labels:
+                return rule
+        if not is_empty:
+            break
     return DEFAULT_RULE
 
 

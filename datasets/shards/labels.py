@@ -54,7 +54,7 @@ def label_text(sample: Mapping[str, Any], rule: str, where: str) -> str:
             f"{MAX_LABEL_BYTES}. Fix the label."
         )
     if not field:
-        return content.decode("utf-8", "replace").strip()
+        return content.decode("utf-8-sig", "replace").strip()  # Windows' editors write a mark
     values = _parse_json(content)
     label = values.get(field) if isinstance(values, dict) else None
     if isinstance(label, bool) or not isinstance(label, int | str):

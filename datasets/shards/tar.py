@@ -14,6 +14,12 @@ BLOCK_BYTES = 512
 ZERO_BLOCK = bytes(BLOCK_BYTES)
 ADLER_MODULUS = 65521  # the low half of Adler-32: 1 + the sum of all bytes, modulo this prime
 MAX_NAME_BYTES = 2**20  # of an extension header; a longer name is damage
+END_BLOCKS = 22  # two of zeros, and what tar adds to make their number a multiple of 20
+# Type flags (POSIX, pax, ustar interchange format): 7 is to be read as a file where it means nothing
+# else; a size that a link, device, folder or pipe states is not of bytes that follow.
+FILES = "0\x007"
+WITHOUT_CONTENT = "123456"
+CONTROLS = {code: f"\\x{code:02x}" for code in (*range(32), 127)}
 
 
 class Member(NamedTuple):
@@ -34,15 +40,23 @@ def walk(
 
     read: (start, length) -> these bytes. Ends at a zero block or at the end of the bytes. is_whole:
     the bytes are a whole archive, so a missing zero block means that it was truncated between
-    members. Raises ShardError for a damaged header or a truncated archive.
+    members, and one after it that somebody joined two. Raises ShardError for a damaged header, a
+    truncated or a joined archive, and a file that is stored as a link or with holes.
     """
     at = start = 0
-    long_name: str | None = None
+    records: dict[bytes, bytes] = {}  # of the extension headers before a member
     while at + BLOCK_BYTES <= total:
         header = bytes(read(at, BLOCK_BYTES))
         if header == ZERO_BLOCK:
+            if is_whole:
+                _check_end(read, at, total, where)
             return
         size = _check_header(header, where, at)
+        kind = chr(header[156])
+        if kind in WITHOUT_CONTENT:
+            size = 0
+        elif b"size" in records and kind in FILES:
+            size = _pax_size(records[b"size"], where, at)  # overrides the header's (over 8 GiB)
         begin = at + BLOCK_BYTES
         end = begin + -(-size // BLOCK_BYTES) * BLOCK_BYTES
         if begin + size > total:
@@ -50,8 +64,7 @@ def walk(
                 f"{where}: got {total} bytes, but a member at byte {at} ends at {begin + size}; "
                 "the shard is cut. Upload it again."
             )
-        kind = chr(header[156])
-        if kind in "xL":
+        if kind in "xLK":  # records; the name, or the name of a link's target, of the next member
             if size > MAX_NAME_BYTES:
                 raise ShardError(
                     f"{where}: got a name of {size} bytes at byte {at}; at most {MAX_NAME_BYTES}. "
@@ -59,19 +72,22 @@ def walk(
                 )
             body = bytes(read(begin, size))
             if kind == "x":
-                long_name = _pax_path(body, where, at) or long_name
-            else:
-                long_name = body.split(b"\0", 1)[0].decode("utf-8", "surrogateescape")
+                records |= _pax_records(body, where, at)
+            elif kind == "L":
+                records[b"path"] = body.split(b"\0", 1)[0]
         else:
-            if kind in "0\0":
-                yield Member(long_name or _name(header), start, begin, size, end)
-            long_name = None
+            name = _text(records.get(b"path") or _name(header))
+            if kind not in FILES or records:
+                _check_is_stored_whole(kind, name, records, where)
+            if kind in FILES:
+                yield Member(name, start, begin, size, end)
+            records = {}
             start = end
         at = end
     if is_whole:
         raise ShardError(
-            f"{where}: got {total} bytes without the zero block that ends a tar; the shard is cut. "
-            "Upload it again."
+            f"{where}: got {total} bytes without the zero block that ends a tar; the shard is cut, "
+            "or its writer was not closed. Upload or write it again."
         )
     if at < total and any(read(at, total - at)):
         raise ShardError(
@@ -110,25 +126,77 @@ def _number(digits: bytes) -> int:
     return int(digits.split(b"\0", 1)[0].strip() or b"0", 8)
 
 
-def _name(raw: bytes) -> str:
+def _name(raw: bytes) -> bytes:
     name = raw[:100].split(b"\0", 1)[0]
     prefix = raw[345:500].split(b"\0", 1)[0] if raw[257:263] == b"ustar\0" else b""
-    whole = prefix + b"/" + name if prefix else name
-    return whole.decode("utf-8", "surrogateescape")
+    return prefix + b"/" + name if prefix else name
 
 
-def _pax_path(body: bytes, where: str, at: int) -> str | None:
-    """The `path` record of a PAX header. A record is `LENGTH KEY=VALUE\n`."""
+def _text(name: bytes) -> str:
+    """A name is any bytes; those that are no UTF-8, and controls such as a line break, become
+    `\\xe9`: text that can be printed in one line, stored and hashed everywhere."""
+    text = name.decode("utf-8", "backslashreplace")
+    return text if text.isprintable() else text.translate(CONTROLS)
+
+
+def _pax_records(body: bytes, where: str, at: int) -> dict[bytes, bytes]:
+    """The records of a PAX header, each `LENGTH KEY=VALUE\n`."""
+    records: dict[bytes, bytes] = {}
     while body:
         digits = body.split(b" ", 1)[0]
-        length = int(digits) if digits.isdigit() else 0
+        length = _decimal(digits)
         if not len(digits) < length <= len(body):
             raise ShardError(
                 f"{where}: got a damaged PAX header at byte {at}; its records state their length. "
                 "Upload the shard again."
             )
-        key, _, value = body[:length].partition(b" ")[2].rstrip(b"\n").partition(b"=")
-        if key == b"path":
-            return value.decode("utf-8", "surrogateescape")
+        key, _, value = body[:length].partition(b" ")[2].removesuffix(b"\n").partition(b"=")
+        records[key] = value
         body = body[length:]
-    return None
+    return records
+
+
+def _pax_size(digits: bytes, where: str, at: int) -> int:
+    size = _decimal(digits)
+    if size < 0:
+        raise ShardError(
+            f"{where}: got a PAX size of {digits[:40]!r} at byte {at}; it is a number of bytes. "
+            "Upload the shard again."
+        )
+    return size
+
+
+def _decimal(digits: bytes) -> int:
+    """The number; -1 for anything else, and for more digits than a size can have."""
+    return int(digits) if digits.isdigit() and len(digits) <= 20 else -1
+
+
+def _check_is_stored_whole(kind: str, name: str, records: dict[bytes, bytes], where: str) -> None:
+    """Raises ShardError for a member whose bytes do not follow its header in one piece: GNU tar
+    stores a file with holes as a map and parts, and the second name of a file as a link."""
+    if kind == "S" or any(key.startswith(b"GNU.sparse.") for key in records):
+        name = _text(records.get(b"GNU.sparse.name", b"")) or name
+        what, remedy = "stored with holes", "without --sparse"
+    elif kind in "12" and "." in name.rpartition("/")[2][1:]:  # it may be a sample's file
+        what = f"stored as a {'hard' if kind == '1' else 'symbolic'} link"
+        remedy = "with --dereference --hard-dereference"
+    else:
+        return
+    raise ShardError(
+        f"{where}: got {name} {what}; a sample's files are stored whole, beside each other. "
+        f"Write the tar again {remedy}."
+    )
+
+
+def _check_end(read: Callable[[int, int], memoryview], end: int, total: int, where: str) -> None:
+    """Raises ShardError if another archive follows the zero blocks from `end` on: readers stop at
+    the first, and its samples would be missing in silence."""
+    for at in range(end, min(total, end + END_BLOCKS * BLOCK_BYTES), BLOCK_BYTES):
+        header = bytes(read(at, min(BLOCK_BYTES, total - at)))
+        if any(header):
+            if header[257:262] == b"ustar":
+                raise ShardError(
+                    f"{where}: got another archive at byte {at}, after the end of the first; a "
+                    "shard is one. Join tars with `tar --concatenate`, or keep them apart."
+                )
+            return

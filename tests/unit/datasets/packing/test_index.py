@@ -199,7 +199,8 @@ def test_missing_files_are_counted_and_nothing_at_all_is_an_error(tmp_path: Path
     result = indexed(Store(), tmp_path.as_uri())
     assert result.without_image[0] == 1
     assert "0003" in result.without_image[1][0]
-    assert result.without_label[0] == 1
+    assert result.without_label[0] == 2  # an empty file is no label
+    assert result.manifest.classes == ("0", "1", "2")
     with_webdataset(tmp_path / "a.tar", [{"__key__": "x", "wav": b"sound", "cls": b"1"}])
     with pytest.raises(DataError, match="none with an image"):
         indexed(Store(), tmp_path.as_uri())
