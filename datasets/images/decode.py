@@ -6,6 +6,7 @@ PIL decodes the rest: other formats, CMYK, images that their EXIF turns.
 """
 
 import io
+import struct
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,9 @@ PLAIN_JPEG = ("Gray", "YCbCr", "RGB")
 EXIF_SEARCH_BYTES = 4096  # the EXIF segment is among the first
 PIL_FORMATS = ("JPEG", "PNG", "WEBP")  # of all that PIL can open
 MAX_PIXELS = 100_000_000  # 300 MB of RGB; against decompression bombs
+# What PIL raises for broken files and their EXIF, by its users' reports.
+PIL_ERRORS = (OSError, SyntaxError, ValueError, TypeError, LookupError, ArithmeticError,
+              struct.error)  # fmt: skip
 
 
 class CpuDecoder:
@@ -55,7 +59,9 @@ def decode_image(content: bytes | memoryview, where: str) -> NDArray[np.uint8]:
         with Image.open(io.BytesIO(content), formats=PIL_FORMATS) as image:
             _check_size(image.height, image.width, where)
             return np.array(_rgb(ImageOps.exif_transpose(image)), dtype=np.uint8)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except Image.DecompressionBombError as error:  # PIL's limit is not ours
+        raise _too_large("more pixels than PIL opens", where) from error
+    except PIL_ERRORS as error:
         raise ImageError(
             f"{where}: got {len(content)} bytes that are no whole image ({type(error).__name__}); "
             "a sample holds a JPEG, PNG or WebP. Replace the file or take the sample out."
@@ -99,10 +105,13 @@ def _is_plain(content: bytes | memoryview) -> bool:
 
 def _check_size(height: int, width: int, where: str) -> None:
     if width * height > MAX_PIXELS:
-        raise ImageError(
-            f"{where}: got {width} x {height} pixels; at most {MAX_PIXELS:,}. "
-            "Shrink the image or take it out."
-        )
+        raise _too_large(f"{width} x {height} pixels", where)
+
+
+def _too_large(size: str, where: str) -> ImageError:
+    return ImageError(
+        f"{where}: got {size}; at most {MAX_PIXELS:,}. Shrink the image or take it out."
+    )
 
 
 def _rgb(image: Image.Image) -> Image.Image:

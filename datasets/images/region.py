@@ -4,8 +4,9 @@ libjpeg-turbo 3 decodes a region (C API: tj3SetCroppingRegion; no Python package
 quarter faster than the whole image for Inception's crops; entropy decoding still walks down to the
 crop's last row. The pixels are bit for bit those of the whole image (tested for every
 subsampling): chroma is interpolated from its neighbours, so a margin of one MCU is decoded on both
-sides and cut off. Without the library (not installed, or no wheel for the platform) the whole image
-is decoded, to the same pixels.
+sides and cut off. (Of a progressive image that lacks its last scans libjpeg smooths the blocks, at
+the crop's border otherwise by a few levels.) Without the library (not installed, or no wheel for
+the platform) the whole image is decoded, to the same pixels.
 """
 
 import ctypes

@@ -7,6 +7,7 @@ its predictions are those of `rayception predict`.
 
 import io
 import json
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,8 @@ TOP_K = 5
 CHUNK = 32  # images in memory at a time
 FORMATS = ("JPEG", "PNG", "WEBP")
 MAX_PIXELS = 100_000_000  # against decompression bombs
+PIL_ERRORS = (OSError, SyntaxError, ValueError, TypeError, LookupError, ArithmeticError,
+              struct.error, Image.DecompressionBombError)  # fmt: skip
 
 
 class Classifier(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
@@ -88,7 +91,7 @@ def decode(content: object, where: str) -> Image.Image:
             width, height = image.size
             if width * height <= MAX_PIXELS:
                 return as_rgb(ImageOps.exif_transpose(image))
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except PIL_ERRORS as error:
         raise ValueError(
             f"{where}: got {len(content)} bytes that are no whole image ({type(error).__name__}); "
             "a row's image is a JPEG, PNG or WebP. Replace it or leave the row out."
