@@ -223,10 +223,11 @@ def group_by_key(
     """(key, its (extension in lower case, member) pairs) of each sample: by webdataset's rule,
     neighbours with one key. A name without a dot has none, nor has one that begins with a dot:
     macOS writes `._0001.jpg` beside `0001.jpg`. Raises ShardError if a file is there twice."""
-    shown = (member for member in members if not member.name.rpartition("/")[2].startswith("."))
-    named = ((*base_plus_ext(member.name), member) for member in shown)
-    # `__x__` is webdataset's form of its own fields, and ours.
-    files = (file for file in named if file[0] is not None and not file[1].startswith("__"))
+    named = ((*base_plus_ext(member.name), member) for member in members)
+    # `d/.x` has the key `d/`. `__x__` is webdataset's form of its own fields, and ours.
+    files = (
+        file for file in named if file[0] and file[0][-1] != "/" and not file[1].startswith("__")
+    )
     for key, group in groupby(files, key=itemgetter(0)):
         yield key, _each_once(group, url)
 

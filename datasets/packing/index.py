@@ -82,7 +82,8 @@ def find_shards(store: Store, url: str) -> list[Entry]:
     url = url.rstrip("/")
     if not is_pattern(url):
         entries = store.list(f"{url}/")
-        shards = [entry for entry in entries if entry.url.endswith(".tar")]
+        tars = [entry for entry in entries if entry.url.endswith(".tar")]
+        shards = [tar for tar in tars if not tar.url.rpartition("/")[2].startswith(".")]  # hidden
         compressed = [entry.url for entry in entries if entry.url.endswith(COMPRESSED)]
         if compressed and not shards:
             raise DataError(_compressed(compressed[0]))
@@ -163,7 +164,10 @@ def index_shards(
                 "Look at the shards' file names."
             )
     manifest = Manifest(
-        url=url, classes=tuple(classes) or name_classes(texts), shards=tuple(shards), label=rule
+        url=url,
+        classes=tuple(classes) or name_classes(texts, url),
+        shards=tuple(shards),
+        label=rule,
     )
     if classes:
         for text in texts:
@@ -175,11 +179,20 @@ def index_shards(
     )
 
 
-def name_classes(texts: Counter[str]) -> tuple[str, ...]:
-    """Class names of labels: 0 to the largest if all are numbers, else the sorted names."""
+def name_classes(texts: Counter[str], url: str) -> tuple[str, ...]:
+    """Class names of labels: 0 to the largest if all are numbers, else the sorted names. Raises
+    LabelError if a number among names would mean another class than its own."""
     if all(map(is_class_number, texts)):
         return tuple(str(number) for number in range(max(map(int, texts)) + 1))
-    return tuple(sorted(texts))
+    names = tuple(sorted(texts))
+    for name in filter(is_class_number, names):
+        if int(name) < len(names) and names[int(name)] != name:
+            raise LabelError(
+                f"{url}: got the label {name!r} among names such as {names[-1]!r}; labels are all "
+                "numbers or all names. Fix the labels, or name the classes with `rayception index "
+                "--classes`."
+            )
+    return names
 
 
 class _Headers:

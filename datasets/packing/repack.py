@@ -53,7 +53,7 @@ def plan_repack(
             keys[sample.key] += 1
     if not texts:
         raise DataError(f"{entries[0].url}: got no samples; a split has at least one.")
-    classes = name_classes(texts)
+    classes = name_classes(texts, entries[0].url)
     source = Manifest(
         url="",
         classes=classes,

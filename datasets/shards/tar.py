@@ -15,10 +15,11 @@ ZERO_BLOCK = bytes(BLOCK_BYTES)
 ADLER_MODULUS = 65521  # the low half of Adler-32: 1 + the sum of all bytes, modulo this prime
 MAX_NAME_BYTES = 2**20  # of an extension header; a longer name is damage
 END_BLOCKS = 22  # two of zeros, and what tar adds to make their number a multiple of 20
-# Type flags (POSIX, pax, ustar interchange format): 7 is to be read as a file where it means nothing
-# else; a size that a link, device, folder or pipe states is not of bytes that follow.
+# Type flags (POSIX, pax, ustar interchange format). 7 is to be read as a file where it has no
+# other meaning; the size that a link, device, folder or pipe states is not of bytes that follow.
 FILES = "0\x007"
 WITHOUT_CONTENT = "123456"
+COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")  # gzip, bzip2, xz, zstd
 CONTROLS = {code: f"\\x{code:02x}" for code in (*range(32), 127)}
 
 
@@ -112,6 +113,11 @@ def _check_header(raw: bytes, where: str, at: int) -> int:
     # times faster than Python, and at 46,000 samples a second this is the reader's main cost.
     actual = ((adler32(raw) & 0xFFFF) - 1 - sum(raw[148:156]) + 8 * 32) % ADLER_MODULUS
     if stated < 0 or stated % ADLER_MODULUS != actual:
+        if raw.startswith(COMPRESSED):
+            raise ShardError(
+                f"{where}: got a compressed archive, whatever it is called; ranges of a tar are "
+                "read, which compression prevents. Unpack it."
+            )
         raise ShardError(
             f"{where}: got no tar header at byte {at} (checksum {stated}, {actual} computed); the "
             "shard is damaged, or its index belongs to another. Index or upload it again."

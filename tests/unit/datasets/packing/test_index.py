@@ -209,6 +209,26 @@ def test_missing_files_are_counted_and_nothing_at_all_is_an_error(tmp_path: Path
         indexed(Store(), tmp_path.as_uri())
 
 
+def test_a_number_among_names_is_not_taken_for_another_class(tmp_path: Path) -> None:
+    """The sorted names are 0, 2, cat: the label 2 would be the class of the cats."""
+    samples = [
+        {"__key__": text, "jpg": jpeg(1), "txt": text.encode()} for text in ("0", "2", "cat")
+    ]
+    with_webdataset(tmp_path / "a.tar", samples)
+    with pytest.raises(
+        DataError, match=r"got the label '2' among names such as 'cat'; .*--classes"
+    ):
+        indexed(Store(), tmp_path.as_uri())
+    entries = find_shards(Store(), tmp_path.as_uri())
+    with pytest.raises(DataError, match="got the label '2'"):
+        plan_repack(Store(), entries, shard_bytes=10**6)
+    classes = ("a", "b", "c", "cat")
+    manifest = index_shards(Store(), tmp_path.as_uri(), entries, classes=classes).manifest
+    assert read_classes(Store(), manifest) == [0, 2, 3]
+    with_webdataset(tmp_path / "a.tar", samples[::2])  # 0 and cat: 0 is the first name
+    assert indexed(Store(), tmp_path.as_uri()).manifest.classes == ("0", "cat")
+
+
 def test_cut_and_compressed_shards_are_reported(tmp_path: Path) -> None:
     with_webdataset(tmp_path / "a.tar", rows("cls", 9))
     content = (tmp_path / "a.tar").read_bytes()

@@ -1,10 +1,15 @@
 """Archives of the kinds that the users of other readers reported, which cannot be read: refused by
 name when they are indexed, or counted and named. Each kind names a report."""
 
+import bz2
+import gzip
+import lzma
 import shutil
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from datasets.errors import DataError, ShardError
@@ -177,6 +182,17 @@ def test_files_of_no_bytes_are_counted_and_named(tmp_path: Path) -> None:
         assert [message.partition(";")[0].partition(" (")[0] for message in sorted(found)] == (
             expected
         )
+
+
+@pytest.mark.parametrize("compress", [gzip.compress, bz2.compress, lzma.compress])
+def test_a_compressed_archive_that_is_called_tar_is_refused(
+    tmp_path: Path, compress: Callable[[bytes], bytes]
+) -> None:
+    """webdataset/webdataset#331: SA-1B's shards were gzip by their content."""
+    noise = member("x.bin", np.random.default_rng(0).bytes(4096))
+    url = write(tmp_path, compress(sample(0) + noise + END))
+    with pytest.raises(ShardError, match=r"x-0\.tar: got a compressed archive, .* Unpack it\."):
+        indexed(url)
 
 
 def test_some_names_with_dots_are_counted_and_named(tmp_path: Path) -> None:

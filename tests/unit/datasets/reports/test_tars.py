@@ -171,6 +171,13 @@ def test_empty_shards_and_shards_of_one_sample(tmp_path: Path) -> None:
     assert read(url) == ({"0": 0, "1": 1}, [])
 
 
+def test_an_appledouble_file_beside_a_shard_is_none(tmp_path: Path) -> None:
+    """unslothai/unsloth#8919: it has the extension of the file that it describes."""
+    url = write(tmp_path, sample(0) + END)
+    (tmp_path / "._x-0.tar").write_bytes(b"\0\x05\x16\x07" + bytes(4_092))
+    assert len(indexed(url).manifest.shards) == 1
+
+
 def test_the_same_keys_in_two_shards_are_two_samples(tmp_path: Path) -> None:
     """webdataset/webdataset#327."""
     url = write(tmp_path, sample(0) + END, sample(0) + sample(1) + END)
