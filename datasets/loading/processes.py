@@ -8,6 +8,7 @@ and a process as fast that its rank did; it then ends itself.
 
 import contextlib
 import os
+import tempfile
 import warnings
 from collections.abc import Generator, Iterator
 from dataclasses import replace
@@ -23,6 +24,7 @@ from datasets.loading.batch import BatchBuffer
 from datasets.loading.share import STEPS_AHEAD
 from datasets.loading.views import Reader, TrainDecoder
 from datasets.order import Ints
+from datasets.storage.socket_folder import socket_folder
 
 FETCH_STEPS = 2  # of a process, ahead of decoding
 # (rows of the rank's batch, the samples that belong there), or what ended the process's work
@@ -62,6 +64,8 @@ def batches_of_processes(decoder: TrainDecoder, workers: int) -> Generator[Batch
 
     Raises what a process raised (StoreError), and LoaderError for one that died.
     """
+    # DataLoader's processes pass tensors on through sockets: in pymp-12345678/listener-12345678.
+    tempfile.tempdir = socket_folder(rest_bytes=40)
     with warnings.catch_warnings():
         # The number of processes is the job's choice.
         warnings.filterwarnings("ignore", message="This DataLoader will create")

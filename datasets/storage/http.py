@@ -1,13 +1,15 @@
 """http(s):// URLs of web servers that answer byte ranges; read only. On urllib3."""
 
+from threading import Lock
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
-from urllib3 import PoolManager, Retry, Timeout
+from urllib3 import PoolManager, ProxyManager, Retry, Timeout, make_headers
 from urllib3.exceptions import HTTPError
 
 from datasets.errors import DataError, StoreBusyError, StoreError
 from datasets.storage import transfer
+from datasets.storage.proxy import proxy_of, through_proxy
 from datasets.storage.transfer import Entry, Response, changed_object, receive
 
 ATTEMPTS = 5  # of one request
@@ -18,10 +20,21 @@ class Http:
     """Thread-safe; connections are kept per host and shared."""
 
     def __init__(self) -> None:
-        self._pool = PoolManager(
-            maxsize=transfer.CONNECTIONS,
-            timeout=Timeout(connect=transfer.CONNECT_LIMIT_S, read=transfer.SILENCE_LIMIT_S),
-            retries=Retry(
+        self._pools: dict[str | None, PoolManager] = {}  # by the proxy that requests go through
+        self._lock = Lock()
+
+    def _pool(self, url: str) -> PoolManager:
+        proxy = proxy_of(url)
+        with self._lock:
+            if proxy not in self._pools:
+                self._pools[proxy] = self._new_pool(proxy)
+            return self._pools[proxy]
+
+    def _new_pool(self, proxy: str | None) -> PoolManager:
+        options: dict[str, Any] = {
+            "maxsize": transfer.CONNECTIONS,
+            "timeout": Timeout(connect=transfer.CONNECT_LIMIT_S, read=transfer.SILENCE_LIMIT_S),
+            "retries": Retry(
                 total=ATTEMPTS,
                 status_forcelist=RETRIED,
                 allowed_methods=("GET", "HEAD"),
@@ -29,7 +42,12 @@ class Http:
                 backoff_jitter=transfer.FIRST_PAUSE_S,
                 raise_on_status=False,
             ),
-        )
+        }
+        if proxy is None:
+            return PoolManager(**options)
+        login = unquote(urlsplit(proxy).netloc.rpartition("@")[0])
+        headers = make_headers(proxy_basic_auth=login) if login else None
+        return ProxyManager(proxy, proxy_headers=headers, **options)
 
     def read(self, url: str) -> bytes:
         return bytes(self.read_into(url, None, 0, None))
@@ -69,13 +87,15 @@ class Http:
     def _request(self, method: str, url: str, headers: dict[str, str]) -> Any:
         headers["Accept-Encoding"] = "identity"
         try:
-            response = self._pool.request(
+            response = self._pool(url).request(
                 method, url, headers=headers, preload_content=False, decode_content=False
             )
         except HTTPError as error:
+            proxy = through_proxy(url)
+            check = "the proxy, or add the host to NO_PROXY" if proxy else "the URL and the network"
             raise StoreError(
-                f"{redacted(url)}: got no answer ({type(error).__name__}); the server must be "
-                "reachable. Check the URL and the network."
+                f"{redacted(url)}: got no answer{proxy} ({type(error).__name__}); the server must "
+                f"be reachable. Check {check}."
             ) from error
         if response.status < 400:
             return response

@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from threading import Lock
 from typing import Any, TypeVar
 
-from datasets.errors import DataError, StoreBusyError, StoreError
+from datasets.errors import DataError
 from datasets.storage import transfer
-from datasets.storage.transfer import Entry, Response, changed_object, receive
+from datasets.storage.s3_errors import no_response, refusal
+from datasets.storage.transfer import Entry, Response, receive
 
 ATTEMPTS = 5  # of one request
 
@@ -100,9 +101,9 @@ class S3:
         try:
             return request(self._connect())
         except ClientError as error:
-            raise self._refusal(url, error) from error
-        except BotoCoreError as error:
-            raise self._no_response(url, error) from error
+            raise refusal(url, self._service(), error, attempts=ATTEMPTS) from error
+        except (BotoCoreError, ValueError) as error:  # ValueError: an endpoint that is no URL
+            raise no_response(url, self._service(), error) from error
 
     def _connect(self) -> Any:
         with self._lock:
@@ -128,44 +129,6 @@ class S3:
                     ),
                 )
             return self._client
-
-    def _refusal(self, url: str, error: Any) -> DataError | StoreError:
-        code = str(error.response.get("Error", {}).get("Code", ""))
-        status = int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
-        bucket, _ = split_url(url)
-        if code == "NoSuchBucket":
-            return StoreError(
-                f"{url}: got no bucket {bucket} at {self._service()}; the bucket must exist. "
-                "Create it, or mend the URL."
-            )
-        if code in ("NoSuchKey", "404") or status == 404:
-            return DataError(f"{url}: got no such object; it must exist. Fix the URL.")
-        if status in (412, 416):
-            return changed_object(url, status)
-        if status in (401, 403):
-            return StoreError(
-                f"{url}: got {code or status} from {self._service()}; the store knows other "
-                "credentials. Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (or AWS_PROFILE) "
-                "to ones that may use this bucket."
-            )
-        kind = StoreBusyError if status >= 500 else StoreError
-        return kind(
-            f"{url}: got {code or 'an error'} (HTTP {status}) from {self._service()} after "
-            f"{ATTEMPTS} attempts; the store failed. Look at its log and its disk space."
-        )
-
-    def _no_response(self, url: str, error: Exception) -> StoreError:
-        name = type(error).__name__
-        if "Credential" in name:
-            return StoreError(
-                f"{url}: got no credentials ({name}); the store asks for them. Set "
-                "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (or AWS_PROFILE), or "
-                "storage.anonymous=true for a public bucket."
-            )
-        return StoreError(
-            f"{url}: got no answer from {self._service()} ({name}); the store must be reachable. "
-            "Check storage.endpoint_url and the network."
-        )
 
     def _service(self) -> str:
         return self.config.endpoint_url or os.environ.get("AWS_ENDPOINT_URL") or "AWS"

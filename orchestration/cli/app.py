@@ -14,6 +14,7 @@ from typing import Annotated, Any
 
 import typer
 
+from datasets.storage.proxy import bypass_loopback
 from orchestration.cli import checkpoints, data, models, render, run, runs, shards, submissions
 from orchestration.cli.data import AsJson, JobFile, Overrides, read_job
 from orchestration.cli.tables import log_line, panel, plan_rows, print_result, program_name
@@ -87,7 +88,6 @@ def stack_up(s3_port: Port = None, mlflow_port: Port = None, dashboard_port: Por
     requested = {"s3": s3_port, "mlflow": mlflow_port, "dashboard": dashboard_port}
     ports = {name: port for name, port in requested.items() if port is not None}
     folder = stack_folder()
-    log_line(f"starting the stack (data in {folder})")
     num_cpus = os.cpu_count() or 1
     up(folder, frozenset(SERVICES), num_cpus=num_cpus, log=log_line, keep=True, ports=ports)
     log_line(f"it runs until `{program_name()} stack down`")
@@ -129,6 +129,7 @@ def stack_down(
 
 def main() -> None:
     """The entry point."""
+    bypass_loopback()
     code = _run_app()
     # The interpreter would take 1.6 s to shut down with torch, Ray and MLflow loaded, and nothing
     # that it does then is needed.

@@ -121,7 +121,7 @@ def read_job(file: Path, overrides: list[str] | None, *, no_wait: bool = False) 
 def open_store(endpoint_url: str | None) -> "Store":
     """The store at an --endpoint-url; credentials come from the environment."""
     from datasets.storage.store import Store, StoreConfig
-    from orchestration.stack.services import REGION, s3_environment
+    from orchestration.stack.services import REGION, use_embedded_store
     from orchestration.stack.state import load_stack, stack_folder
 
     if endpoint_url != LOCAL:
@@ -132,7 +132,7 @@ def open_store(endpoint_url: str | None) -> "Store":
             "--endpoint-url: got local, but the stack is down; its object store must run. "
             "Run `rayception stack up` first."
         )
-    os.environ.update(s3_environment(stack.secrets))
+    use_embedded_store(stack.secrets)
     return Store(StoreConfig(endpoint_url=stack.url("s3"), region=REGION, addressing="path"))
 
 

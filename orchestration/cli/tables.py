@@ -62,7 +62,8 @@ def log_line(line: str) -> None:
 def program_name() -> str:
     """What a person types to call this program again."""
     path = Path(sys.argv[0])
-    if path.name == "__main__.py":  # `python -m`: a submitted job, whose reader is elsewhere
+    # A module that Python runs, as in a submitted job: who reads that has the command elsewhere.
+    if path.suffix == ".py":
         return "rayception"
     with contextlib.suppress(ValueError):
         return str(path.resolve().relative_to(Path.cwd()))

@@ -2,6 +2,7 @@
 
 | module | what it holds |
 |---|---|
+| signals | Ctrl-C, a termination and a closed terminal |
 | connect | connecting to a running cluster, or to the embedded one |
 | preflight | everything that must hold before training starts |
 | node_probe | the checks that run on every node |

@@ -3,12 +3,12 @@
 import contextlib
 import logging
 import os
-import signal
 from collections.abc import Iterator
 from functools import partial
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from orchestration.cluster.signals import handle_endings
 from orchestration.errors import JobError, ServiceError
 from orchestration.job.cluster import LOCAL, is_remote
 from orchestration.job.job import Job
@@ -44,13 +44,12 @@ def open_cluster(
             "cluster. `rayception submit` it, or write cluster.address=local."
         )
     phases = phases or Phases()
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends a run as Ctrl-C does
+    handle_endings()
     with contextlib.ExitStack() as contexts:
         stack = None
         if parts := job.local_services():
             folder = stack_folder()
             num_cpus = max(os.cpu_count() or 1, cluster.accelerator.count * cluster.cpus_per_worker)
-            log(f"starting {', '.join(sorted(parts))} (data in {folder})")
             # While the services start, not before: Ray reads its token when it is imported.
             load = partial(import_module, module)
             stack = contexts.enter_context(

@@ -1,7 +1,6 @@
 """The worker groups of one run on the connected cluster, one after another, up to its last step."""
 
 import secrets
-import signal
 import time
 from dataclasses import replace
 
@@ -18,6 +17,7 @@ from orchestration.cluster.capacity import (
 )
 from orchestration.cluster.preflight import check_storage
 from orchestration.cluster.prestart import set_environment
+from orchestration.cluster.signals import handle_endings
 from orchestration.driver.attempt_history import AttemptHistory
 from orchestration.driver.controller import DriverTrainer
 from orchestration.driver.node_watcher import NodeWatcher
@@ -76,14 +76,12 @@ def train_run(
         trainer = _build_trainer(run.job, replace(config, attempt=attempt), ranks, environment)
         trainer.progress_actor, trainer.log = actor, log
         trainer.keeps_states = bool(submission_tags())
-        for signal_number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(signal_number, trainer.interrupt)
+        handle_endings(trainer.interrupt)
         try:
             with history.attempt(ranks), NodeWatcher(actor, run.job, ranks, lease, log):
                 trainer.fit()
         finally:
-            for signal_number in (signal.SIGINT, signal.SIGTERM):
-                signal.signal(signal_number, signal.default_int_handler)
+            handle_endings()
         lease.check()
         progress = ray.get(actor.read.remote(), timeout=60)
         if progress is not None and progress["step"] < plan.total_steps:

@@ -1,6 +1,5 @@
 """The job's object store, for our client and as Ray Train's storage path."""
 
-import os
 from urllib.parse import unquote, urlencode, urlsplit
 
 from datasets.shards.manifest import Manifest, load_manifest
@@ -9,7 +8,7 @@ from orchestration.errors import JobError
 from orchestration.job.cluster import LOCAL
 from orchestration.job.job import Job
 from orchestration.job.plan import ShardShape
-from orchestration.stack.services import REGION, s3_environment
+from orchestration.stack.services import REGION, use_embedded_store
 from orchestration.stack.state import Stack, load_stack, stack_folder
 
 
@@ -55,7 +54,7 @@ def read_split_sizes(job: Job) -> tuple[int, int, ShardShape]:
                 "is down; planning needs both splits' sizes. State data.train_samples and "
                 "data.val_samples, or run `rayception stack up` first."
             )
-        os.environ.update(s3_environment(stack.secrets))
+        use_embedded_store(stack.secrets)
     store = Store(build_store_config(job, stack))
     train, val = load_manifest(store, data.train), load_manifest(store, data.val)
     return train.num_samples, val.num_samples, shard_shape(train)

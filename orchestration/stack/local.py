@@ -13,7 +13,6 @@ import os
 import shutil
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -60,20 +59,22 @@ def up(
                 f"{folder}: got a running Ray with other storage credentials than this job needs; "
                 "its workers inherit those it was started with. Run `rayception stack down` first."
             )
-        missing = [part for part in SERVICES if part in parts and not stack.is_up(part)]
+        running = [part for part in SERVICES if part in parts and stack.is_up(part)]
+        missing = [part for part in SERVICES if part in parts and part not in running]
+        if running:
+            log(f"using {', '.join(running)}, which run already (data in {folder})")
+        if missing:
+            log(f"starting {', '.join(missing)} (data in {folder})")
         stack = replace(stack, kept=keep or (stack.kept and stack.is_any_up()))
         for part in missing:  # remains of a killed service would hold its port
             end_processes((), marker=f"{stack.id}:{part}")
         stack = replace(stack, ports=_choose_ports(stack, missing, ports or {}))
         if "s3" in parts:
-            os.environ.update(services.s3_environment(stack.secrets))
-            os.environ.pop("AWS_SESSION_TOKEN", None)  # it belongs to other credentials
+            services.use_embedded_store(stack.secrets)
         if "ray" in parts:
             os.environ.update(services.ray_environment(stack.secrets))
         if "ray" in missing:
-            stack = replace(
-                stack, ray_temp=tempfile.mkdtemp(prefix="rayception-"), ray_uses_own_s3=uses_s3
-            )
+            stack = replace(stack, ray_temp=services.make_ray_folder(), ray_uses_own_s3=uses_s3)
         start = time.monotonic()
         started: dict[str, subprocess.Popen[bytes]] = {}
         try:

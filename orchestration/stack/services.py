@@ -11,12 +11,14 @@ import os
 import random
 import socket
 import sys
+import tempfile
 import urllib.request
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from datasets.errors import StoreError
+from datasets.storage.socket_folder import socket_folder
 from datasets.storage.store import Store, StoreConfig
 from orchestration.errors import ServiceError
 
@@ -91,7 +93,18 @@ def s3_environment(secrets: Secrets) -> dict[str, str]:
         "AWS_ACCESS_KEY_ID": secrets.access_key,
         "AWS_SECRET_ACCESS_KEY": secrets.secret_key,
         "AWS_DEFAULT_REGION": REGION,
+        "AWS_CONFIG_FILE": os.devnull,
+        "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
+        "AWS_EC2_METADATA_DISABLED": "true",
     }
+
+
+def use_embedded_store(secrets: Secrets) -> None:
+    """Makes the embedded store the one of this process and of what it starts. The person's own
+    configuration of AWS is for other stores: neither its files nor its variables are read."""
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        del os.environ[name]
+    os.environ.update(s3_environment(secrets))
 
 
 def s3_command(folder: Path, port: int, secrets: Secrets) -> Command:
@@ -169,10 +182,18 @@ def mlflow_command(folder: Path, port: int, s3_url: str | None, secrets: Secrets
     )
 
 
+def make_ray_folder() -> str:
+    """A new private folder for Ray's sockets and logs. Raises StoreError if none can be short
+    enough."""
+    session = "/rayception-12345678/session_2026-01-01_00-00-00_123456_4194304/sockets/"
+    folder = socket_folder(len(f"{session}plasma_store.12"))
+    return tempfile.mkdtemp(prefix="rayception-", dir=folder)
+
+
 def ray_command(
     temp_folder: Path, port: int, dashboard_port: int, num_cpus: int, secrets: Secrets
 ) -> Command:
-    """temp_folder: a short path, as Ray's socket paths in it may not exceed 107 bytes."""
+    """temp_folder: of `make_ray_folder`."""
     names = (
         "dashboard-agent-listen-port",
         "dashboard-agent-grpc-port",
@@ -196,6 +217,7 @@ def ray_command(
             # The default ports would clash between two clusters on one machine.
             "DASHBOARD_METRIC_PORT": str(dashboard_metrics),
             "AUTOSCALER_METRIC_PORT": str(autoscaler_metrics),
+            "TMPDIR": str(temp_folder.parent),
             "PYTHONUNBUFFERED": "1",  # logs of jobs and workers can be followed
             # On one machine, gloo need not resolve the host name, nor leave loopback.
             **({"GLOO_SOCKET_IFNAME": "lo"} if sys.platform == "linux" else {}),

@@ -5,7 +5,6 @@ The driver owns a run: it opens it and sets its final status. Rank 0 only sends 
 
 import contextlib
 import json
-import os
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,13 +13,14 @@ from pathlib import Path
 from typing import Any
 
 from mlflow.entities import Dataset as InputDataset
-from mlflow.entities import DatasetInput, InputTag, Metric, Param, RunTag
+from mlflow.entities import DatasetInput, InputTag, LifecycleStage, Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 from mlflow.utils import get_results_from_paginated_fn
 
 from orchestration.errors import ServiceError
 from orchestration.run.metrics import top1_of
+from orchestration.tracking.mlflow_errors import describe_deleted_experiment, describe_error
 from orchestration.tracking.outbox import Outbox
 from orchestration.tracking.run_ref import RunRef
 from orchestration.tracking.table_view import VIEW_TAG, saved_view
@@ -55,17 +55,19 @@ def open_run(
 ) -> RunRef:
     """A new run in `experiment`, which is created if missing. Raises ServiceError."""
     with connect(uri) as client:
-        experiment_id = _experiment_id(client, experiment)
+        experiment_id = _experiment_id(client, uri, experiment)
         run_id = client.create_run(experiment_id, run_name=name, tags=dict(tags)).info.run_id
         client.log_batch(run_id, params=[Param(key, str(value)) for key, value in params.items()])
     return RunRef(uri=uri, experiment_id=experiment_id, run_id=run_id)
 
 
-def _experiment_id(client: MlflowClient, name: str) -> str:
-    """The experiment of this name, created if missing."""
+def _experiment_id(client: MlflowClient, uri: str, name: str) -> str:
+    """The experiment of this name, created if missing. Raises ServiceError if it is deleted."""
     experiment = client.get_experiment_by_name(name)
     if experiment is None:
         return str(client.create_experiment(name, tags=EXPERIMENT_TAGS))
+    if experiment.lifecycle_stage == LifecycleStage.DELETED:
+        raise ServiceError(describe_deleted_experiment(uri, name, experiment.experiment_id))
     # Created by others or an earlier version. A kind may be somebody's choice: it is left as it is.
     if KIND_TAG not in experiment.tags:
         client.set_experiment_tag(experiment.experiment_id, KIND_TAG, EXPERIMENT_TAGS[KIND_TAG])
@@ -77,7 +79,7 @@ def _experiment_id(client: MlflowClient, name: str) -> str:
 def open_parent(uri: str, *, experiment: str, name: str, digest: str) -> RunRef:
     """The run of the sweep with this digest, created if missing. Raises ServiceError."""
     with connect(uri) as client:
-        experiment_id = _experiment_id(client, experiment)
+        experiment_id = _experiment_id(client, uri, experiment)
         query = f"tags.`{SWEEP_TAG}` = '{digest}'"
         runs = client.search_runs([experiment_id], query, max_results=1)
         if not runs:
@@ -220,45 +222,3 @@ def log_metrics(run: RunRef, metrics: Mapping[str, float], *, step: int) -> None
     points = [Metric(key, float(value), now_ms, step) for key, value in metrics.items()]
     with connect(run.uri) as client:
         client.log_batch(run.run_id, metrics=points)
-
-
-def describe_error(uri: str, error: Exception) -> str:
-    """The error message of a failed call: what the server answered and what to do. It contains no
-    credentials from the environment."""
-    text = str(error).strip()
-    first_line = text.splitlines()[0][:200] if text else ""
-    server = f"tracking.uri: got {uri}; the MLflow server"
-    status = denied_status(error)
-    if status == 401 and "MLFLOW_TRACKING_USERNAME" not in os.environ:
-        return (
-            f"{server} requires a login (401) and no user is named. Set MLFLOW_TRACKING_USERNAME "
-            "and MLFLOW_TRACKING_PASSWORD in the environment."
-        )
-    if status == 401:
-        return (
-            f"{server} does not know the user, or the password is wrong (401). Correct "
-            "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD."
-        )
-    if status == 403 and "Invalid Host header" in text:
-        return (
-            f"{server} does not answer under this name (403). Start it with --allowed-hosts that "
-            "include this name, or use a name that it allows."
-        )
-    if status == 403:
-        return (
-            f"{server} does not let this user do that (403: {first_line}). Ask for the permission, "
-            "or set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD to another user's."
-        )
-    return (
-        f"{server} refused or did not answer ({type(error).__name__}: {first_line}). Check that it "
-        "runs and that this machine reaches it."
-    )
-
-
-def denied_status(error: Exception) -> int | None:
-    """401 or 403 if the server denied access; a denied artifact raises an HTTP error instead."""
-    if isinstance(error, MlflowException):
-        status = error.get_http_status_code()
-    else:
-        status = getattr(getattr(error, "response", None), "status_code", None)
-    return status if status in (401, 403) else None

@@ -11,9 +11,10 @@ from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
 from datasets.errors import StoreError
+from orchestration.tracking.mlflow_errors import denied_status, describe_error
 from orchestration.tracking.outbox import Outbox, Point
 from orchestration.tracking.run_ref import RunRef
-from orchestration.tracking.runs import connect, denied_status, describe_error
+from orchestration.tracking.runs import connect
 
 logger = logging.getLogger(__name__)
 
