@@ -7,6 +7,7 @@ and `plan` answer in milliseconds.
 import atexit
 import contextlib
 import os
+import shlex
 import sys
 import traceback
 from dataclasses import asdict
@@ -112,6 +113,30 @@ def stack_status(as_json: AsJson = False) -> None:
             lines.append(f"  {part}: down")
     is_kept = stack is not None and stack.kept
     print_result(as_json, {"folder": str(folder), "kept": is_kept, "services": services}, *lines)
+
+
+@stack_app.command("env")
+def stack_env() -> None:
+    """Print the secrets of the stack for a shell, whose own programs then reach its services:
+    eval "$(rayception stack env)"."""
+    from orchestration.stack.services import ray_environment, s3_environment
+    from orchestration.stack.state import load_stack, stack_folder
+
+    stack = load_stack(stack_folder())
+    if stack is None or not stack.is_any_up():
+        raise ServiceError(
+            f"{stack_folder()}: got a stack that is down; its services must run. Run "
+            "`rayception stack up` first."
+        )
+    variables = {
+        **s3_environment(stack.secrets),
+        "AWS_ENDPOINT_URL": stack.url("s3"),
+        "MLFLOW_TRACKING_URI": stack.url("mlflow"),
+        "MLFLOW_TRACKING_TOKEN": stack.secrets.mlflow_token,
+        **ray_environment(stack.secrets),
+    }
+    for name, value in variables.items():
+        print(f"export {name}={shlex.quote(value)}")  # noqa: T201 - for a shell
 
 
 @stack_app.command("down")

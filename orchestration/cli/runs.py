@@ -2,12 +2,14 @@
 
 import contextlib
 import datetime
+import json
 import os
 import signal
 import time
 import webbrowser
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -64,13 +66,31 @@ def ui(
             page = find(uri, run).page
         elif experiment is not None:
             page = find_table(uri, experiment)
-        link = f"{uri.rstrip('/')}{page}"
+        link = f"{uri.rstrip('/')}{page}" if stack is None else _login_link(stack, page)
         console.print(link, soft_wrap=True)
         if open_browser:
-            webbrowser.open(link)
+            webbrowser.open(link if stack is None else _private_page(stack.folder, link))
         if stack is not None and not stack.kept:
             console.print("Ctrl-C ends it.")
             signal.pause()
+
+
+def _login_link(stack: "Stack", page: str) -> str:
+    """Logs a browser in at the embedded server and leads on to `page`; good for ten minutes."""
+    from orchestration.tracking.server_app import LOGIN_PATH, make_ticket
+
+    ticket = make_ticket(stack.secrets.mlflow_token, time.time())
+    return f"{stack.url('mlflow')}{LOGIN_PATH}#{ticket}{page.removeprefix('/')}"
+
+
+def _private_page(folder: Path, link: str) -> str:
+    """URL of a file that only this user reads and that leads to `link`: a browser's arguments are
+    seen by every user of the machine."""
+    file = folder / "open-mlflow.html"
+    page = f"<!DOCTYPE html><script>location.replace({json.dumps(link)})</script>"
+    with os.fdopen(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as target:
+        target.write(page)
+    return file.as_uri()
 
 
 def runs(
@@ -162,6 +182,8 @@ def sync(url: RunUrl, endpoint_url: Endpoint = None, as_json: AsJson = False) ->
 def _tracking_server(uri: str | None, log: "Log") -> Iterator[tuple[str, "Stack | None"]]:
     """(URL of the server, the stack if it is the embedded one), for the block: an embedded server
     that this starts is stopped after it. Raises JobError, ServiceError."""
+    from orchestration.stack.state import load_stack, stack_folder
+
     source = "--tracking-uri" if uri is not None else "MLFLOW_TRACKING_URI"
     if uri is None:
         uri = os.environ.get("MLFLOW_TRACKING_URI") or LOCAL
@@ -172,7 +194,9 @@ def _tracking_server(uri: str | None, log: "Log") -> Iterator[tuple[str, "Stack 
                 "server without credentials in it. Write it so, and set MLFLOW_TRACKING_USERNAME "
                 "and MLFLOW_TRACKING_PASSWORD if it asks for them."
             )
-        yield uri, None
+        stack = load_stack(stack_folder())
+        is_embedded = stack is not None and stack.is_up("mlflow") and stack.url("mlflow") == uri
+        yield uri, stack if is_embedded else None
         return
     with embedded(frozenset({"s3", "mlflow"}), log) as stack:
         assert stack is not None

@@ -23,7 +23,15 @@ from orchestration.errors import ServiceError
 from orchestration.stack import services
 from orchestration.stack.processes import MARKER, end_processes, find_process, identify
 from orchestration.stack.services import Command, free_ports, is_port_free
-from orchestration.stack.state import ROOT, SERVICES, Stack, load_stack, new_stack, save_stack
+from orchestration.stack.state import (
+    HOME_VARIABLE,
+    ROOT,
+    SERVICES,
+    Stack,
+    load_stack,
+    new_stack,
+    save_stack,
+)
 
 PORT_NAMES = {"s3": ("s3",), "mlflow": ("mlflow",), "ray": ("ray", "dashboard")}
 START_LIMIT_S = 90.0
@@ -61,7 +69,7 @@ def up(
             )
         running = [part for part in SERVICES if part in parts and stack.is_up(part)]
         missing = [part for part in SERVICES if part in parts and part not in running]
-        if running:
+        if running and "ray" in parts:  # a look at MLflow says no more than it must
             log(f"using {', '.join(running)}, which run already (data in {folder})")
         if missing:
             log(f"starting {', '.join(missing)} (data in {folder})")
@@ -80,7 +88,8 @@ def up(
         try:
             for part in missing:
                 command = _command(stack, part, parts, num_cpus)
-                marked = {**command.environment, MARKER: f"{stack.id}:{part}"}
+                marked = {MARKER: f"{stack.id}:{part}", HOME_VARIABLE: str(folder)}
+                marked |= command.environment
                 started[part] = _spawn(command.arguments, marked, folder, _log_path(folder, part))
                 process_id = identify(started[part].pid)
                 stack = replace(stack, processes={**stack.processes, part: process_id})

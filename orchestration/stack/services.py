@@ -1,10 +1,12 @@
 """The three services of the embedded stack: the command that starts each, and its readiness check.
 
 SeaweedFS (`weed mini`: master, volume, filer and S3 gateway in one process), the MLflow server and
-a Ray head. Reasons for some options: weed sends telemetry and takes the machine's address by
-default; its master, volume and filer ports have no password, so they stay on loopback; MLflow's job
-runner would start ten more processes; Ray's GCS and raylet listen on every interface whatever the
-node's address, so the stack's Ray requires a token.
+a Ray head. Nothing that listens gives or takes anything from a caller without the stack's secrets:
+another user of this machine reaches loopback too. Reasons for some options: weed sends telemetry
+and takes the machine's address by default; its master, volume, filer and admin ports know no
+password, so they ask for the stack's certificate (mutual TLS); MLflow's job runner would start ten
+more processes; Ray's GCS and raylet listen on every interface whatever the node's address, so the
+stack's Ray requires a token.
 """
 
 import os
@@ -15,15 +17,19 @@ import tempfile
 import urllib.request
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from importlib.metadata import entry_points
 from pathlib import Path
 
 from datasets.errors import StoreError
 from datasets.storage.socket_folder import socket_folder
 from datasets.storage.store import Store, StoreConfig
 from orchestration.errors import ServiceError
+from orchestration.stack.certificate import write_certificate
 
 LOOPBACK = "127.0.0.1"
+MLFLOW_APP = "rayception"  # orchestration/tracking/server_app.py, by pyproject.toml's entry point
 REGION = "us-east-1"
+HTTPS_PARTS = ("MASTER", "VOLUME", "FILER", "ADMIN")
 BUCKETS = ("data", "runs", "mlflow")
 HEALTH_PATHS = {"mlflow": "/health", "ray": "/api/gcs_healthz"}
 # Linux assigns ports from 32,768 on by itself; Ray gives 10,002 to 19,999 to its workers.
@@ -41,6 +47,7 @@ class Secrets:
     access_key: str
     secret_key: str
     ray_token: str
+    mlflow_token: str
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, repr=False)
@@ -108,8 +115,10 @@ def use_embedded_store(secrets: Secrets) -> None:
 
 
 def s3_command(folder: Path, port: int, secrets: Secrets) -> Command:
+    """To be started in `folder`: the paths of its sockets are relative, as they must be short."""
     data = folder / "s3"
-    data.mkdir(parents=True, exist_ok=True)
+    data.mkdir(mode=0o700, parents=True, exist_ok=True)
+    certificate, key = write_certificate(data / "tls", LOOPBACK)
     names = "master.port master.port.grpc volume.port volume.port.grpc filer.port filer.port.grpc"
     names += " s3.port.grpc admin.port admin.port.grpc"
     ports = zip(names.split(), free_ports(9), strict=True)
@@ -131,9 +140,28 @@ def s3_command(folder: Path, port: int, secrets: Secrets) -> Command:
             "-volume.preStopSeconds=0",
             "-volume.max=1000",
             f"-bucket={','.join(BUCKETS)}",
+            "-filer.localSocket=s3/filer.sock",
+            "-s3.localSocket=s3/s3.sock",
         ),
-        environment=s3_environment(secrets),
+        environment={
+            **s3_environment(secrets),
+            "HOME": str(data),  # where it would look for a configuration of the person's
+            **_mutual_tls(certificate, key),
+        },
     )
+
+
+def _mutual_tls(certificate: Path, key: Path) -> dict[str, str]:
+    """SeaweedFS's variables (`weed scaffold -config=security`): every part shows and asks for the
+    same certificate, over gRPC and over HTTP. The S3 gateway asks for signatures instead."""
+    variables = {"WEED_GRPC_CA": str(certificate), "WEED_HTTPS_CLIENT_ENABLED": "true"}
+    parts = [f"GRPC_{part}" for part in ("MASTER", "VOLUME", "FILER", "S3", "ADMIN", "WORKER")]
+    parts += ["GRPC_CLIENT", *(f"HTTPS_{part}" for part in ("CLIENT", *HTTPS_PARTS))]
+    for part in parts:
+        variables |= {f"WEED_{part}_CERT": str(certificate), f"WEED_{part}_KEY": str(key)}
+        if part.startswith("HTTPS"):
+            variables[f"WEED_{part}_CA"] = str(certificate)
+    return variables
 
 
 def is_ready(service: str, url: str) -> bool:
@@ -159,13 +187,21 @@ def is_ready(service: str, url: str) -> bool:
 
 
 def mlflow_command(folder: Path, port: int, s3_url: str | None, secrets: Secrets) -> Command:
-    """s3_url: of the embedded store; None: artifacts lie beside the database."""
+    """s3_url: of the embedded store; None: artifacts lie beside the database. Raises ServiceError.
+    """
+    if not entry_points(group="mlflow.app", name=MLFLOW_APP):
+        raise ServiceError(
+            f"{MLFLOW_APP}: got an installation of an earlier version; MLflow does not find the "
+            "application that asks for the stack's token. Run `make venv`, or `pip install -c "
+            "infra/requirements.lock -e .`, again."
+        )
     data = folder / "mlflow"
     data.mkdir(parents=True, exist_ok=True)
     artifacts = "s3://mlflow/artifacts" if s3_url else (data / "artifacts").as_uri()
     environment = {
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+        "RAYCEPTION_MLFLOW_TOKEN": secrets.mlflow_token,
     }
     if s3_url:
         environment |= {"MLFLOW_S3_ENDPOINT_URL": s3_url, **s3_environment(secrets)}
@@ -173,6 +209,7 @@ def mlflow_command(folder: Path, port: int, s3_url: str | None, secrets: Secrets
         arguments=(
             *(sys.executable, "-m", "mlflow", "server"),
             *("--host", LOOPBACK, "--port", str(port), "-w", "1"),
+            *("--app-name", MLFLOW_APP),
             *("--backend-store-uri", f"sqlite:///{data / 'mlflow.db'}"),
             *("--artifacts-destination", artifacts),
             # Otherwise it waits at its end for connections that a browser tab keeps open.
@@ -201,7 +238,7 @@ def ray_command(
         "metrics-export-port",
         "ray-client-server-port",
     )
-    *ports, dashboard_metrics, autoscaler_metrics = free_ports(len(names) + 2)
+    ports = free_ports(len(names))
     return Command(
         arguments=(
             str(Path(sys.executable).parent / "ray"),
@@ -214,9 +251,9 @@ def ray_command(
         ),
         environment={
             **ray_environment(secrets),
-            # The default ports would clash between two clusters on one machine.
-            "DASHBOARD_METRIC_PORT": str(dashboard_metrics),
-            "AUTOSCALER_METRIC_PORT": str(autoscaler_metrics),
+            # These two servers of metrics ask for no token; without a valid port they do not start.
+            "DASHBOARD_METRIC_PORT": "-1",
+            "AUTOSCALER_METRIC_PORT": "-1",
             "TMPDIR": str(temp_folder.parent),
             "PYTHONUNBUFFERED": "1",  # logs of jobs and workers can be followed
             # On one machine, gloo need not resolve the host name, nor leave loopback.

@@ -14,6 +14,7 @@ from orchestration.stack.services import LOOPBACK, Secrets
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("orchestration", "inception", "datasets")
+HOME_VARIABLE = "RAYCEPTION_HOME"
 SERVICES = ("s3", "mlflow", "ray")
 
 
@@ -49,7 +50,7 @@ class Stack:
 
 def stack_folder() -> Path:
     """RAYCEPTION_HOME, or .rayception in the checkout."""
-    return Path(os.environ.get("RAYCEPTION_HOME") or ROOT / ".rayception").resolve()
+    return Path(os.environ.get(HOME_VARIABLE) or ROOT / ".rayception").resolve()
 
 
 def load_stack(folder: Path) -> Stack | None:
@@ -63,6 +64,8 @@ def load_stack(folder: Path) -> Stack | None:
             f"{folder / 'stack.json'}: got {error}; the stack's state is JSON. Move the file away: "
             "the data beside it stay, under new credentials."
         ) from error
+    # An earlier version's MLflow had no token; the next start saves this one.
+    values["secrets"].setdefault("mlflow_token", secrets.token_hex(32))
     values["secrets"] = Secrets(**values["secrets"])
     values["processes"] = {part: tuple(entry) for part, entry in values["processes"].items()}
     values["reaper"] = tuple(values["reaper"]) if values["reaper"] else None
@@ -77,6 +80,7 @@ def new_stack(folder: Path) -> Stack:
             access_key=secrets.token_hex(10),
             secret_key=secrets.token_hex(20),
             ray_token=secrets.token_hex(32),
+            mlflow_token=secrets.token_hex(32),
         ),
         ports={},
         processes={},

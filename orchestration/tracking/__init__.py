@@ -8,6 +8,8 @@
 | outbox | what MLflow has not received yet, stored in the run's folder |
 | model | the trained model: logged and registered |
 | served | the code stored with a logged model |
+| server_app | the embedded server's application, behind the stack's token |
+| credentials | what our own clients log in with |
 | mlflow_errors | what a failed call to MLflow means, with its remedy |
 | table | runs searched and compared |
 | table_view | the saved columns of an experiment's table |

@@ -25,7 +25,8 @@ def describe_error(uri: str, error: Exception) -> str:
     status = status_of_answer(error)
     if status == 401 and "MLFLOW_TRACKING_USERNAME" not in os.environ:
         return (
-            f"{server} requires a login (401) and no user is named. Set {LOGIN} in the environment."
+            f"{server} requires a login (401) and no user is named. Set {LOGIN}, or "
+            "MLFLOW_TRACKING_TOKEN, in the environment."
         )
     if status == 401:
         return (

@@ -20,6 +20,7 @@ from mlflow.utils import get_results_from_paginated_fn
 
 from orchestration.errors import ServiceError
 from orchestration.run.metrics import top1_of
+from orchestration.tracking.credentials import set_credentials
 from orchestration.tracking.mlflow_errors import describe_deleted_experiment, describe_error
 from orchestration.tracking.outbox import Outbox
 from orchestration.tracking.run_ref import RunRef
@@ -43,6 +44,7 @@ HTTP_SOURCE = ("http", "url")
 @contextlib.contextmanager
 def connect(uri: str) -> Iterator[MlflowClient]:
     """A client of the server; errors of its calls in the block become ServiceError."""
+    set_credentials(uri)
     client = MlflowClient(tracking_uri=uri, registry_uri=uri)
     try:
         yield client

@@ -11,6 +11,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
 from datasets.errors import StoreError
+from orchestration.tracking.credentials import set_credentials
 from orchestration.tracking.mlflow_errors import denied_status, describe_error
 from orchestration.tracking.outbox import Outbox, Point
 from orchestration.tracking.run_ref import RunRef
@@ -40,6 +41,7 @@ class MetricWriter:
     def __init__(self, run: RunRef, outbox: Outbox, writer: str) -> None:
         """writer: its name in the outbox. Raises StoreError if the outbox cannot be read."""
         self._run, self._outbox, self._name = run, outbox, writer
+        set_credentials(run.uri)
         self._client = MlflowClient(tracking_uri=run.uri)
         stored = outbox.points(writer)
         self._stored_urls = list(stored)

@@ -29,7 +29,7 @@ COPIES = 6  # of the images: 360 MB in all
 
 
 def bench_s3(console: Console, images: list[bytes], rounds: int) -> None:
-    secrets = Secrets(access_key="bench", secret_key="benchbench", ray_token="")
+    secrets = Secrets(access_key="bench", secret_key="benchbench", ray_token="", mlflow_token="")
     os.environ.update(services.s3_environment(secrets))
     with tempfile.TemporaryDirectory() as folder:
         port = services.free_ports(1)[0]
@@ -37,7 +37,7 @@ def bench_s3(console: Console, images: list[bytes], rounds: int) -> None:
         command = services.s3_command(Path(folder), port, secrets)
         server = subprocess.Popen(
             command.arguments, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-            env={**os.environ, **command.environment},
+            env={**os.environ, **command.environment}, cwd=folder,
         )  # fmt: skip
         try:
             deadline = time.monotonic() + 60

@@ -7,6 +7,7 @@ thread: the server and the writer's thread have the other core.
 
 import argparse
 import json
+import os
 import statistics
 import tempfile
 import time
@@ -62,6 +63,7 @@ def main() -> None:
         try:
             port = json.loads((home / "stack.json").read_text())["ports"]["mlflow"]
             uri = f"http://127.0.0.1:{port}"
+            os.environ["RAYCEPTION_HOME"] = str(home)  # whose MLflow has a token
             run = open_run(uri, experiment="bench", name="bench", params={}, tags={})
             writer = MetricWriter(run, Outbox(Store(), home.as_uri()), "rank-0")
             step = 0

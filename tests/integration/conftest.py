@@ -64,6 +64,11 @@ class Home:
         state: dict[str, Any] = json.loads((self.folder / "stack.json").read_text())
         return state
 
+    def use_mlflow(self) -> str:
+        """URL of its MLflow; this process logs in there from now on."""
+        os.environ["MLFLOW_TRACKING_TOKEN"] = self.state["secrets"]["mlflow_token"]
+        return f"http://127.0.0.1:{self.state['ports']['mlflow']}"
+
     def processes(self, named: str = "") -> list[psutil.Process]:
         """Every process that belongs to this home (services, their children, the reaper), or those
         that have `named` in their name."""

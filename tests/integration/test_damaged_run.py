@@ -49,7 +49,7 @@ def arguments(damaged: Path, max_damaged: int) -> list[str]:
 def check_skipped(home: Home, done: "subprocess.CompletedProcess[str]") -> None:
     assert done.returncode == 0, done.stderr
     run_id = done.stdout.split("MLflow run: ")[1].split()[0]
-    uri = f"http://127.0.0.1:{home.state['ports']['mlflow']}"
+    uri = home.use_mlflow()
     metrics = MlflowClient(tracking_uri=uri).get_run(run_id).data.metrics
     assert metrics["train/damaged_samples"] == 3
     assert metrics["train/damaged_image_samples"] == 3

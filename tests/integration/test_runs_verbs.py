@@ -3,6 +3,7 @@
 import json
 import re
 import signal
+import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -52,7 +53,7 @@ class Logged:
 
 @pytest.fixture(scope="module")
 def logged(module_home: Home) -> Logged:
-    uri = f"http://127.0.0.1:{module_home.state['ports']['mlflow']}"
+    uri = module_home.use_mlflow()
     runs: dict[str, RunRef] = {}
 
     def add(word: str, name: str, lr: float, top1: list[float], **tags: str) -> None:
@@ -158,10 +159,10 @@ def test_ui_opens_a_run_by_id_name_or_url(logged: Logged) -> None:
     run = logged.runs["first"]
     for called in (run.run_id, "digits-1", "s3://runs/digits-1"):
         done = logged.home.call("ui", called, "--no-open")  # the stack is kept: it ends
-        assert done.stdout.strip() == f"{logged.uri}{run.page}", done.stderr
-    assert logged.home.call("ui", "--no-open").stdout.strip() == logged.uri
-    table = logged.home.call("ui", "--experiment", "other", "--no-open").stdout.strip()
-    assert table == f"{logged.uri}{table_page(logged.runs['elsewhere'].experiment_id)}"
+        assert page_of(logged, done) == run.page, done.stderr
+    assert page_of(logged, logged.home.call("ui", "--no-open")) == "/"
+    table = logged.home.call("ui", "--experiment", "other", "--no-open")
+    assert page_of(logged, table) == table_page(logged.runs["elsewhere"].experiment_id)
     assert "digits" in logged.refused("ui", "--experiment", "digit", "--no-open")
     logged.refused("ui", "digits-1", "--experiment", "digits", "--no-open")
     default = logged.home.call("ui", "--experiment", "Default", "--no-open").stdout
@@ -171,7 +172,16 @@ def test_ui_opens_a_run_by_id_name_or_url(logged: Logged) -> None:
         done = logged.home.call("ui", "digits-1", "--no-open")
     finally:
         del logged.home.environment["MLFLOW_TRACKING_URI"]
-    assert done.stdout.strip() == f"{logged.uri}{run.page}"
+    assert page_of(logged, done) == run.page
+
+
+def page_of(logged: Logged, done: "subprocess.CompletedProcess[str]") -> str:
+    """The page that the link leads to once the browser is logged in."""
+    link = re.fullmatch(
+        rf"{logged.uri}/rayception-login#\d+\.[0-9a-f]{{64}}(#.*)?", done.stdout.strip()
+    )
+    assert link is not None, done.stdout + done.stderr
+    return f"/{link[1] or ''}"
 
 
 def test_what_is_started_for_a_look_ends_with_it(home: Home, tmp_path: Path) -> None:
@@ -181,9 +191,9 @@ def test_what_is_started_for_a_look_ends_with_it(home: Home, tmp_path: Path) -> 
     home.wait_until_empty()
     process = home.start("ui", "--no-open")
     wait_for(lambda: "Ctrl-C" in (tmp_path / "stdout").read_text(), 90)
-    uri = re.search(r"^http://\S+$", (tmp_path / "stdout").read_text(), re.MULTILINE)
-    assert uri is not None
-    assert MlflowClient(tracking_uri=uri[0]).search_experiments()
+    uri = home.use_mlflow()
+    assert f"{uri}/rayception-login#" in (tmp_path / "stdout").read_text()
+    assert MlflowClient(tracking_uri=uri).search_experiments()
     process.send_signal(signal.SIGINT)
     assert process.wait(90 * BUSY) == 130
     home.wait_until_empty()

@@ -123,7 +123,7 @@ def build(job: Job, contents: list[bytes]) -> InceptionNet:
 
 @pytest.fixture(scope="module")
 def served(shared_home: Home, photographs: dict[str, bytes]) -> Iterator[Served]:
-    uri = f"http://127.0.0.1:{shared_home.state['ports']['mlflow']}"
+    uri = shared_home.use_mlflow()
     job = load_job(
         ROOT / "jobs" / "quickstart.yaml",
         [

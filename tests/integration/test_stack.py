@@ -14,6 +14,7 @@ import pytest
 from datasets.storage.store import Store, StoreConfig
 from orchestration.stack.processes import find_process
 from orchestration.stack.state import load_stack
+from tests.integration import strangers
 from tests.integration.conftest import Home
 from tests.waiting import BUSY, wait_for
 
@@ -134,6 +135,11 @@ def test_interrupted_run_leaves_no_process(home: Home, how: signal.Signals) -> N
     )
     assert process.poll() is None, (home.folder / "stderr").read_text()
     wait_for(lambda: home.processes("RayTrainWorker"), 90)
+    if how is signal.SIGKILL and os.geteuid() == 0:
+        dashboard = f"127.0.0.1:{home.state['ports']['dashboard']}"
+        assert [
+            [address, request] for address, request, _ in strangers.answered(home.processes())
+        ] == [[dashboard, "http GET /"]]  # its page, which asks for the token
     os.killpg(process.pid, how)
     code = process.wait(120 * BUSY)
     home.wait_until_empty(60)

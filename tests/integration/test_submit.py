@@ -20,7 +20,7 @@ EPOCH = ["schedule.epochs=1", "schedule.warmup_epochs=0"]  # 45 steps: it trains
 
 @pytest.fixture(scope="module")
 def cluster(shared_home: Home) -> Home:
-    """The stack as a cluster with its own services; the laptop has its URLs and its token."""
+    """The stack as a cluster with its own services; the laptop has its URLs and its tokens."""
     return shared_home
 
 
@@ -32,6 +32,7 @@ def laptop(cluster: Home, tmp_path: Path) -> Home:
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN": cluster.state["secrets"]["ray_token"],
         "RAY_API_SERVER_ADDRESS": url(cluster, "dashboard"),
+        "MLFLOW_TRACKING_TOKEN": cluster.state["secrets"]["mlflow_token"],
     }
     return made
 
@@ -64,7 +65,7 @@ def steps_of(cluster: Home, run_id: str) -> list[int]:
 def mlflow(cluster: Home) -> Any:
     from mlflow.tracking import MlflowClient
 
-    return MlflowClient(tracking_uri=url(cluster, "mlflow"))
+    return MlflowClient(tracking_uri=cluster.use_mlflow())
 
 
 def submit_and_stop(cluster: Home, laptop: Home) -> Any:

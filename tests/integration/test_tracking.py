@@ -24,7 +24,7 @@ from tests.waiting import wait_for
 
 
 def begin(home: Home) -> tuple[MlflowClient, RunRef]:
-    uri = f"http://127.0.0.1:{home.state['ports']['mlflow']}"
+    uri = home.use_mlflow()
     params = {f"section.field{i}": i for i in range(120)}  # more than one batch holds
     run = open_run(uri, experiment="tracking", name="a-run", params=params, tags={"k": "v"})
     return MlflowClient(tracking_uri=uri), run

@@ -3,9 +3,13 @@
 Where RAYCEPTION_PICTURES names a folder, the screenshots are left there; README's is one of them.
 """
 
+import contextlib
 import os
 import shutil
+import subprocess
+import threading
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -14,7 +18,10 @@ from playwright.sync_api import Page, expect, sync_playwright
 from orchestration.tracking.model import register_model
 from orchestration.tracking.run_ref import RunRef
 from orchestration.tracking.table_view import AS_TRAINING, table_page
+from tests.integration.conftest import RAYCEPTION, ROOT
 from tests.integration.quickstart.conftest import Finished
+from tests.integration.quickstart.test_trained import client
+from tests.waiting import BUSY
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 FLAGS = [
@@ -27,12 +34,28 @@ pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="chromium is not instal
 
 
 @pytest.fixture(scope="module")
-def page() -> Iterator[Page]:
+def page(finished: Finished) -> Iterator[Page]:
+    """Logged in as `rayception ui` does it: it writes a page that only this user reads, and opens
+    that. (BROWSER is Python's variable for the program that does.)"""
+    home = finished.home
+    done = subprocess.run(
+        [RAYCEPTION, "ui", finished.outcome["run"]["run_id"]], cwd=ROOT, capture_output=True,
+        env=home.environment | {"BROWSER": "true"}, text=True, timeout=60 * BUSY, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    handed_over = home.folder / "open-mlflow.html"
+    assert handed_over.stat().st_mode & 0o777 == 0o600
     with sync_playwright() as tool:
         browser = tool.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
         opened = browser.new_page(viewport={"width": 1360, "height": 900})
         opened.set_default_timeout(LIMIT_MS)
         expect.set_options(timeout=LIMIT_MS)
+        response = opened.goto(finished.outcome["run"]["uri"])
+        assert response is not None
+        assert response.status == 401
+        expect(opened.get_by_text("rayception ui")).to_be_visible()
+        opened.goto(handed_over.as_uri())
+        opened.wait_for_url(f"**/runs/{finished.outcome['run']['run_id']}/**")
         yield opened
         browser.close()
 
@@ -81,6 +104,82 @@ def test_an_experiment_its_run_and_its_charts(
     expect(page.get_by_text("cpu_utilization_percentage").first).to_be_visible()
     expect(page.locator(".js-plotly-plot .scatterlayer path.js-line").nth(2)).to_be_attached()
     keep(page, "system", tmp_path)
+
+
+# What a page of another origin can try: requests that need no leave, a form, and to read an answer.
+ATTACK = """<!DOCTYPE html><title>harmless</title><iframe name="inside"></iframe>
+<form method="post" enctype="text/plain" target="inside"
+ action="%s/api/2.0/mlflow/experiments/create">
+<input name='{"name": "by a form", "x": "' value='"}'></form>
+<script>
+const said = [];
+async function attack(url, method, body) {
+  for (const mode of ["no-cors", "cors"]) {
+    try {
+      const answer = await fetch(url, {method, body, mode, credentials: "include"});
+      said.push(url + " " + answer.type + " " + (await answer.text()).slice(0, 40));
+    } catch (error) { said.push(url + " refused"); }
+  }
+}
+window.attacked = (async () => {
+  document.forms[0].submit();
+  const create = '{"name": "by a page"}';
+  for (const host of %s) {
+    await attack(host + "/api/2.0/mlflow/experiments/create", "POST", create);
+    await attack(host + "/ajax-api/2.0/mlflow/experiments/create", "POST", create);
+    await attack(host + "/ajax-api/2.0/mlflow/experiments/search?max_results=5", "GET");
+    await attack(host + "/data?list-type=2", "GET");
+    await attack(host + "/api/jobs/", "POST", '{"entrypoint": "id"}');
+    await attack(host + "/rayception-login", "POST", "1.2");
+  }
+  await new Promise(done => setTimeout(done, 500));
+  return said;
+})();
+</script>"""
+
+
+@contextlib.contextmanager
+def another_origin(text: str) -> Iterator[int]:
+    """The port of a server of this machine with one page."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.send_header("Content-Type", "text/html")
+            self.end_headers()
+            self.wfile.write(text.encode())
+
+        def log_message(self, *_: object) -> None: ...
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield server.server_port
+    server.shutdown()
+    server.server_close()
+
+
+def test_a_page_of_another_origin_gets_and_changes_nothing(page: Page, finished: Finished) -> None:
+    """In the very browser that is logged in; from another port, and from a name that leads to this
+    machine (DNS rebinding: what the browser then sends has that name)."""
+    ports = finished.home.state["ports"]
+    hosts = [f"http://{name}:{ports[part]}" for part in ("mlflow", "s3", "dashboard")
+             for name in ("127.0.0.1", "localhost")]  # fmt: skip
+    known = {one.name for one in client(finished.home).search_experiments()}
+    with another_origin(ATTACK % (hosts[0], hosts)) as port:
+        for name in ("127.0.0.1", "rebound.localhost"):
+            other = page.context.new_page()
+            other.goto(f"http://{name}:{port}/")
+            said = other.evaluate("window.attacked")
+            other.close()
+            assert len(said) == 12 * len(hosts), said
+            assert all(one.endswith(("refused", "opaque ")) for one in said), said
+    rebound = page.context.new_page()
+    for part in ("mlflow", "s3", "dashboard"):
+        response = rebound.goto(f"http://rebound.localhost:{ports[part]}/")
+        assert response is not None
+        assert response.status in (401, 403), part
+    rebound.close()
+    assert {one.name for one in client(finished.home).search_experiments()} == known
 
 
 @pytest.mark.exhaustive

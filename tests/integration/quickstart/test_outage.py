@@ -172,7 +172,7 @@ def test_mlflow_away_until_the_end_and_the_driver_killed_in_between(
     later `sync` tells it everything, each step once."""
     assert home.call("stack", "up").returncode == 0
     store = store_of(home, monkeypatch)
-    uri = f"http://127.0.0.1:{home.state['ports']['mlflow']}"
+    uri = home.use_mlflow()
     process = home.start("run", *SHORT, f"tracking.uri={uri}")
     url = wait_for_step(home, store, process, 45)
     home.kill("mlflow")

@@ -34,7 +34,7 @@ def store_of(home: Home, monkeypatch: pytest.MonkeyPatch) -> Store:
 def client(home: Home) -> Any:
     from mlflow.tracking import MlflowClient
 
-    return MlflowClient(tracking_uri=f"http://127.0.0.1:{home.state['ports']['mlflow']}")
+    return MlflowClient(tracking_uri=home.use_mlflow())
 
 
 def wait_for_step(home: Home, store: Store, process: Any, step: int) -> str:

@@ -31,7 +31,7 @@ def store(finished: Finished) -> Store:
 def mlflow_run(finished: Finished) -> Any:
     from mlflow.tracking import MlflowClient
 
-    client = MlflowClient(tracking_uri=f"http://127.0.0.1:{finished.home.state['ports']['mlflow']}")
+    client = MlflowClient(tracking_uri=finished.home.use_mlflow())
     return client, client.get_run(finished.outcome["run"]["run_id"])
 
 
@@ -82,7 +82,7 @@ def test_model_loads_without_rayception(mlflow_run: Any, finished: Finished) -> 
     code = (
         "import io, sys; sys.path = [p for p in sys.path if not p.endswith('main')]\n"
         "import mlflow, pandas, PIL.Image\n"
-        f"mlflow.set_tracking_uri('http://127.0.0.1:{finished.home.state['ports']['mlflow']}')\n"
+        f"mlflow.set_tracking_uri('{finished.home.use_mlflow()}')\n"
         f"model = mlflow.pyfunc.load_model('{finished.outcome['model_uri']}')\n"
         "png = io.BytesIO(); PIL.Image.new('RGB', (8, 8)).save(png, format='PNG')\n"
         "said = model.predict(pandas.DataFrame({'image': [png.getvalue()]}))\n"

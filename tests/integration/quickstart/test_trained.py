@@ -51,7 +51,7 @@ def evaluated(home: Home, outcome: dict[str, Any]) -> dict[str, Any]:
 def client(home: Home) -> Any:
     from mlflow.tracking import MlflowClient
 
-    return MlflowClient(tracking_uri=f"http://127.0.0.1:{home.state['ports']['mlflow']}")
+    return MlflowClient(tracking_uri=home.use_mlflow())
 
 
 def artifact(home: Home, run_id: str, path: str, folder: Path) -> str:

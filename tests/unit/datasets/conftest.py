@@ -16,7 +16,7 @@ from orchestration.stack import services
 from orchestration.stack.services import Secrets
 from tests.waiting import wait_for
 
-SECRETS = Secrets(access_key="testkey", secret_key="testsecret", ray_token="")
+SECRETS = Secrets(access_key="testkey", secret_key="testsecret", ray_token="", mlflow_token="")
 
 
 @pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
@@ -42,9 +42,11 @@ def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, str
     port = services.free_ports(1)[0]
     command = services.s3_command(folder, port, SECRETS)
     os.environ.update(services.s3_environment(SECRETS))
+    # Without the certificates that the stack's own asks for: its filer serves plain HTTP.
+    variables = {k: v for k, v in command.environment.items() if not k.startswith("WEED_")}
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen(
-            command.arguments, env={**os.environ, **command.environment}, stdout=log, stderr=log
+            command.arguments, env={**os.environ, **variables}, stdout=log, stderr=log, cwd=folder
         )
     try:
         url = f"http://127.0.0.1:{port}"

@@ -11,7 +11,7 @@ from datasets.storage import socket_folder
 from orchestration.stack import services
 from orchestration.stack.services import Secrets
 
-SECRETS = Secrets(access_key="a", secret_key="b", ray_token="c")
+SECRETS = Secrets(access_key="a", secret_key="b", ray_token="c", mlflow_token="d")
 
 
 def test_no_service_gets_a_port_that_another_keeps(monkeypatch: pytest.MonkeyPatch) -> None:
