@@ -8,7 +8,10 @@ from orchestration.job.accelerators import Accelerator, parse_accelerator
 from orchestration.job.rules import check_choice, check_fields, check_min, redact_url
 
 LOCAL = "local"
-SECRET_PATTERN = re.compile(r"SECRET|PASSWORD|PASSWD|TOKEN|CREDENTIAL|ACCESS_KEY|API_KEY", re.I)
+# Names of variables that hold secrets. TOKENIZERS_PARALLELISM and KEYBOARD are none.
+SECRET_PATTERN = re.compile(
+    r"SECRET|PASSWORD|PASSWD|PASSPHRASE|TOKEN(?!IZ)|CREDENTIAL|ACCESS_?KEY|API_?KEY|(^|_)KEY$", re.I
+)
 SERVICE_URL = r"https?://[^\s/@]+(/\S*)?"  # never with credentials
 
 
@@ -91,6 +94,11 @@ class Cluster:
                 "GPUs, or only CPUs."
             )
         if not is_remote(self.address):
+            if "@" in self.address:
+                raise JobError(
+                    f"cluster.address: got {redact_url(self.address)!r}; the dashboard's URL has "
+                    "no user and no password. Write http://HEAD:8265."
+                )
             check_choice("cluster.address", self.address, (LOCAL, "auto", "http://HEAD:8265"))
         if isinstance(self.num_nodes, dict) and set(self.num_nodes) != {"min", "max"}:
             raise JobError(
@@ -187,10 +195,10 @@ class CheckpointPolicy:
 
     def __post_init__(self) -> None:
         check_fields(self, "checkpoint")
-        if not re.match(r"(s3://[^/]+|file:///.+)", self.storage):
+        if not re.match(r"(s3://[^/@]+(/|$)|file:///.+)", self.storage):
             raise JobError(
-                f"checkpoint.storage: got {self.storage!r}; s3://BUCKET[/PATH] or file:///PATH. "
-                "Name a place that every node can reach."
+                f"checkpoint.storage: got {redact_url(self.storage)!r}; s3://BUCKET[/PATH] or "
+                "file:///PATH. Name a place that every node can reach."
             )
 
 

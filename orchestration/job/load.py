@@ -1,14 +1,14 @@
 """YAML and key=value overrides -> Job, and Job <-> plain dict. The only importer of omegaconf.
 
 OmegaConf merges, interpolates (`${oc.env:NAME}`) and converts to the dataclasses' types; its errors
-are reworded in the form of the error law.
+are reworded in the form of the error law. A job is logged and stored, so no secret gets into it.
 """
 
 from collections.abc import Sequence
 from dataclasses import asdict, fields, is_dataclass
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import yaml
 from omegaconf import DictConfig, ListConfig, OmegaConf
@@ -19,12 +19,20 @@ from omegaconf.errors import (
     OmegaConfBaseException,
     ValidationError,
 )
+from omegaconf.resolvers import oc
 
 from inception.errors import ModelError
 from inception.options import Options
 from orchestration.errors import JobError
 from orchestration.job.cluster import SECRET_PATTERN
 from orchestration.job.job import Job
+from orchestration.job.rules import URL_CREDENTIALS
+from orchestration.job.yaml_text import (
+    check_override,
+    check_scalars,
+    describe_mistake,
+    read_text,
+)
 
 Built = TypeVar("Built")
 # What a field of each type expects; with None allowed, "... or null".
@@ -41,7 +49,25 @@ TYPE_NAMES: dict[Any, str] = {
     str | list[str]: "text, or a list such as [a, b]",
     int | dict[str, int]: "a whole number, or {min: 2, max: 4}",
 }
+# What PyYAML, its constructors and OmegaConf raise.
+UNREADABLE = (
+    OmegaConfBaseException, yaml.YAMLError, ValueError, AttributeError, RecursionError,
+)  # fmt: skip
 TYPE_NAMES |= {kind | None: f"{TYPE_NAMES[kind]} or null" for kind in (int, float, str, bool)}
+
+
+class _SecretVariable(Exception):
+    """An interpolation names an environment variable that holds a secret."""
+
+
+def _read_variable(name: str, *default: Any) -> Any:
+    """OmegaConf's `oc.env`, but for secrets."""
+    if SECRET_PATTERN.search(name):
+        raise _SecretVariable(name)
+    return oc.env(name, *default)
+
+
+OmegaConf.register_resolver("oc.env", _read_variable, replace=True)
 
 
 def load_job(path: str | Path, overrides: Sequence[str] = ()) -> Job:
@@ -108,23 +134,24 @@ def _read(path: Path, children: tuple[Path, ...]) -> DictConfig:
             f"{path}: got a file that inherits itself; files cannot inherit in a circle. Remove "
             "one of the `inherits`."
         )
+    text = read_text(path)
     try:
-        text = path.read_text()
         root = yaml.compose(text)
         # OmegaConf.create reads a text as a key, and asserts that it is not a number.
         values = OmegaConf.create(text if isinstance(root, yaml.MappingNode) else "")
-    except (yaml.YAMLError, UnicodeDecodeError, OmegaConfBaseException) as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f" in line {mark.line + 1}" if mark is not None else ""
-        problem = str(getattr(error, "problem", None) or "text that is not YAML").splitlines()[0]
-        raise JobError(f"{path}: got {problem}{line}; a job is YAML. Correct that line.") from error
+    except UNREADABLE as error:
+        raise JobError(describe_mistake(path, error)) from error
     if not isinstance(values, DictConfig) or not values:
         content = "a list or a plain value" if root and root.value else "an empty file"
         raise JobError(
             f"{path}: got {content}; a job is a mapping such as `name: mine`. "
             "Start from jobs/quickstart.yaml."
         )
-    inherits = values.pop("inherits", [])
+    check_scalars(root, Job, _read_scalar)
+    try:
+        inherits = values.pop("inherits", [])
+    except OmegaConfBaseException as error:
+        raise JobError(_reword(error, str(path))) from error
     names = [inherits] if isinstance(inherits, str) else inherits
     is_list = isinstance(names, list | ListConfig)
     if not is_list or not all(isinstance(name, str) for name in names):
@@ -136,6 +163,12 @@ def _read(path: Path, children: tuple[Path, ...]) -> DictConfig:
     merged = OmegaConf.merge(*parents, values)
     assert isinstance(merged, DictConfig)
     return merged
+
+
+def _read_scalar(text: str) -> Any:
+    """What YAML makes of an unquoted text."""
+    (value,) = cast(list[Any], OmegaConf.to_container(OmegaConf.create(f"- {text}")))
+    return value
 
 
 def _build(
@@ -152,18 +185,31 @@ def _build(
             raise JobError(
                 f"override: got {text!r}; FIELD=VALUE. Write, for example, optim.lr=0.1."
             )
+        check_override(text, kind, _read_scalar, prefix)
     layers = [values]
     try:
         layers.append(OmegaConf.from_dotlist(list(overrides)))
         built = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(kind), *layers))
     except ModelError as error:  # already in the form of the error law
         raise JobError(str(error)) from error
-    except (OmegaConfBaseException, yaml.YAMLError, TypeError, ValueError, AttributeError) as error:
+    except (*UNREADABLE, TypeError) as error:
         for layer in layers:
             _check_types(OmegaConf.to_container(layer), kind, prefix)
         raise JobError(_reword(error, source)) from error
     assert isinstance(built, kind)
+    _check_urls(asdict(cast(Any, built)), prefix)
     return built
+
+
+def _check_urls(values: dict[str, Any], prefix: str) -> None:
+    """Raises JobError for credentials in a URL of any field."""
+    for path, value in flatten(values, prefix).items():
+        for text in value if isinstance(value, list) else [value]:
+            if isinstance(text, str) and URL_CREDENTIALS.search(text):
+                raise JobError(
+                    f"{path}: got a URL with a user or password in it; a job is logged and stored, "
+                    "where others read it. Write the URL without them, and change that password."
+                )
 
 
 def _check_types(values: Any, kind: Any, prefix: str) -> None:
@@ -212,11 +258,29 @@ def _reword(error: Exception, source: str) -> str:
             f"Add {path} to {source}, or {path}=... to the command."
         )
     if isinstance(error, InterpolationResolutionError):
-        return (
-            f"{path}: got an interpolation that cannot be resolved ({first_line}); "
-            "${oc.env:NAME} needs NAME in the environment. Set it, or write the value."
-        )
+        return f"{path}: got {_describe_interpolation(error, first_line)}"
     return f"{path}: got an unreadable value; {first_line}. See jobs/README.md."
+
+
+def _describe_interpolation(error: BaseException, first_line: str) -> str:
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, _SecretVariable):
+            return (
+                f"${{oc.env:{cause}}}, a variable that holds a secret by its name; a job is logged "
+                "and stored, where others read it. Remove it: the services read their credentials "
+                "from the environment of each node, where cluster.secrets can require it."
+            )
+        cause = cause.__cause__ or cause.__context__
+    what = f"an interpolation that cannot be resolved ({first_line}); "
+    if "Environment variable" in first_line:
+        return f"{what}${{oc.env:NAME}} needs NAME in the environment. Set it, or write the value."
+    if "Recursive" in first_line or "parent node" in first_line:
+        return f"{what}fields cannot refer to each other in a circle. Write the value in one."
+    return (
+        f"{what}${{...}} names a field by its whole path, such as ${{optim.lr}}, or a variable as "
+        "${oc.env:NAME}. Correct the name, or write the value."
+    )
 
 
 def _suggest_file(path: Path) -> str:

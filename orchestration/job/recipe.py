@@ -10,6 +10,8 @@ from inception.recipes import LR_SCALINGS, OPTIMIZER_NAMES, PRECISIONS, SCHEDULE
 from orchestration.errors import JobError
 from orchestration.job.rules import OBJECT_URL, check_fields, redact_url
 
+MAX_EPOCHS = 100_000
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Model:
@@ -138,7 +140,7 @@ class Optim:
 class Schedule:
     """The learning rate over the epochs: linear warm-up, then the named schedule."""
 
-    # Length of training in epochs, more than 0; a fraction is allowed.
+    # Length of training in epochs, more than 0, at most 100,000; a fraction is allowed.
     epochs: float = field(metadata={"above": 0.0})
     # `constant`, `staircase` (x decay every every_epochs), `step` (x decay at each of milestones)
     # or `cosine` (to zero at the last epoch).
@@ -154,6 +156,11 @@ class Schedule:
 
     def __post_init__(self) -> None:
         check_fields(self, "schedule")
+        if self.epochs > MAX_EPOCHS:  # a plan lists the end of each
+            raise JobError(
+                f"schedule.epochs: got {self.epochs:g}; at most {MAX_EPOCHS:,}. Write a smaller "
+                "number."
+            )
         if bool(self.milestones) != (self.name == "step") or (
             list(self.milestones) != sorted(set(self.milestones))
         ):

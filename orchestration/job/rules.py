@@ -3,13 +3,16 @@
 import re
 from collections.abc import Sequence
 from dataclasses import fields
+from math import isfinite
 from typing import Any
 
 from inception.errors import unknown_name
 from orchestration.errors import JobError
 
 # An object or a prefix; in a URL, neither credentials nor a query.
-OBJECT_URL = r"(s3://[^/]+/.+|file:///.+|https?://[^/@?]+/[^?]+)"
+OBJECT_URL = r"(s3://[^/@]+/.+|file:///.+|https?://[^/@?]+/[^?]+)"
+# user:password@, and the user@ of a web server, which may be a token; git@ of SSH is neither.
+URL_CREDENTIALS = re.compile(r"://[^/\s@]*:[^/\s@]*@|https?://[^/\s@]+@", re.I)
 
 
 def check_fields(section: Any, path: str) -> None:
@@ -19,6 +22,8 @@ def check_fields(section: Any, path: str) -> None:
         name, value = f"{path}.{field.name}", getattr(section, field.name)
         if value is None:
             continue
+        if not all(isfinite(number) for number in _floats(value)):
+            raise JobError(f"{name}: got {value}; finite numbers only. Write one.")
         match field.metadata:
             case {"choices": choices}:
                 check_choice(name, value, choices)
@@ -30,6 +35,13 @@ def check_fields(section: Any, path: str) -> None:
                 raise JobError(
                     f"{name}: got {value}; from {low:g} to {high:g}. Write a number in that range."
                 )
+
+
+def _floats(value: Any) -> list[float]:
+    """The value, if it is a float, or those in it."""
+    values = value.values() if isinstance(value, dict) else value
+    parts = values if isinstance(value, dict | list | tuple) else [value]
+    return [part for part in parts if isinstance(part, float)]
 
 
 def check_choice(path: str, value: str | None, choices: Sequence[str]) -> None:
