@@ -10,7 +10,7 @@ from urllib3.exceptions import HTTPError
 from datasets.errors import DataError, StoreBusyError, StoreError
 from datasets.storage import transfer
 from datasets.storage.proxy import proxy_of, through_proxy
-from datasets.storage.transfer import Entry, Response, changed_object, receive
+from datasets.storage.transfer import Entry, Response, changed_object, check_range, receive
 
 ATTEMPTS = 5  # of one request
 RETRIED = (429, 500, 502, 503, 504)
@@ -60,29 +60,26 @@ class Http:
             if byte_range:
                 headers["Range"] = byte_range
             response = self._request("GET", url, headers)
-            if byte_range and response.status != 206:
+            try:
+                length = _content_length(url, response)
+                if byte_range:
+                    content_range = response.headers.get("Content-Range", "")
+                    check_range(redacted(url), byte_range, response.status, length, content_range)
+            except StoreError:
                 response.close()
-                raise StoreError(
-                    f"{redacted(url)}: got HTTP {response.status} to a request for a byte range; "
-                    "the server must answer ranges with 206. Copy the shards to one that does."
-                )
+                raise
             current = _etag(response)
             if match and current != match:  # servers may ignore If-Match
                 response.close()
                 raise changed_object(redacted(url), 412)
-            return Response(int(response.headers["Content-Length"]), current, response)
+            return Response(length, current, response)
 
         return receive(get, redacted(url), view, start, etag, (HTTPError, OSError))
 
     def stat(self, url: str) -> Entry:
         response = self._request("HEAD", url, {})
         response.close()
-        if "Content-Length" not in response.headers:
-            raise StoreError(
-                f"{redacted(url)}: got an answer without Content-Length; shards are read by ranges "
-                "of a known size. Copy them to a server that states it."
-            )
-        return Entry(url, int(response.headers["Content-Length"]), _etag(response))
+        return Entry(url, _content_length(url, response), _etag(response))
 
     def _request(self, method: str, url: str, headers: dict[str, str]) -> Any:
         headers["Accept-Encoding"] = "identity"
@@ -115,6 +112,15 @@ def redacted(url: str) -> str:
     """The URL without its query and user part, which may hold a signature or a password."""
     parts = urlsplit(url)
     return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+
+
+def _content_length(url: str, response: Any) -> int:
+    if "Content-Length" not in response.headers:
+        raise StoreError(
+            f"{redacted(url)}: got an answer without Content-Length; objects are read with a known "
+            "size. Copy them to a server that states it."
+        )
+    return int(response.headers["Content-Length"])
 
 
 def _etag(response: Any) -> str | None:

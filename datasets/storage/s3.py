@@ -5,6 +5,7 @@ resets before a response) with exponential backoff and jitter; `receive` continu
 """
 
 import os
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from threading import Lock
@@ -12,8 +13,8 @@ from typing import Any, TypeVar
 
 from datasets.errors import DataError
 from datasets.storage import transfer
-from datasets.storage.s3_errors import no_response, refusal
-from datasets.storage.transfer import Entry, Response, receive
+from datasets.storage.s3_errors import EXPIRED, endless_redirects, no_response, refusal
+from datasets.storage.transfer import Entry, Response, check_range, receive
 
 ATTEMPTS = 5  # of one request
 
@@ -59,6 +60,15 @@ class S3:
             if byte_range:
                 options["Range"] = byte_range
             result = self._call(url, lambda s3: s3.get_object(Bucket=bucket, Key=key, **options))
+            try:
+                self._check_answer(url, result, {"ETag", "ContentLength"})
+                if byte_range:
+                    status = result["ResponseMetadata"]["HTTPStatusCode"]
+                    content_range = result.get("ContentRange", "")
+                    check_range(url, byte_range, status, result["ContentLength"], content_range)
+            except StoreError:
+                result["Body"].close()
+                raise
             return Response(result["ContentLength"], result["ETag"].strip('"'), result["Body"])
 
         broken = (
@@ -69,7 +79,8 @@ class S3:
 
     def write(self, url: str, content: bytes) -> None:
         bucket, key = split_url(url)
-        self._call(url, lambda s3: s3.put_object(Bucket=bucket, Key=key, Body=content))
+        result = self._call(url, lambda s3: s3.put_object(Bucket=bucket, Key=key, Body=content))
+        self._check_answer(url, result, {"ETag"})
 
     def delete(self, url: str) -> None:
         bucket, key = split_url(url)
@@ -80,6 +91,7 @@ class S3:
         cannot tell a missing bucket from a missing object."""
         bucket, key = split_url(url)
         page = self._call(url, lambda s3: s3.list_objects_v2(Bucket=bucket, Prefix=key, MaxKeys=1))
+        self._check_answer(url, page, {"IsTruncated"})
         for item in page.get("Contents", []):
             if item["Key"] == key:
                 return _entry(bucket, item)
@@ -89,21 +101,53 @@ class S3:
         bucket, key = split_url(prefix)
 
         def list_all(s3: Any) -> list[Entry]:
-            pages = s3.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=key)
-            return [_entry(bucket, item) for page in pages for item in page.get("Contents", [])]
+            entries = []
+            for page in s3.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=key):
+                self._check_answer(prefix, page, {"IsTruncated"})
+                entries += [_entry(bucket, item) for item in page.get("Contents", [])]
+            return entries
 
         return self._call(prefix, list_all)
 
     def _call(self, url: str, request: Callable[..., Result]) -> Result:
-        """One request, with botocore's errors as DataError and StoreError."""
+        """One request, with botocore's errors as DataError and StoreError.
+
+        A session token that has expired is read anew, once: botocore refreshes those of roles and
+        processes, but keeps what it read from a file.
+        """
         from botocore.exceptions import BotoCoreError, ClientError
 
         try:
-            return request(self._connect())
+            client = self._connect()
+            try:
+                return request(client)
+            except ClientError as error:
+                if error.response.get("Error", {}).get("Code") not in EXPIRED:
+                    raise
+                self._forget(client)
+                return request(self._connect())
         except ClientError as error:
             raise refusal(url, self._service(), error, attempts=ATTEMPTS) from error
+        except RecursionError as error:  # botocore follows each redirect to find the region
+            raise endless_redirects(url, self._service()) from error
         except (BotoCoreError, ValueError) as error:  # ValueError: an endpoint that is no URL
             raise no_response(url, self._service(), error) from error
+
+    def _check_answer(self, url: str, result: dict[str, Any], names: set[str]) -> None:
+        """Raises StoreError for a 200 of something that is no S3 service, such as a login page: it
+        would pass for an empty list, or for an object that was stored."""
+        if not names <= result.keys():
+            raise StoreError(
+                f"{url}: got an answer without {', '.join(sorted(names - result.keys()))} from "
+                f"{self._service()}; an S3 service gives it. Set storage.endpoint_url to the "
+                "service itself, not to a page in front of it."
+            )
+
+    def _forget(self, client: Any) -> None:
+        """The next request connects anew, unless another thread's already has."""
+        with self._lock:
+            if self._client is client:
+                self._client = None
 
     def _connect(self) -> Any:
         with self._lock:
@@ -131,7 +175,8 @@ class S3:
             return self._client
 
     def _service(self) -> str:
-        return self.config.endpoint_url or os.environ.get("AWS_ENDPOINT_URL") or "AWS"
+        url = self.config.endpoint_url or os.environ.get("AWS_ENDPOINT_URL")
+        return re.sub(r"//[^/]*@", "//", url) if url else "AWS"
 
 
 def split_url(url: str) -> tuple[str, str]:
@@ -141,4 +186,5 @@ def split_url(url: str) -> tuple[str, str]:
 
 
 def _entry(bucket: str, item: dict[str, Any]) -> Entry:
-    return Entry(f"s3://{bucket}/{item['Key']}", item["Size"], item["ETag"].strip('"'))
+    etag = item.get("ETag")
+    return Entry(f"s3://{bucket}/{item['Key']}", item["Size"], etag and etag.strip('"'))

@@ -34,6 +34,7 @@ REFUSALS = {
     "InvalidBucketName": (BUCKET_NAMES, "Mend the URL."),
     "SlowDown": ("the store limits the rate of requests", "Start again when it is less busy."),
 }
+BUSY = (429, 500, 502, 503, 504)
 EXPIRED = ("ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired", "InvalidToken")
 OTHER_REGION = (
     "PermanentRedirect",
@@ -71,7 +72,8 @@ def refusal(url: str, service: str, error: Any, *, attempts: int) -> DataError |
         ).get("Region")
         there = f"the bucket lies in {region}" if region else "the bucket lies in another region"
         return StoreError(
-            f"{got}; {there}. Set storage.region (or AWS_REGION) to {region or 'that region'}."
+            f"{got}; {there}. Set storage.region to it, and storage.endpoint_url, if it is set, "
+            "to the service there."
         )
     if code in FULL or status == 507:
         return StoreError(
@@ -90,13 +92,13 @@ def refusal(url: str, service: str, error: Any, *, attempts: int) -> DataError |
             "proxy's URL (http://USER:PASSWORD@HOST), or add the store's host to NO_PROXY."
         )
     if is_page:
-        kind = StoreBusyError if status >= 500 else StoreError
+        kind = StoreBusyError if status in BUSY else StoreError
         return kind(
             f"{url}: got a web page (HTTP {status}) from {service}{through_proxy(_asked(service))} "
             f"after {attempts} attempts; it failed, or it is not an S3 API but a console or a "
             "login page. Correct storage.endpoint_url, or look at its log."
         )
-    if status == 429 or status >= 500:
+    if status in BUSY:
         return StoreBusyError(
             f"{got}{through_proxy(_asked(service))} after {attempts} attempts; the store failed. "
             "Look at its log and its disk space."
@@ -105,6 +107,15 @@ def refusal(url: str, service: str, error: Any, *, attempts: int) -> DataError |
     return StoreError(
         f"{got}: {text or 'no reason'}; the store refused the request. Check storage.endpoint_url "
         "and the URL."
+    )
+
+
+def endless_redirects(url: str, service: str) -> StoreError:
+    """The error of a request that is sent on without an end."""
+    return StoreError(
+        f"{url}: got redirects without an end from {service}; the bucket is in another region, or "
+        "a page stands in front of the service. Set storage.region and storage.endpoint_url to "
+        "the bucket's."
     )
 
 

@@ -125,6 +125,19 @@ def short_object(url: str, start: int, length: int, wanted: int) -> DataError:
     )
 
 
+def check_range(url: str, byte_range: str, status: int, length: int, content_range: str) -> None:
+    """Raises StoreError if a response is not that range: a server may ignore Range and answer 200
+    with the whole object (RFC 9110, section 14.2), which is fine if that is what was asked for."""
+    first, last = map(int, byte_range.removeprefix("bytes=").split("-"))
+    is_whole = status == 200 and first == 0 and length == last + 1
+    if is_whole or (status == 206 and content_range.startswith(f"bytes {first}-")):
+        return
+    raise StoreError(
+        f"{url}: got HTTP {status} {content_range} to a request for bytes {first} to {last}; the "
+        "server must answer a byte range with 206 and that range. Copy the shards to one that does."
+    )
+
+
 def changed_object(url: str, status: int) -> DataError:
     """The error of a conditional (412) or range request (416) that no longer fits the object."""
     if status == 412:

@@ -161,7 +161,7 @@ class Storage:
     """The object store behind every s3:// URL of the job. Credentials are never written here:
     they come from the standard chain (AWS_ACCESS_KEY_ID ..., profiles, instance roles)."""
 
-    # `local`: the embedded store. A URL without path and credentials: an S3-compatible service.
+    # `local`: the embedded store. A URL without credentials: an S3-compatible service.
     # Left out: AWS, or the service that AWS_ENDPOINT_URL names.
     endpoint_url: str | None = None
     # Region of the service; left out, the standard chain decides.
@@ -174,10 +174,10 @@ class Storage:
     def __post_init__(self) -> None:
         check_fields(self, "storage")
         url = self.endpoint_url
-        if url not in (None, LOCAL) and not re.match(r"https?://[^/\s@]+(:\d+)?/?$", str(url)):
+        if url not in (None, LOCAL) and not re.match(r"https?://[^/\s@?#]+(/[^\s?#]*)?$", str(url)):
             raise JobError(
                 f"storage.endpoint_url: got {redact_url(str(url))!r}; `local`, or a URL "
-                "such as https://s3.example.org:9000 without path and without credentials. "
+                "such as https://s3.example.org:9000 without credentials and without query. "
                 "Write such a URL, and set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY."
             )
 
