@@ -12,5 +12,6 @@
 | drain | announcing that a node will be taken away |
 | jobs_api | the client of Ray's Jobs API |
 | working_dir | the checkout: its commit and changes, what is uploaded of it |
+| redaction | what of the checkout may be a secret |
 | versions | package versions that must agree across machines |
 """

@@ -1,8 +1,8 @@
 """The checkout that this process runs from: its commit and local changes, and what of it is
 uploaded with a submission, in which runtime environment.
 
-Uploaded are its files that git does not ignore, without tests, and the resolved job. No secret is
-among them: credentials come from the cluster's own environment.
+Uploaded are its files that git does not ignore, without tests and those that hold secrets by their
+names (redaction.py), and the resolved job. Credentials come from the cluster's own environment.
 """
 
 import contextlib
@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from orchestration.cluster.redaction import is_secret_file, redact_diff
 from orchestration.cluster.versions import DASHBOARD_VARIABLE, VERSIONS_VARIABLE, versions
 from orchestration.errors import JobError
 from orchestration.job.cluster import SECRET_PATTERN, Environment
@@ -34,7 +35,7 @@ MIN_SECRET_CHARS = 6  # a shorter value would occur in any text
 
 @dataclass(frozen=True, slots=True)
 class Checkout:
-    """commit: "" without git. diff: of the tracked files, against the commit."""
+    """commit: "" without git. diff: of the tracked files, against the commit, without secrets."""
 
     commit: str
     diff: str
@@ -46,14 +47,26 @@ def read_checkout() -> Checkout:
     if submitted.is_file():
         return Checkout(**json.loads(submitted.read_text()))
     commit = _git("rev-parse", "HEAD").decode().strip()
-    diff = _git("diff", "HEAD") if commit else b""
+    if not commit:
+        return Checkout("", "")
+    changed = _names(_git("diff", "--no-renames", "--name-only", "-z", "HEAD"))
+    left_out = [name for name in changed if is_secret_file(name)]
+    diff = _git(
+        "diff", "--no-renames", "--no-ext-diff", "--no-textconv", "--no-color", "HEAD", "--", ":/",
+        *(f":(exclude,top,literal){name}" for name in left_out),
+    )  # fmt: skip
     if len(diff) > MAX_DIFF_BYTES:
         return Checkout(commit, f"(a diff of {len(diff)} bytes is not kept)\n")
-    text = diff.decode(errors="replace")
+    text = redact_diff(diff.decode(errors="replace"), left_out)
     for name, value in os.environ.items():
         if SECRET_PATTERN.search(name) and len(value) >= MIN_SECRET_CHARS:
             text = text.replace(value, "***")
     return Checkout(commit, text)
+
+
+def _names(listing: bytes) -> list[str]:
+    """The paths in git's output of -z."""
+    return [os.fsdecode(name) for name in listing.split(b"\0") if name]
 
 
 def _git(*arguments: str) -> bytes:
@@ -92,7 +105,7 @@ def stage_working_dir(jobs: Mapping[str, Job]) -> Iterator[Path]:
             f"{ROOT}: got no git checkout; what git does not ignore is uploaded. Clone "
             "rayception with git, and submit from there."
         )
-    names = [Path(os.fsdecode(name)) for name in listing.split(b"\0") if name]
+    names = [Path(name) for name in _names(listing) if not is_secret_file(name)]
     files = [name for name in names if (ROOT / name).is_file() and name.parts[0] != "tests"]
     sizes_bytes = [(ROOT / name).stat().st_size for name in files]
     if sum(sizes_bytes) > MAX_UPLOAD_BYTES:
