@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from threading import Lock
 from typing import Any, TypeVar
 
-from datasets.errors import DataError
+from datasets.errors import DataError, StoreError
 from datasets.storage import transfer
 from datasets.storage.s3_errors import EXPIRED, endless_redirects, no_response, refusal
 from datasets.storage.transfer import Entry, Response, check_range, receive

@@ -12,6 +12,7 @@ LOCAL = "local"
 SECRET_PATTERN = re.compile(
     r"SECRET|PASSWORD|PASSWD|PASSPHRASE|TOKEN(?!IZ)|CREDENTIAL|ACCESS_?KEY|API_?KEY|(^|_)KEY$", re.I
 )
+VARIABLE_NAME = r"[A-Za-z_][A-Za-z0-9_]*"
 SERVICE_URL = r"https?://[^\s/@]+(/\S*)?"  # never with credentials
 
 
@@ -35,6 +36,11 @@ class Environment:
 
     def __post_init__(self) -> None:
         for name in self.variables:
+            if not re.fullmatch(VARIABLE_NAME, name):
+                raise JobError(
+                    f"cluster.environment.variables: got {name!r}; a variable's name has letters, "
+                    "digits and _, and no digit first. Write such a name."
+                )
             if SECRET_PATTERN.search(name):
                 raise JobError(
                     f"cluster.environment.variables: got {name}; a secret is named, never written: "
@@ -119,7 +125,7 @@ class Cluster:
                     "Write what an hour of one costs."
                 )
         for name in self.secrets:
-            if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
+            if not re.fullmatch(VARIABLE_NAME, name):
                 raise JobError(
                     "cluster.secrets: got an entry that is not the name of an environment "
                     "variable; write names only. Remove the value, and change that secret."
@@ -208,7 +214,7 @@ class Tracking:
 
     # `local`: the embedded server; or the http(s) URL of an MLflow server, without credentials.
     uri: str = LOCAL
-    # Name of the experiment; left out, the job's name.
+    # Name of the experiment, at most 500 characters; left out, the job's name.
     experiment: str | None = None
     # Most steps whose metrics are sent together, at least 1; fewer if they take over a second.
     log_every_steps: int = field(default=10, metadata={"min": 1})
@@ -224,6 +230,11 @@ class Tracking:
                 f"tracking.uri: got {redact_url(self.uri)!r}; `local`, or the http(s) URL "
                 "of an MLflow server without credentials in it. Write such a URL, and set "
                 "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD if the server asks for them."
+            )
+        if self.experiment is not None and len(self.experiment) > 500:  # MLflow's limit
+            raise JobError(
+                f"tracking.experiment: got {len(self.experiment)} characters; at most 500. Write a "
+                "shorter name."
             )
         if self.register is not None and not re.fullmatch(r"\w[^/:\n]*", self.register):
             raise JobError(

@@ -38,7 +38,8 @@ class Phases:
     def end(self, name: str) -> None:
         """Adds the time since the last call, or since the start, to this phase."""
         now = time.time()
-        self.seconds[name] = self.seconds.get(name, 0.0) + now - self._last
+        elapsed_s = max(0.0, now - self._last)  # the clock may go back
+        self.seconds[name] = self.seconds.get(name, 0.0) + elapsed_s
         self._last = now
 
 

@@ -72,8 +72,10 @@ def goodput(attempts: Sequence[Attempt]) -> float:
 
 
 def rank_hours(attempts: Sequence[Attempt]) -> float:
-    """Hours that ranks were held; GPU hours, if the job has GPUs."""
-    return sum(attempt.ranks * (attempt.ended - attempt.began) for attempt in attempts) / 3600
+    """Hours that ranks were held; GPU hours, if the job has GPUs. An attempt in which the clock
+    went back counts none."""
+    held_s = sum(a.ranks * max(0.0, a.ended - a.began) for a in attempts)
+    return held_s / 3600
 
 
 def interruptions(attempts: Sequence[Attempt]) -> list[tuple[str, float, int]]:

@@ -187,8 +187,7 @@ def is_ready(service: str, url: str) -> bool:
 
 
 def mlflow_command(folder: Path, port: int, s3_url: str | None, secrets: Secrets) -> Command:
-    """s3_url: of the embedded store; None: artifacts lie beside the database. Raises ServiceError.
-    """
+    """s3_url: of the embedded store; None: artifacts lie beside the database. Raises ServiceError."""
     if not entry_points(group="mlflow.app", name=MLFLOW_APP):
         raise ServiceError(
             f"{MLFLOW_APP}: got an installation of an earlier version; MLflow does not find the "

@@ -25,8 +25,11 @@ class Outbox:
     run_url: str
 
     def add_points(self, writer: str, points: list[Point]) -> str:
-        """-> the URL of the new object."""
-        url = f"{self.run_url}/outbox/points/{writer}/{time.time_ns():020d}.json"
+        """-> the URL of the new object, which sorts after the writer's others even if the clock
+        went back, or is another machine's: points of earlier steps would be dropped."""
+        newest = max(self._urls(f"points/{writer}/"), default="0").rpartition("/")[2]
+        number = max(time.time_ns(), int(newest.removesuffix(".json")) + 1)
+        url = f"{self.run_url}/outbox/points/{writer}/{number:020d}.json"
         self.store.write(url, json.dumps(points).encode())
         return url
 

@@ -5,6 +5,8 @@ The driver owns a run: it opens it and sets its final status. Rank 0 only sends 
 
 import contextlib
 import json
+import math
+import re
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -28,6 +30,7 @@ from orchestration.tracking.table_view import VIEW_TAG, saved_view
 
 FINISHED = "FINISHED"
 PAGE = 1000  # runs or experiments of one request
+MAX_TAG_CHARS = 5000  # of older servers; a newer one on PostgreSQL refuses more than 8,000
 SWEEP_TAG = "rayception.sweep"
 TRIAL_TAG = "rayception.trial"
 MODEL_TAG = "rayception.model"  # models:/ URI of the final model
@@ -58,7 +61,8 @@ def open_run(
     """A new run in `experiment`, which is created if missing. Raises ServiceError."""
     with connect(uri) as client:
         experiment_id = _experiment_id(client, uri, experiment)
-        run_id = client.create_run(experiment_id, run_name=name, tags=dict(tags)).info.run_id
+        cut_tags = {key: value[:MAX_TAG_CHARS] for key, value in tags.items()}
+        run_id = client.create_run(experiment_id, run_name=name, tags=cut_tags).info.run_id
         client.log_batch(run_id, params=[Param(key, str(value)) for key, value in params.items()])
     return RunRef(uri=uri, experiment_id=experiment_id, run_id=run_id)
 
@@ -168,7 +172,8 @@ def send_file(run: RunRef, outbox: Outbox, path: str, content: bytes) -> None:
 def set_tags(run: RunRef, tags: Mapping[str, str]) -> None:
     """Raises ServiceError."""
     with connect(run.uri) as client:
-        client.log_batch(run.run_id, tags=[RunTag(key, value) for key, value in tags.items()])
+        cut_tags = [RunTag(key, value[:MAX_TAG_CHARS]) for key, value in tags.items()]
+        client.log_batch(run.run_id, tags=cut_tags)
 
 
 def get_tag(run: RunRef, name: str) -> str | None:
@@ -221,6 +226,17 @@ def metric_histories(run: RunRef, keys: Sequence[str]) -> dict[str, list[tuple[i
 def log_metrics(run: RunRef, metrics: Mapping[str, float], *, step: int) -> None:
     """Logs metrics of one step, with the current time. Raises ServiceError."""
     now_ms = int(time.time() * 1000)
-    points = [Metric(key, float(value), now_ms, step) for key, value in metrics.items()]
+    points = [make_metric(key, value, now_ms, step) for key, value in metrics.items()]
     with connect(run.uri) as client:
         client.log_batch(run.run_id, metrics=points)
+
+
+def metric_name(key: str) -> str:
+    """The key as every version of MLflow accepts it: one refused name blocks its whole batch."""
+    return re.sub(r"[^\w./ -]", "_", key)
+
+
+def make_metric(key: str, value: float, at_ms: int, step: int) -> Metric:
+    """A point as MLflow stores it. It marks NaN as such, but turns infinity into 1.8e308."""
+    value = float(value)
+    return Metric(metric_name(key), math.nan if math.isinf(value) else value, at_ms, step)

@@ -1,12 +1,10 @@
 """Metric points, sent in the background and stored in the outbox while MLflow is unreachable."""
 
 import logging
-import math
 import threading
 import time
 from collections.abc import Mapping, Sequence
 
-from mlflow.entities import Metric
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
@@ -15,7 +13,7 @@ from orchestration.tracking.credentials import set_credentials
 from orchestration.tracking.mlflow_errors import denied_status, describe_error
 from orchestration.tracking.outbox import Outbox, Point
 from orchestration.tracking.run_ref import RunRef
-from orchestration.tracking.runs import connect
+from orchestration.tracking.runs import connect, make_metric, metric_name
 
 logger = logging.getLogger(__name__)
 
@@ -61,7 +59,7 @@ class MetricWriter:
         now_ms = int(time.time() * 1000)
         points = [
             (key, float(value), now_ms, step)
-            for key, value in metrics.items()
+            for key, value in ((metric_name(key), value) for key, value in metrics.items())
             if step > self._newest.get(key, -1)
         ]
         with self._lock:
@@ -184,11 +182,8 @@ def _send_points(
     for key in newest.keys() - logged.keys():
         history = client.get_metric_history(run.run_id, key)
         logged[key] = max((point.step for point in history), default=-1)
-    # MLflow marks NaN as such, but stores infinity as 1.8e308.
     metrics = [
-        Metric(key, math.nan if math.isinf(value) else value, at, step)
-        for key, value, at, step in points
-        if step > logged[key]
+        make_metric(key, value, at, step) for key, value, at, step in points if step > logged[key]
     ]
     client.log_batch(run.run_id, metrics=metrics)
     for key, step in newest.items():

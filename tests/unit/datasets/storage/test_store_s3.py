@@ -82,6 +82,7 @@ def test_missing_and_short_objects_are_reported(place: tuple[Store, str]) -> Non
 
 
 def test_list_goes_over_pages(s3: Store) -> None:
+    """boto/boto3#1927: a list has at most 1,000 keys, whatever is asked for."""
     for number in range(1005):
         s3.write(f"s3://data/pages/{number:05d}", b"")
     assert len(s3.list("s3://data/pages/")) == 1005
@@ -174,6 +175,7 @@ def cutting_proxy(target: str, limits: list[int]) -> Iterator[str]:
 
 
 def test_broken_body_is_continued_from_the_byte_reached(s3: Store, s3_url: str) -> None:
+    """webdataset/webdataset#432: a shard whose rest had not arrived was read as a whole one."""
     s3.write("s3://data/cut/shard.tar", CONTENT)
     with cutting_proxy(s3_url, [1_500_000, 2_000_000]) as proxy:
         assert store_at(proxy).read("s3://data/cut/shard.tar") == CONTENT
