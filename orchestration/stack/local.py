@@ -150,7 +150,9 @@ def _log_path(folder: Path, part: str) -> Path:
 def _check_folder(folder: Path) -> None:
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        (folder / "logs").mkdir(exist_ok=True)
+        for name in ("s3", "mlflow", "logs"):  # private, whoever may look into the folder itself
+            (folder / name).mkdir(exist_ok=True)
+            (folder / name).chmod(0o700)
         free = shutil.disk_usage(folder).free
     except OSError as error:
         raise ServiceError(

@@ -117,7 +117,6 @@ def use_embedded_store(secrets: Secrets) -> None:
 def s3_command(folder: Path, port: int, secrets: Secrets) -> Command:
     """To be started in `folder`: the paths of its sockets are relative, as they must be short."""
     data = folder / "s3"
-    data.mkdir(mode=0o700, parents=True, exist_ok=True)
     certificate, key = write_certificate(data / "tls", LOOPBACK)
     names = "master.port master.port.grpc volume.port volume.port.grpc filer.port filer.port.grpc"
     names += " s3.port.grpc admin.port admin.port.grpc"
@@ -187,7 +186,10 @@ def is_ready(service: str, url: str) -> bool:
 
 
 def mlflow_command(folder: Path, port: int, s3_url: str | None, secrets: Secrets) -> Command:
-    """s3_url: of the embedded store; None: artifacts lie beside the database. Raises ServiceError."""
+    """s3_url: of the embedded store; None: artifacts lie beside the database.
+
+    Raises ServiceError.
+    """
     if not entry_points(group="mlflow.app", name=MLFLOW_APP):
         raise ServiceError(
             f"{MLFLOW_APP}: got an installation of an earlier version; MLflow does not find the "
@@ -195,7 +197,6 @@ def mlflow_command(folder: Path, port: int, s3_url: str | None, secrets: Secrets
             "infra/requirements.lock -e .`, again."
         )
     data = folder / "mlflow"
-    data.mkdir(parents=True, exist_ok=True)
     artifacts = "s3://mlflow/artifacts" if s3_url else (data / "artifacts").as_uri()
     environment = {
         "MLFLOW_DISABLE_TELEMETRY": "true",

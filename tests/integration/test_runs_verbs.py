@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from mlflow.tracking import MlflowClient
 
+from orchestration.errors import ServiceError
 from orchestration.run.timeline import ATTEMPTS_TAG
 from orchestration.tracking.run_ref import RunRef
 from orchestration.tracking.runs import (
@@ -20,6 +21,7 @@ from orchestration.tracking.runs import (
     log_metrics,
     open_parent,
     open_run,
+    reopen_run,
 )
 from orchestration.tracking.table_view import table_page
 from tests.integration.conftest import Home
@@ -182,6 +184,24 @@ def page_of(logged: Logged, done: "subprocess.CompletedProcess[str]") -> str:
     )
     assert link is not None, done.stdout + done.stderr
     return f"/{link[1] or ''}"
+
+
+def test_what_was_deleted_is_said_with_how_to_restore_it(logged: Logged) -> None:
+    """In MLflow's UI, for instance; the experiment of a new run, and a run that is to go on."""
+    client = MlflowClient(tracking_uri=logged.uri)
+    run = open_run(logged.uri, experiment="gone", name="a", params={}, tags={})
+    client.delete_experiment(run.experiment_id)
+    with pytest.raises(ServiceError, match=r"^tracking\.experiment: got gone, which is del") as it:
+        open_run(logged.uri, experiment="gone", name="b", params={}, tags={})
+    assert f"mlflow experiments restore --experiment-id {run.experiment_id}`" in str(it.value)
+    client.restore_experiment(run.experiment_id)
+    again = open_run(logged.uri, experiment="gone", name="b", params={}, tags={})
+    client.delete_run(again.run_id)
+    with pytest.raises(ServiceError, match=rf"mlflow runs restore --run-id {again.run_id}`"):
+        reopen_run(again, {})
+    missing = RunRef(uri=logged.uri, experiment_id="0", run_id="0" * 32)
+    with pytest.raises(ServiceError, match=f"has no run {missing.run_id}"):
+        reopen_run(missing, {})
 
 
 def test_what_is_started_for_a_look_ends_with_it(home: Home, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import signal
 import socket
 import stat
 import subprocess
+import sys
 from pathlib import Path
 
 import psutil
@@ -15,7 +16,7 @@ from datasets.storage.store import Store, StoreConfig
 from orchestration.stack.processes import find_process
 from orchestration.stack.state import load_stack
 from tests.integration import strangers
-from tests.integration.conftest import Home
+from tests.integration.conftest import RAYCEPTION, Home
 from tests.waiting import BUSY, wait_for
 
 
@@ -32,11 +33,20 @@ def test_up_a_killed_store_and_down(home: Home, monkeypatch: pytest.MonkeyPatch)
     }
     assert all(s["url"].startswith("http://127.0.0.1:") for s in status["services"].values())
     assert stat.S_IMODE((home.folder / "stack.json").stat().st_mode) == 0o600
+    for name in ("s3", "mlflow", "logs"):
+        assert stat.S_IMODE((home.folder / name).stat().st_mode) == 0o700
+    arguments = [word for process in home.processes() for word in process.cmdline()]
+    assert not [
+        word for word in arguments if any(s in word for s in home.state["secrets"].values())
+    ]
+    check_env(home)
     before = home.state["processes"]
     assert home.call("stack", "up").returncode == 0  # again: nothing is started twice
     assert home.state["processes"] == before
     # The access key is a name (the store's log has it); the other two are secrets.
-    for secret in (home.state["secrets"]["secret_key"], home.state["secrets"]["ray_token"]):
+    for secret in (
+        home.state["secrets"][name] for name in ("secret_key", "ray_token", "mlflow_token")
+    ):
         assert secret not in up.stdout + up.stderr
         for log in (home.folder / "logs").glob("*.log"):
             assert secret not in log.read_text(errors="replace"), log.name
@@ -70,6 +80,20 @@ def test_up_a_killed_store_and_down(home: Home, monkeypatch: pytest.MonkeyPatch)
     assert down.returncode == 0
     home.wait_until_empty(5)
     assert "was not running" in home.call("stack", "down").stdout
+
+
+def check_env(home: Home) -> None:
+    """What `stack env` prints lets a shell's own programs in, at the store and at MLflow."""
+    code = (
+        "import boto3, mlflow, os; boto3.client('s3').list_objects_v2(Bucket='data'); "
+        "print(len(mlflow.MlflowClient().search_experiments()))"
+    )
+    script = f'eval "$({RAYCEPTION} stack env)" && "{sys.executable}" -c "{code}"'
+    done = subprocess.run(
+        ["sh", "-c", script], env=home.environment, capture_output=True, text=True,
+        timeout=60 * BUSY, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout.strip()) == (0, "1"), done.stderr
 
 
 def test_services_that_hold_data_listen_on_loopback_only(shared_home: Home) -> None:

@@ -47,7 +47,7 @@ def page(finished: Finished) -> Iterator[Page]:
     assert handed_over.stat().st_mode & 0o777 == 0o600
     with sync_playwright() as tool:
         browser = tool.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        opened = browser.new_page(viewport={"width": 1360, "height": 900})
+        opened = browser.new_context(viewport={"width": 1360, "height": 900}).new_page()
         opened.set_default_timeout(LIMIT_MS)
         expect.set_options(timeout=LIMIT_MS)
         response = opened.goto(finished.outcome["run"]["uri"])
@@ -174,8 +174,8 @@ def test_a_page_of_another_origin_gets_and_changes_nothing(page: Page, finished:
             assert len(said) == 12 * len(hosts), said
             assert all(one.endswith(("refused", "opaque ")) for one in said), said
     rebound = page.context.new_page()
-    for part in ("mlflow", "s3", "dashboard"):
-        response = rebound.goto(f"http://rebound.localhost:{ports[part]}/")
+    for part, path in (("mlflow", ""), ("s3", "data?list-type=2"), ("dashboard", "api/jobs/")):
+        response = rebound.goto(f"http://rebound.localhost:{ports[part]}/{path}")
         assert response is not None
         assert response.status in (401, 403), part
     rebound.close()
