@@ -6,7 +6,7 @@ open lanes times their windows.
 """
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import chain, groupby, islice
@@ -21,6 +21,7 @@ from datasets.errors import DataError, ShardError
 from datasets.order import Ints, Order, Run, Window
 from datasets.shards.manifest import Manifest
 from datasets.shards.tar import BLOCK_BYTES, Member, members
+from datasets.storage.checksums import crc32c
 from datasets.storage.store import Store
 from datasets.storage.transfer import buffer
 
@@ -36,32 +37,48 @@ Item = TypeVar("Item")
 class SampleRun:
     """The bytes of consecutive samples of a shard from sample `first`, or why they are lost.
 
-    offsets: of each sample in `content`, and the end of the last.
+    offsets: of each sample in `content`, and the end of the last. checksums: of each, if known.
     """
 
     url: str
     first: int
     offsets: list[int]
     content: memoryview
+    checksums: Sequence[int] | None = None
     error: DataError | None = None
 
     def sample(self, number: int) -> Sample:
-        """Sample `number` of the shard. If it is lost, damaged or not where the index says, it has
-        no files and the error as __damage__; whether to skip or raise is the consumer's choice."""
+        """Sample `number` of the shard. If it is lost, damaged, changed or not where the index
+        says, it has no files and the error as __damage__; whether to skip or raise is the
+        consumer's choice."""
+        key = f"sample {number}"
         if self.error is not None:
-            return {"__key__": f"sample {number}", "__damage__": self.error}
+            return {"__key__": key, "__damage__": self.error}
         place = number - self.first
         try:
             part = self.content[self.offsets[place] : self.offsets[place + 1]]
             samples = list(split_samples(part, self.url))
             if len(samples) == 1 and samples[0][0] == 0:
+                key = samples[0][1]["__key__"]
+                if self.checksums is not None:
+                    check_bytes(part, self.checksums[place], f"{self.url}:{key}")
                 return samples[0][1]
             raise ShardError(
                 f"{self.url}: got {len(samples)} samples where its index has sample {number}; "
                 "shard and index must agree. Index it again."
             )
         except ShardError as error:
-            return {"__key__": f"sample {number}", "__damage__": error}
+            return {"__key__": key, "__damage__": error}
+
+
+def check_bytes(content: memoryview, checksum: int, where: str) -> None:
+    """Raises ShardError if a sample's bytes differ from its checksum. where: names the sample."""
+    if (actual := crc32c(content)) != checksum:
+        raise ShardError(
+            f"{where}: got bytes that differ from the split's checksum (CRC-32C {actual:08x}, "
+            f"{checksum:08x} in the index); they have changed where they lie or on the way. "
+            "Restore the shard from a copy or, if the change is meant, index the split again."
+        )
 
 
 def fetch_run(store: Store, manifest: Manifest, run: Run) -> SampleRun:
@@ -69,16 +86,20 @@ def fetch_run(store: Store, manifest: Manifest, run: Run) -> SampleRun:
     number, first, count = run
     shard, url = manifest.shards[number], manifest.shard_url(number)
     start, length = shard.byte_range(first, count)
+    # A file's time says less than its bytes, and a copy of a split has other times.
+    etag = None if shard.checksums is not None and store.is_on_disk(url) else shard.etag
     blocks = shard.offsets[first : first + count + 1].astype(np.int64)
     content = buffer(length)
     error = None
     try:
         for begin, end in split_range(start, length):
             part = content[begin - start : end - start]
-            store.read_into(url, part, begin, shard.etag, shard.size_bytes)
+            store.read_into(url, part, begin, etag, shard.size_bytes)
     except DataError as damage:
         error, content = damage, buffer(0)
-    return SampleRun(url, first, ((blocks - blocks[0]) * BLOCK_BYTES).tolist(), content, error)
+    offsets = ((blocks - blocks[0]) * BLOCK_BYTES).tolist()
+    checksums = None if shard.checksums is None else shard.checksums[first : first + count].tolist()
+    return SampleRun(url, first, offsets, content, checksums, error)
 
 
 def split_range(start: int, length: int) -> Iterator[tuple[int, int]]:

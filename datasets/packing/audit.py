@@ -13,7 +13,7 @@ from PIL import Image
 from datasets.errors import DataError
 from datasets.images.augment import center_box
 from datasets.images.decode import decode_image, find_image
-from datasets.loading.stream import Sample, fetch_run, split_samples
+from datasets.loading.stream import Sample, check_bytes, fetch_run, split_samples
 from datasets.order import permutation
 from datasets.shards.manifest import Manifest
 from datasets.storage.store import Store
@@ -49,7 +49,8 @@ class Contents:
 def verify(
     store: Store, manifest: Manifest, *, threads: int, on_shard: Callable[[], None]
 ) -> list[Damage]:
-    """Reads every byte and decodes every sample of a split; -> the damages, in shard order.
+    """Reads every byte of a split, decodes every sample and compares it with its checksum, if there
+    are some; -> the damages, in shard order.
 
     Raises StoreError.
     """
@@ -128,12 +129,17 @@ def _check_shard(store: Store, manifest: Manifest, number: int) -> Iterator[Dama
                 f"{shard.size_bytes} were indexed. Upload the shard again.",
             )
         count = 0
-        for _, sample in split_samples(memoryview(content), url):
-            count += 1
+        view = memoryview(content)
+        for _, sample in split_samples(view, url):
             try:
                 _decode(sample, manifest)
+                if shard.checksums is not None and count < shard.num_samples:
+                    start, length = shard.byte_range(count, 1)
+                    where = f"{url}:{sample['__key__']}"
+                    check_bytes(view[start : start + length], int(shard.checksums[count]), where)
             except DataError as error:
                 yield Damage(shard.name, sample["__key__"], str(error))
+            count += 1
         if count != shard.num_samples:
             yield Damage(
                 shard.name,

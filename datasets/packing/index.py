@@ -25,7 +25,8 @@ from datasets.shards.labels import (
     label_extension,
     label_text,
 )
-from datasets.shards.manifest import Manifest, Shard, is_pattern, split_folder
+from datasets.shards.manifest import Manifest, Shard
+from datasets.shards.split_url import is_pattern, split_folder
 from datasets.shards.tar import BLOCK_BYTES, Member, walk
 from datasets.storage.store import Entry, Store
 

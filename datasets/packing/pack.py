@@ -7,13 +7,12 @@ the part files are deleted.
 
 import hashlib
 import io
-import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from itertools import islice
+from itertools import islice, pairwise
 from typing import TypeVar
 
 import numpy as np
@@ -23,6 +22,7 @@ from datasets.errors import DataError
 from datasets.loading.stream import Sample, split_samples
 from datasets.shards.manifest import Manifest, Shard, save_manifest
 from datasets.shards.tar import BLOCK_BYTES, members
+from datasets.storage.checksums import crc32c, decode_json, encode_json
 from datasets.storage.store import Store
 
 Item = TypeVar("Item")
@@ -130,13 +130,15 @@ def describe_shard(name: str, content: bytes, etag: str | None) -> Shard:
     view = memoryview(content)
     starts = [start for start, _ in split_samples(view, name)]
     end = max((member.end for member in members(view, name)), default=0)
-    offsets = np.array([*starts, end], dtype=np.int64) // BLOCK_BYTES
+    limits = [*starts, end]
+    checksums = [crc32c(view[first:last]) for first, last in pairwise(limits)]
     return Shard(
         name=name,
         size_bytes=len(content),
         sha256=hashlib.sha256(content).hexdigest(),
         etag=etag,
-        offsets=offsets.astype(np.uint32),
+        offsets=(np.array(limits, dtype=np.int64) // BLOCK_BYTES).astype(np.uint32),
+        checksums=np.array(checksums, dtype=np.uint32),
     )
 
 
@@ -149,8 +151,14 @@ def _write_shard(plan: ShardPlan, store: Store, url: str, name: str) -> Shard:
     _check_keys(plan, content, f"{url}/{name}")
     store.write(f"{url}/{name}", content)
     shard = describe_shard(name, content, store.stat(f"{url}/{name}").etag)
-    part = {**shard.entry, "digest": plan.digest, "offsets": shard.offsets.tolist()}
-    store.write(_part_url(url, name), json.dumps(part).encode())
+    assert shard.checksums is not None
+    part = {
+        **shard.entry,
+        "digest": plan.digest,
+        "offsets": shard.offsets.tolist(),
+        "checksums": shard.checksums.tolist(),
+    }
+    store.write(_part_url(url, name), encode_json(part))
     return shard
 
 
@@ -169,7 +177,7 @@ def _check_keys(plan: ShardPlan, content: bytes, where: str) -> None:
 def _find_written(plan: ShardPlan, store: Store, url: str, name: str) -> Shard | None:
     """The shard as an earlier call wrote it, if it is still there and the plan is the same."""
     try:
-        part = json.loads(store.read(_part_url(url, name)))
+        part = decode_json(store.read(_part_url(url, name)))
         entry = store.stat(f"{url}/{name}")
         is_same = (entry.size_bytes, entry.etag) == (part["size_bytes"], part["etag"])
         if part["digest"] != plan.digest or not is_same:
@@ -180,8 +188,9 @@ def _find_written(plan: ShardPlan, store: Store, url: str, name: str) -> Shard |
             sha256=part["sha256"],
             etag=part["etag"],
             offsets=np.array(part["offsets"], dtype=np.uint32),
+            checksums=np.array(part["checksums"], dtype=np.uint32),
         )
-    except (DataError, ValueError, KeyError):
+    except (DataError, ValueError, KeyError):  # none, damaged, or of an earlier version
         return None
 
 

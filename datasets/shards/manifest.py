@@ -1,19 +1,21 @@
-"""The manifest of a split: shards, sample counts, byte offsets. `index.json` + `index.offsets`.
+"""The manifest of a split: `index.json`, `index.offsets` and, if it has them, `index.checksums`.
 
-A split's URL is the prefix that holds its index, or the pattern of its shards
-(`train-{000000..001023}.tar`), whose index is beside them under the pattern's name. index.json
-lists the shards (size, number of samples, ETag, and SHA-256 if their bytes were read), the classes
-and the label rule. index.offsets holds little-endian uint32 numbers of 512-byte tar blocks: for
-each shard the first block of every sample, then the end of the last; 4 bytes per sample, 5 MB for
-ImageNet. With them shards are read by ranges, and a missing byte or sample is noticed. index.json
-is written last, so an incomplete split has none.
+index.json lists the shards (size, number of samples, ETag, and SHA-256 if they were packed), the
+classes and the label rule. index.offsets holds little-endian uint32 numbers of 512-byte tar blocks:
+for each shard the first block of every sample, then the end of the last; 4 bytes per sample, 5 MB
+for ImageNet. With them shards are read by ranges, and a missing byte or sample is noticed.
+index.checksums holds the CRC-32C of every sample, another 4 bytes: of its bytes as they lie in the
+shard, from its first header to the next sample's, which is what a loader reads. index.json states a
+checksum of each file and of itself, and is written last, so an incomplete split has none.
+
+Files have no ETag. Their size and modification time stand for it, but a copy of a folder has other
+times; therefore those that a file has when the manifest is loaded are the ones that it must keep.
 """
 
 import hashlib
-import json
-import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -22,20 +24,22 @@ from numpy.typing import NDArray
 
 from datasets.errors import DataError, LabelError
 from datasets.shards.labels import DEFAULT_RULE, is_class_number, label_text
+from datasets.shards.split_url import INDEX_FILE, index_url, is_pattern, split_folder
 from datasets.shards.tar import BLOCK_BYTES
+from datasets.storage.checksums import decode_json, encode_json
+from datasets.storage.disk import ETAG_PREFIX
 from datasets.storage.store import Store
 
 FORMAT = 1
-INDEX_FILE = "index.json"
-OFFSETS_FILE = "index.offsets"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Shard:
     """One tar file.
 
-    name: relative to the split's folder, or a whole URL. sha256: None if only headers were read.
-    offsets: uint32 (num_samples + 1,), in tar blocks.
+    name: relative to the split's folder, or a whole URL. sha256: None if it was not packed by us.
+    offsets: uint32 (num_samples + 1,), in tar blocks. checksums: uint32 (num_samples,), CRC-32C of
+    each sample's bytes; None if they are not known, or not to be used.
     """
 
     name: str
@@ -43,6 +47,7 @@ class Shard:
     sha256: str | None
     etag: str | None
     offsets: NDArray[np.uint32]
+    checksums: NDArray[np.uint32] | None = None
 
     @property
     def num_samples(self) -> int:
@@ -50,7 +55,7 @@ class Shard:
 
     @property
     def entry(self) -> dict[str, Any]:
-        """The shard in index.json, which has the offsets of all shards in a file of their own."""
+        """The shard in index.json; the offsets and checksums of all shards are in other files."""
         return {
             "name": self.name,
             "size_bytes": self.size_bytes,
@@ -67,12 +72,19 @@ class Shard:
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """A split as its index describes it. label: a rule of labels.py."""
+    """A split as its index describes it. label: a rule of labels.py. retimed: names of the shards
+    on disk that have another modification time than the index says: they were copied or replaced.
+    """
 
     url: str
     classes: tuple[str, ...]
     shards: tuple[Shard, ...]
     label: str = DEFAULT_RULE
+    retimed: tuple[str, ...] = ()
+
+    @property
+    def has_checksums(self) -> bool:
+        return all(shard.checksums is not None for shard in self.shards)
 
     @property
     def num_samples(self) -> int:
@@ -96,8 +108,9 @@ class Manifest:
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 over what the order and the samples depend on: the shards' names, sizes,
-        checksums (if known) and offsets, but not their location."""
+        """SHA-256 over what the order and the samples depend on: the shards' names, sizes, SHA-256
+        (if known) and offsets, but neither their location nor the samples' checksums, which may be
+        added later."""
         digest = hashlib.sha256()
         for shard in self.shards:
             name = shard.name.rpartition("/")[2] if "://" in shard.name else shard.name
@@ -133,53 +146,36 @@ class Manifest:
         return name if "://" in name else f"{split_folder(self.url)}/{name}"
 
 
-def is_pattern(url: str) -> bool:
-    """Whether the URL is a pattern of shards (`x-{00..09}.tar`, `x.tar`), not a prefix."""
-    return "{" in url or url.endswith(".tar")
-
-
-def split_folder(url: str) -> str:
-    """The folder that shard names are relative to: the prefix, or the part of a pattern up to the
-    last slash before its first brace."""
-    url = url.rstrip("/")
-    return url.partition("{")[0].rpartition("/")[0] if is_pattern(url) else url
-
-
-def index_url(url: str) -> str:
-    """The URL of the split's index.json."""
-    url = url.rstrip("/")
-    if not is_pattern(url):
-        return f"{url}/{INDEX_FILE}"
-    folder = split_folder(url)
-    name = re.sub(r"[{}]", "", url[len(folder) + 1 :]).replace("/", "-").removesuffix(".tar")
-    return f"{folder}/{name}.{INDEX_FILE}"
-
-
 def save_manifest(store: Store, manifest: Manifest) -> None:
-    """Writes both index files, index.json last. Raises StoreError."""
-    offsets = b"".join(shard.offsets.astype("<u4").tobytes() for shard in manifest.shards)
+    """Writes the index files, index.json last. Raises StoreError."""
     url = index_url(manifest.url)
-    offsets_url = url.removesuffix(INDEX_FILE) + OFFSETS_FILE
-    store.write(offsets_url, offsets)
+    arrays = {"offsets": [shard.offsets for shard in manifest.shards]}
+    if manifest.has_checksums:
+        arrays["checksums"] = [s.checksums for s in manifest.shards if s.checksums is not None]
+    files = {}
+    for kind, parts in arrays.items():
+        content = np.concatenate(parts).astype("<u4").tobytes()
+        place = f"{url.removesuffix('.json')}.{kind}"
+        store.write(place, content)
+        sha256 = hashlib.sha256(content).hexdigest()
+        files[kind] = {"name": place.rpartition("/")[2], "sha256": sha256}
     values = {
         "format": FORMAT,
         "classes": list(manifest.classes),
         "num_samples": manifest.num_samples,
         "label": manifest.label,
-        "offsets": {
-            "name": offsets_url.rpartition("/")[2],
-            "sha256": hashlib.sha256(offsets).hexdigest(),
-        },
+        **files,
         "shards": [shard.entry for shard in manifest.shards],
     }
-    store.write(url, json.dumps(values, indent=1).encode())
+    store.write(url, encode_json(values, indent=1))
 
 
-def load_manifest(store: Store, url: str) -> Manifest:
-    """The manifest of a split. url: a prefix or a pattern of shards.
+def load_manifest(store: Store, url: str, *, verify: bool | None = None) -> Manifest:
+    """The manifest of a split. url: a prefix or a pattern of shards. verify: whether to have the
+    samples' checksums, and so check what is read; None: if the split has some.
 
-    Raises DataError (no shards, no index, an index that is damaged or of another version),
-    StoreError.
+    Raises DataError (no shards, no index, one that is damaged or of another version, no checksums
+    though `verify` is true), StoreError.
     """
     url = url.rstrip("/")
     where = index_url(url)
@@ -188,46 +184,89 @@ def load_manifest(store: Store, url: str) -> Manifest:
     except DataError as error:
         raise DataError(_missing_index(store, url, where)) from error
     try:
-        values: dict[str, Any] = json.loads(content)
+        values: dict[str, Any] = decode_json(content)
         if values["format"] != FORMAT:
             raise DataError(
                 f"{where}: got index format {values['format']}; this version reads {FORMAT}. Use "
                 "the rayception that wrote it, or pack the split again."
             )
-        return _parse(store, url, values)
+        if verify and "checksums" not in values:
+            raise DataError(
+                f"data.verify: got true, and no checksums in {where}; they are what samples are "
+                f"compared with. Add them with `rayception index --checksums '{url}'`, or leave "
+                "data.verify out."
+            )
+        return _note_times(store, _parse(store, url, values, verify is not False))
     except (ValueError, KeyError, TypeError) as error:
-        raise DataError(_damaged(where, f"{type(error).__name__}: {error}")) from error
+        raise DataError(_damaged(where, f"{error} ({type(error).__name__})")) from error
 
 
-def _parse(store: Store, url: str, values: dict[str, Any]) -> Manifest:
-    offsets_url = f"{index_url(url).rpartition('/')[0]}/{values['offsets']['name']}"
-    content = store.read(offsets_url)
-    if hashlib.sha256(content).hexdigest() != values["offsets"]["sha256"]:
-        raise DataError(_damaged(offsets_url, f"{len(content)} bytes with another checksum"))
-    offsets = np.frombuffer(content, dtype="<u4").astype(np.uint32)
+def _parse(store: Store, url: str, values: dict[str, Any], has_checksums: bool) -> Manifest:
+    offsets = _read_array(store, url, values["offsets"])
+    checksums = None
+    if has_checksums and "checksums" in values:
+        checksums = _read_array(store, url, values["checksums"])
     shards = []
-    at = 0
+    at = first = 0  # in `offsets`, in `checksums`
     for entry in values["shards"]:
-        count = int(entry["num_samples"]) + 1
+        count = int(entry["num_samples"])
         shards.append(
             Shard(
                 name=str(entry["name"]),
                 size_bytes=int(entry["size_bytes"]),
                 sha256=entry["sha256"],
                 etag=entry["etag"],
-                offsets=offsets[at : at + count],
+                offsets=offsets[at : at + count + 1],
+                checksums=None if checksums is None else checksums[first : first + count],
             )
         )
-        at += count
+        at += count + 1
+        first += count
     manifest = Manifest(
         url=url,
         classes=tuple(values["classes"]),
         shards=tuple(shards),
         label=values.get("label", DEFAULT_RULE),
     )
-    if at != len(offsets) or manifest.num_samples != values["num_samples"]:
+    counts = {values["num_samples"], first, first if checksums is None else len(checksums)}
+    if at != len(offsets) or len(counts) > 1:
         raise DataError(_damaged(index_url(url), "counts that do not add up"))
     return manifest
+
+
+def _read_array(store: Store, url: str, file: dict[str, str]) -> NDArray[np.uint32]:
+    """The numbers in one of the files beside index.json. Raises DataError, StoreError."""
+    where = f"{index_url(url).rpartition('/')[0]}/{file['name']}"
+    content = store.read(where)
+    if hashlib.sha256(content).hexdigest() != file["sha256"]:
+        raise DataError(_damaged(where, f"{len(content)} bytes with another checksum"))
+    return np.frombuffer(content, dtype="<u4").astype(np.uint32)
+
+
+def _note_times(store: Store, manifest: Manifest) -> Manifest:
+    """The manifest with the ETags that its shards on this machine's disk have now, or with one that
+    none has where the size is not the index's. Raises StoreError."""
+
+    def note(shard: Shard, url: str) -> Shard:
+        try:
+            entry = store.stat(url)
+        except DataError:  # reading it says so
+            return shard
+        is_whole = entry.size_bytes == shard.size_bytes
+        return replace(shard, etag=entry.etag if is_whole else f"{ETAG_PREFIX}{shard.size_bytes}")
+
+    urls = [manifest.shard_url(number) for number in range(len(manifest.shards))]
+    if not any(map(store.is_on_disk, urls)):
+        return manifest
+    with ThreadPoolExecutor(16, thread_name_prefix="index") as pool:
+        shards = tuple(pool.map(note, manifest.shards, urls))
+    pairs = zip(manifest.shards, shards, strict=True)
+    retimed = tuple(
+        new.name
+        for old, new in pairs
+        if old.etag != new.etag and old.etag is not None and old.etag.startswith(ETAG_PREFIX)
+    )
+    return replace(manifest, shards=shards, retimed=retimed)
 
 
 def _missing_index(store: Store, url: str, where: str) -> str:
@@ -248,4 +287,7 @@ def _missing_index(store: Store, url: str, where: str) -> str:
 
 
 def _damaged(url: str, what: str) -> str:
-    return f"{url}: got {what}; the index is damaged. Pack or index the split again."
+    return (
+        f"{url}: got {what}; the index is damaged. Restore it from a copy, or pack or index the "
+        "split again."
+    )

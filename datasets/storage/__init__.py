@@ -9,4 +9,5 @@
 | transfer | retried and continued downloads |
 | socket_folder | a temporary folder short enough for sockets |
 | cache | parts of remote objects on a local disk |
+| checksums | CRC-32C, of bytes and of JSON documents |
 """

@@ -1,5 +1,6 @@
-"""file:// URLs and plain paths."""
+"""file:// URLs and plain paths. A file's size and modification time stand for an ETag."""
 
+import datetime
 import os
 import random
 from collections.abc import Callable
@@ -9,6 +10,8 @@ from urllib.parse import quote, unquote, urlsplit
 
 from datasets.errors import DataError, StoreError
 from datasets.storage.transfer import Entry, short_object
+
+ETAG_PREFIX = "mtime:"  # as no server's ETag begins
 
 Result = TypeVar("Result")
 
@@ -20,10 +23,10 @@ class Disk:
         return _on_disk(url, Path.read_bytes)
 
     def read_into(self, url: str, view: memoryview, start: int, etag: str | None) -> None:
-        """etag: ignored, as files have none."""
-
         def read(path: Path) -> int:
             with path.open("rb") as file:
+                if etag is not None:
+                    _check_etag(url, os.fstat(file.fileno()), etag)
                 file.seek(start)
                 return file.readinto(view)
 
@@ -38,7 +41,7 @@ class Disk:
         _on_disk(url, lambda path: path.unlink(missing_ok=True))
 
     def stat(self, url: str) -> Entry:
-        return Entry(url, _on_disk(url, lambda path: path.stat().st_size), None)
+        return _on_disk(url, lambda path: _entry(url, path))
 
     def is_file(self, url: str) -> bool:
         return _path_of(url).is_file()
@@ -78,8 +81,27 @@ def _list_files(prefix: str) -> list[Entry]:
         name = path.relative_to(root).as_posix()
         if name.startswith(name_prefix) and path.is_file():
             url = folder + (quote(os.fsencode(name)) if is_url else name)
-            entries.append(Entry(url, path.stat().st_size, None))
+            entries.append(_entry(url, path))
     return entries
+
+
+def _entry(url: str, path: Path) -> Entry:
+    status = path.stat()
+    return Entry(url, status.st_size, _etag(status))
+
+
+def _etag(status: os.stat_result) -> str:
+    return f"{ETAG_PREFIX}{status.st_size}-{status.st_mtime_ns}"
+
+
+def _check_etag(url: str, status: os.stat_result, etag: str) -> None:
+    if _etag(status) != etag:
+        changed = datetime.datetime.fromtimestamp(status.st_mtime, datetime.UTC)
+        raise DataError(
+            f"{url}: got a file of {status.st_size} bytes, changed at {changed:%Y-%m-%d %H:%M:%S} "
+            "UTC; its index, or this process when it began, knew another. The file was cut or "
+            "replaced: put the old one back, or index the split again."
+        )
 
 
 def write_atomically(path: Path, *contents: bytes | memoryview, is_durable: bool) -> None:

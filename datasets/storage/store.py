@@ -7,7 +7,7 @@ from functools import partial
 
 from datasets.errors import DataError, StoreError
 from datasets.storage.cache import DiskCache
-from datasets.storage.disk import Disk
+from datasets.storage.disk import ETAG_PREFIX, Disk
 from datasets.storage.http import Http, redacted
 from datasets.storage.s3 import S3, StoreConfig
 from datasets.storage.transfer import Entry, buffer
@@ -42,11 +42,14 @@ class Store:
     ) -> None:
         """Fills `view` with the object's bytes from `start`.
 
-        Raises DataError if the object is missing, too short or no longer has `etag`; StoreError.
+        etag: as `stat` or `list` gave it; that of another kind of store is ignored. Raises
+        DataError if the object is missing, too short or no longer has `etag`; StoreError.
         """
         if len(view) == 0:
             return
         backend = self._backend(url)
+        if etag is not None and etag.startswith(ETAG_PREFIX) != (backend is self._disk):
+            etag = None  # of the disk or the server that the object was copied from
         fetch = partial(backend.read_into, url, etag=etag)
         if self.cache is None or backend is self._disk or etag is None or size_bytes is None:
             fetch(view, start)
@@ -81,7 +84,8 @@ class Store:
         return sorted(backend.entries(prefix), key=lambda entry: entry.url)
 
     def stat(self, url: str) -> Entry:
-        """Size and ETag of one object. Raises DataError (not there), StoreError."""
+        """Size and ETag of one object; a file's is made of its size and time. Raises DataError (not
+        there), StoreError."""
         return self._backend(url).stat(url)
 
     def exists(self, url: str) -> bool:
@@ -95,6 +99,10 @@ class Store:
         except DataError:
             return False
         return True
+
+    def is_on_disk(self, url: str) -> bool:
+        """Whether the URL names a file of this machine."""
+        return self._backend(url) is self._disk
 
     def _backend(self, url: str) -> S3 | Http | Disk:
         if url.startswith("s3://"):

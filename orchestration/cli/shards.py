@@ -85,11 +85,20 @@ def index(
         Path | None, typer.Option(help="A file of class names, one a line, in label order.")
     ] = None,
     label_field: LabelField = None,
+    checksums: Annotated[
+        bool,
+        typer.Option(
+            "--checksums",
+            help="Read every byte too, and keep a CRC-32C of each sample. An index that the split "
+            "has keeps its classes.",
+        ),
+    ] = False,
     threads: Annotated[int, typer.Option(min=1, help="Shards indexed at once.")] = 16,
     endpoint_url: Endpoint = None,
     as_json: AsJson = False,
 ) -> None:
-    """Index tar shards of other programs, from their headers alone."""
+    """Index tar shards of other programs, from their headers alone unless --checksums is given."""
+    from datasets.packing.checksum import add_checksums, keep_index
     from datasets.packing.index import find_shards, index_shards
     from datasets.shards.manifest import save_manifest
 
@@ -113,7 +122,15 @@ def index(
             store, index_url, entries, classes=_read_class_names(classes), field=label_field,
             workers=threads, on_shard=lambda _: bar.advance(task),
         )  # fmt: skip
-    save_manifest(store, result.manifest)
+        manifest = result.manifest
+        if checksums:
+            if classes is None and label_field is None:
+                manifest = keep_index(store, manifest)
+            reading = bar.add_task("shards read", total=len(entries))
+            manifest = add_checksums(
+                store, manifest, workers=threads, on_shard=lambda _: bar.advance(reading)
+            )
+    save_manifest(store, manifest)
     missing = {"image": result.without_image, "label": result.without_label}
     for part, (count, examples) in missing.items():
         if count:
@@ -122,7 +139,7 @@ def index(
                 "training counts them as damaged.",
                 soft_wrap=True,
             )
-    _print_manifest(f"indexed {url}", result.manifest, as_json)
+    _print_manifest(f"indexed {url}", manifest, as_json)
 
 
 def _print_manifest(title: str, manifest: "Manifest", as_json: bool) -> None:
@@ -134,11 +151,15 @@ def _print_manifest(title: str, manifest: "Manifest", as_json: bool) -> None:
         "num_shards": len(manifest.shards),
         "size_bytes": manifest.size_bytes,
         "fingerprint": manifest.fingerprint,
+        "has_checksums": manifest.has_checksums,
     }
     rows = {
         "samples": f"{manifest.num_samples:,}",
         "classes": f"{manifest.num_classes:,}",
         "shards": f"{len(manifest.shards):,}, {manifest.size_bytes / 1e6:,.1f} MB",
+        "checksums": "of every sample"
+        if manifest.has_checksums
+        else "none; `rayception index --checksums` adds them",
         "fingerprint": manifest.fingerprint,
         "in a job": f"data.train (or data.val): {manifest.url}, "
         f"model.num_classes: {manifest.num_classes}",

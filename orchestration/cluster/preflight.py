@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from datasets.shards.manifest import Manifest, index_url, load_manifest
+from datasets.shards.manifest import Manifest, load_manifest
+from datasets.shards.split_url import index_url
 from datasets.storage.store import Store, StoreConfig
 from orchestration.cluster.capacity import choose_accelerator, read_nodes
 from orchestration.cluster.versions import VERSIONS_VARIABLE
@@ -54,8 +55,16 @@ def prepare_data(job: Job, store: Store, log: Log) -> tuple[Manifest, Manifest]:
                 samples, store, url, classes=classes, samples_per_shard=SAMPLES_PER_SHARD
             )
             log(f"packed {manifest.num_samples} samples into {url}")
-    train, val = load_manifest(store, job.data.train), load_manifest(store, job.data.val)
+    train, val = (
+        load_manifest(store, url, verify=job.data.verify) for url in (job.data.train, job.data.val)
+    )
     for split, manifest in (("train", train), ("val", val)):
+        if manifest.retimed and not manifest.has_checksums:
+            log(
+                f"note: data.{split}: got {len(manifest.retimed)} shards with other modification "
+                f"times than their index says, such as {manifest.retimed[0]}; they were copied or "
+                "replaced. If they were replaced, index the split again."
+            )
         if manifest.num_classes > job.model.num_classes:
             raise JobError(
                 f"model.num_classes: got {job.model.num_classes}, but data.{split} has "

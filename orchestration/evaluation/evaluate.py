@@ -58,7 +58,8 @@ class Scorer:
         self.request = request
         self.store = Store(request.store)
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.manifest = load_manifest(self.store, request.job.data.val)
+        data = request.job.data
+        self.manifest = load_manifest(self.store, data.val, verify=data.verify)
         self.networks: dict[str, list[torch.nn.Module]] = {kind: [] for kind in request.kinds}
         for url in request.urls:
             trained = load_trained(self.store, url)

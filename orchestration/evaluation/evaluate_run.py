@@ -50,7 +50,7 @@ def evaluate_run(
     weights: raw, average or both. on_progress: as of `score`. The keywords are the options of
     `rayception evaluate`. Raises JobError, DataError, StoreError, TrainingError, ServiceError.
     """
-    manifest = load_manifest(store, job.data.val)
+    manifest = load_manifest(store, job.data.val, verify=job.data.verify)
     check_members(members, manifest.classes)
     kinds = choose_kinds(weights, members)
     request = Request(

@@ -91,6 +91,9 @@ class Data:
     # Damaged samples, over all ranks, that an attempt may skip, at least 0; each keeps its place in
     # the batch with weight zero. 0: the first one stops the run.
     max_damaged: int = field(default=0, metadata={"min": 0})
+    # Whether each sample that is read is compared with its checksum; one that differs is damaged.
+    # Left out: if the split has checksums, as packed ones have. `true` refuses a split without.
+    verify: bool | None = None
     # Decoding processes per rank for training, at least 0; 0: a thread of the rank's process. Left
     # out: cluster.cpus_per_worker - 1 beside a GPU, none on a CPU.
     loader_workers: int | None = field(default=None, metadata={"min": 0})

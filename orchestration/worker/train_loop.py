@@ -62,8 +62,8 @@ class TrainLoop:
         self.plan = config.plan
         self.job = job = from_dict(config.job)
         self.store = Store(config.store, build_cache(job))
-        self.train_manifest = load_manifest(self.store, job.data.train)
-        self.val_manifest = load_manifest(self.store, job.data.val)
+        self.train_manifest = load_manifest(self.store, job.data.train, verify=job.data.verify)
+        self.val_manifest = load_manifest(self.store, job.data.val, verify=job.data.verify)
         self.device = use_rank_device(
             threads=job.cluster.cpus_per_worker, is_deterministic=job.model.deterministic
         )

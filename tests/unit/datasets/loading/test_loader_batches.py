@@ -28,6 +28,7 @@ from datasets.order import Run
 from datasets.packing.pack import pack
 from datasets.packing.sources import digits
 from datasets.shards.manifest import Manifest, load_manifest
+from datasets.storage.checksums import decode_json, encode_json
 from datasets.storage.store import Store
 from tests.unit.datasets.loaders import BATCH, MICRO, PIXELS, order_of, train_loader
 
@@ -197,14 +198,24 @@ def test_manifest_mistakes_are_one_line(tmp_path: Path, packed: Packed) -> None:
         load_manifest(store, tmp_path.as_uri())
     index = store.read(f"{manifest.url}/index.json")
     offsets = store.read(f"{manifest.url}/index.offsets")
+    checksums = store.read(f"{manifest.url}/index.checksums")
+    values = decode_json(index)
     for name, content, message in (
         ("index.json", b"{", "damaged"),
-        ("index.json", index.replace(b'"format": 1', b'"format": 9'), "format 9"),
-        ("index.json", index.replace(b"1437", b"1436"), "do not add up"),
+        ("index.json", b"[]", "damaged"),
+        ("index.json", encode_json(values | {"format": 9}), "format 9"),
+        ("index.json", encode_json(values | {"num_samples": 1436}), "do not add up"),
+        (
+            "index.json",
+            index.replace(b"1437", b"1436"),
+            r"got values with the checksum \w{8} where",
+        ),
         ("index.offsets", offsets[:-4], "another checksum"),
+        ("index.checksums", checksums[4:], "another checksum"),
     ):
         store.write(f"{tmp_path.as_uri()}/index.json", index)
         store.write(f"{tmp_path.as_uri()}/index.offsets", offsets)
+        store.write(f"{tmp_path.as_uri()}/index.checksums", checksums)
         store.write(f"{tmp_path.as_uri()}/{name}", content)
         with pytest.raises(DataError, match=message):
             load_manifest(store, tmp_path.as_uri())

@@ -21,7 +21,8 @@ from datasets.loading.stream import Sample
 from datasets.packing.index import IndexResult, find_shards, index_shards
 from datasets.packing.pack import pack_shards
 from datasets.packing.repack import plan_repack
-from datasets.shards.manifest import Manifest, index_url, load_manifest, save_manifest
+from datasets.shards.manifest import Manifest, load_manifest, save_manifest
+from datasets.shards.split_url import index_url
 from datasets.storage.store import Store
 from tests.forks import rayception
 from tests.unit.datasets.loaders import order_of, train_loader

@@ -1,0 +1,46 @@
+"""CRC-32C (RFC 3720, appendix B.4): of bytes, and of JSON documents that state their own.
+
+It notices every change within 32 consecutive bits; any other passes with probability 2^-32. It
+guards against accidents, not against people.
+"""
+
+import json
+from typing import Any
+
+import google_crc32c
+import numpy as np
+
+CHECKSUM_FIELD = "crc32c"
+
+
+def crc32c(content: bytes | memoryview, before: int = 0) -> int:
+    """The checksum of bytes, or of them after others whose checksum is `before`. Copies nothing."""
+    # The library takes no writable memoryview, but an array over one.
+    return int(google_crc32c.extend(before, np.asarray(memoryview(content))))
+
+
+def encode_json(values: dict[str, Any], *, indent: int | None = None) -> bytes:
+    """The document with the checksum of its values as its last field."""
+    return json.dumps({**values, CHECKSUM_FIELD: _checksum(values)}, indent=indent).encode()
+
+
+def decode_json(content: bytes) -> Any:
+    """The document's values, without their checksum. A document that states none, such as one of an
+    earlier version, is taken as it is. Raises ValueError if its text or its checksum is wrong."""
+    values = json.loads(content)
+    if not isinstance(values, dict):
+        return values
+    stated = values.pop(CHECKSUM_FIELD, None)
+    if stated is not None and stated != (actual := _checksum(values)):
+        raise ValueError(
+            f"values with the checksum {actual} where its field {CHECKSUM_FIELD} says "
+            f"{str(stated)[:8]!r} (delete that field if they were edited by hand)"
+        )
+    return values
+
+
+def _checksum(values: dict[str, Any]) -> str:
+    """Eight hexadecimal digits. Of the values as they are read again, whatever the layout."""
+    plain = json.loads(json.dumps(values))
+    text = json.dumps(plain, sort_keys=True, separators=(",", ":"))
+    return f"{crc32c(text.encode()):08x}"
