@@ -1,16 +1,16 @@
 """A run's checkpoints in storage, a folder each.
 
 A checkpoint is `state.pt` (torch.save, read with weights_only=True) and `checkpoint.json`, which
-holds the size and SHA-256 of the state and is written last. A checkpoint is whole if this index
-exists and matches the state; others are never loaded, and the newest whole one is used instead. The
-state does not depend on the world size: any number of ranks can resume from it. torch is imported
-only by functions that read or write tensors: a driver lists checkpoints without it.
+holds the size and SHA-256 of the state and a checksum of itself, and is written last. A checkpoint
+is whole if this index exists and matches the state; others are never loaded, and the newest whole
+one is used instead. The state does not depend on the world size: any number of ranks can resume
+from it. torch is imported only by functions that read or write tensors: a driver lists checkpoints
+without it.
 """
 
 import contextlib
 import hashlib
 import io
-import json
 import logging
 import pickle
 from collections.abc import Callable, Iterable
@@ -18,6 +18,7 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any, TypeVar
 
 from datasets.errors import DataError
+from datasets.storage.checksums import decode_json, encode_json
 from datasets.storage.store import Store
 from orchestration.errors import TrainingError
 from orchestration.run.digest import state_digest
@@ -90,7 +91,7 @@ def save_checkpoint(store: Store, run_url: str, state: Checkpoint) -> str:
         "top1": top1_of(state.metrics),
         "metrics": state.metrics,
     }
-    store.write(f"{url}/{INDEX_FILE}", json.dumps(index, indent=2).encode())
+    store.write(f"{url}/{INDEX_FILE}", encode_json(index, indent=2))
     return url
 
 
@@ -164,7 +165,7 @@ def _whole_indexes(store: Store, run_url: str, sizes: dict[str, int]) -> dict[st
     indexes: dict[str, dict[str, Any]] = {}
     for name in _names(sizes):
         with contextlib.suppress(DataError, ValueError):  # no index, or a damaged one
-            index = json.loads(store.read(f"{run_url}/{name}/{INDEX_FILE}"))
+            index = decode_json(store.read(f"{run_url}/{name}/{INDEX_FILE}"))
             size = sizes.get(f"{run_url}/{name}/{STATE_FILE}")
             if index.get("format") == FORMAT and index["files"][STATE_FILE]["size_bytes"] == size:
                 indexes[name] = index
@@ -218,12 +219,18 @@ def load_checkpoint(store: Store, url: str) -> Checkpoint:
 def _read_whole(store: Store, url: str) -> tuple[dict[str, Any], bytes]:
     """A checkpoint's index, and the content of its state. Raises as `load_checkpoint`."""
     try:
-        index = json.loads(store.read(f"{url}/{INDEX_FILE}"))
+        encoded = store.read(f"{url}/{INDEX_FILE}")
         content = store.read(f"{url}/{STATE_FILE}")
-    except (DataError, ValueError) as error:
+    except DataError as error:
         raise TrainingError(
             f"{url}: got an incomplete checkpoint ({type(error).__name__}); {INDEX_FILE} is "
             "written last and names every file. Use an older one."
+        ) from error
+    try:
+        index = decode_json(encoded)
+    except ValueError as error:
+        raise TrainingError(
+            f"{url}/{INDEX_FILE}: got {error}; the file is damaged. Use an older checkpoint."
         ) from error
     if index.get("format") != FORMAT:
         raise TrainingError(

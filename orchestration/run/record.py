@@ -3,11 +3,11 @@
 With it a checkpoint is enough to build its network, name its classes and find its MLflow run.
 """
 
-import json
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from datasets.errors import DataError
+from datasets.storage.checksums import decode_json, encode_json
 from datasets.storage.store import Store
 from orchestration.errors import JobError
 from orchestration.job.job import Job
@@ -22,7 +22,7 @@ RUN_FILE = "run.json"
 RESUME_MAY_CHANGE = (
     "cluster.", "storage.", "loss.not_finite", "tracking.log_every_steps",
     "checkpoint.every_steps", "checkpoint.keep", "data.loader_workers", "data.cache_gib",
-    "data.cache_folder", "data.max_damaged",
+    "data.cache_folder", "data.max_damaged", "data.verify",
 )  # fmt: skip
 # Fields that a fork must keep: the shape of its state, and its position in the data.
 FORK_MUST_KEEP = (
@@ -55,14 +55,22 @@ class ResumedRun:
 def save_record(store: Store, run_url: str, record: RunRecord) -> None:
     """Raises StoreError."""
     values = {"format": FORMAT, **asdict(record)}
-    store.write(f"{run_url}/{RUN_FILE}", json.dumps(values, indent=1).encode())
+    store.write(f"{run_url}/{RUN_FILE}", encode_json(values, indent=1))
 
 
 def load_record(store: Store, run_url: str) -> RunRecord:
-    """Raises JobError if `run_url` holds no run, or one of another format; StoreError."""
+    """Raises JobError if `run_url` holds no run, one whose record is damaged, or one of another
+    format; StoreError."""
     url = f"{run_url}/{RUN_FILE}"
     try:
-        values: dict[str, Any] = json.loads(store.read(url))
+        content = store.read(url)
+    except DataError as error:
+        raise JobError(
+            f"{run_url}: got no run there; a run's folder holds {RUN_FILE} and its checkpoints. "
+            "Name the folder that the run's panel shows."
+        ) from error
+    try:
+        values: dict[str, Any] = decode_json(content)
         version = values.pop("format")
         if version != FORMAT:
             raise JobError(
@@ -70,10 +78,10 @@ def load_record(store: Store, run_url: str) -> RunRecord:
                 "that wrote it."
             )
         return RunRecord(**values)
-    except (DataError, ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise JobError(
-            f"{run_url}: got no run there ({type(error).__name__}); a run's folder holds "
-            f"{RUN_FILE} and its checkpoints. Name the folder that the run's panel shows."
+            f"{url}: got {error} ({type(error).__name__}); the run's record is damaged. Restore "
+            "the file from a copy; MLflow has the job as job.yaml."
         ) from error
 
 

@@ -4,12 +4,15 @@ Kept as `timeline.json` in the run's storage, so that every driver of the run co
 """
 
 import itertools
-import json
+import logging
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 
 from datasets.errors import DataError
+from datasets.storage.checksums import decode_json, encode_json
 from datasets.storage.store import Store
+
+logger = logging.getLogger(__name__)
 
 TIMELINE_FILE = "timeline.json"
 ATTEMPTS_TAG = "rayception.attempts"
@@ -35,16 +38,22 @@ class Attempt:
 
 def save_attempts(store: Store, run_url: str, attempts: Sequence[Attempt]) -> None:
     """Raises StoreError."""
-    content = json.dumps([asdict(attempt) for attempt in attempts], indent=1)
-    store.write(f"{run_url}/{TIMELINE_FILE}", content.encode())
+    values = {"attempts": [asdict(attempt) for attempt in attempts]}
+    store.write(f"{run_url}/{TIMELINE_FILE}", encode_json(values, indent=1))
 
 
 def load_attempts(store: Store, run_url: str) -> list[Attempt]:
-    """Empty for a new run. Raises StoreError."""
+    """Empty for a new run, and if the file is damaged: a run does not end for that. Raises
+    StoreError."""
+    url = f"{run_url}/{TIMELINE_FILE}"
     try:
-        values = json.loads(store.read(f"{run_url}/{TIMELINE_FILE}"))
-        return [Attempt(**attempt) for attempt in values]
-    except (DataError, ValueError, TypeError):  # none yet, or damaged: a run does not end for that
+        values = decode_json(store.read(url))
+        attempts = values["attempts"] if isinstance(values, dict) else values  # earlier versions
+        return [Attempt(**attempt) for attempt in attempts]
+    except DataError:
+        return []
+    except (ValueError, KeyError, TypeError) as error:
+        logger.warning("%s: got %s; the file is damaged. It begins anew", url, error)
         return []
 
 

@@ -4,16 +4,23 @@ Points are stored per writer (rank 0, the driver) in objects whose names sort by
 their path in MLflow; `end.json` holds the final status of a run that has ended. An object is
 deleted only after it was sent, so a kill may send it twice, which is harmless: MLflow stores a
 repeated point once, as its time is part of it, and overwrites a file.
+
+Every object carries a CRC-32C. One that has changed since is named in the log and stays where it
+is: neither a run nor `sync` ends for it. Objects of earlier versions carry none, and are sent too.
 """
 
-import json
+import logging
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 from datasets.errors import DataError
+from datasets.storage.checksums import crc32c, decode_json, encode_json
 from datasets.storage.store import Store
 
+logger = logging.getLogger(__name__)
+
+CRC_BYTES = 4  # after the content of a file, little-endian
 Point = tuple[str, float, int, int]  # key, value, timestamp in ms, step
 
 
@@ -30,38 +37,54 @@ class Outbox:
         newest = max(self._urls(f"points/{writer}/"), default="0").rpartition("/")[2]
         number = max(time.time_ns(), int(newest.removesuffix(".json")) + 1)
         url = f"{self.run_url}/outbox/points/{writer}/{number:020d}.json"
-        self.store.write(url, json.dumps(points).encode())
+        self.store.write(url, encode_json({"points": points}))
         return url
 
     def points(self, writer: str | None = None) -> dict[str, list[Point]]:
         """A writer's points by the URL of their object, oldest first; None: every writer's, one
         after another."""
-        return {
-            url: [(key, value, at, step) for key, value, at, step in json.loads(content)]
-            for url, content in self._read_all(f"points/{writer}/" if writer else "points/")
-        }
+        points: dict[str, list[Point]] = {}
+        for url, content in self._read_all(f"points/{writer}/" if writer else "points/"):
+            try:
+                values = decode_json(content)
+                rows = values["points"] if isinstance(values, dict) else values
+                points[url] = [(key, value, at, step) for key, value, at, step in rows]
+            except (ValueError, KeyError, TypeError) as error:
+                _report(url, str(error))
+        return points
 
     def add_file(self, path: str, content: bytes) -> None:
-        self.store.write(f"{self.run_url}/outbox/files/{path}", content)
+        checksum = crc32c(content).to_bytes(CRC_BYTES, "little")
+        self.store.write(f"{self.run_url}/outbox/checked-files/{path}", content + checksum)
 
     def files(self) -> Iterator[tuple[str, str, bytes]]:
         """(path in MLflow, URL, content) of each file; one is read at a time."""
-        prefix = f"{self.run_url}/outbox/files/"
+        prefix = f"{self.run_url}/outbox/"
         for url, content in self._read_all("files/"):
-            yield url.removeprefix(prefix), url, content
+            yield url.removeprefix(f"{prefix}files/"), url, content
+        for url, stored in self._read_all("checked-files/"):
+            content, checksum = stored[:-CRC_BYTES], stored[-CRC_BYTES:]
+            if crc32c(content) == int.from_bytes(checksum, "little"):
+                yield url.removeprefix(f"{prefix}checked-files/"), url, content
+            else:
+                _report(url, "bytes that differ from their checksum")
 
     def set_end(self, status: str, tags: dict[str, str]) -> None:
         """The run has ended: FINISHED, FAILED or KILLED."""
-        content = json.dumps({"status": status, "tags": tags}).encode()
+        content = encode_json({"status": status, "tags": tags})
         self.store.write(f"{self.run_url}/outbox/end.json", content)
 
     def end(self) -> tuple[str, dict[str, str]] | None:
         """(status, tags) of a run whose end MLflow has not received, or None."""
+        url = f"{self.run_url}/outbox/end.json"
         try:
-            end = json.loads(self.store.read(f"{self.run_url}/outbox/end.json"))
+            end = decode_json(self.store.read(url))
+            return end["status"], end["tags"]
         except DataError:
             return None
-        return end["status"], end["tags"]
+        except (ValueError, KeyError, TypeError) as error:
+            _report(url, str(error))
+            return None
 
     def clear_end(self) -> None:
         self.store.delete(f"{self.run_url}/outbox/end.json")
@@ -83,3 +106,11 @@ class Outbox:
 
     def _urls(self, folder: str) -> list[str]:
         return sorted(entry.url for entry in self.store.list(f"{self.run_url}/outbox/{folder}"))
+
+
+def _report(url: str, what: str) -> None:
+    logger.warning(
+        "%s: got %s; the object was damaged in storage, and MLflow does not get it. Restore it "
+        "from a copy, or delete it",
+        *(url, what),
+    )

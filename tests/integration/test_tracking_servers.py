@@ -336,7 +336,7 @@ def test_a_run_with_the_password_in_its_environment_alone(
         for place in (f"s3://runs/{name}/", "s3://mlflow/")  # the model's files too
         for one in store.list(place)
     }
-    life = json.loads(stored[f"s3://runs/{name}/timeline.json"])
+    life = json.loads(stored[f"s3://runs/{name}/timeline.json"])["attempts"]
     held_s = sum(one["ranks"] * (one["ended"] - one["began"]) for one in life)
     assert 3600 * hours == pytest.approx(held_s, abs=5)  # to the end, the last evaluation included
     ray_logs = Path(state["ray_temp"])

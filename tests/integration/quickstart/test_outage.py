@@ -11,6 +11,7 @@ import psutil
 import pytest
 
 from orchestration.run.checkpoint import checkpoint_names
+from orchestration.run.timeline import load_attempts
 from tests.integration.conftest import Home
 from tests.integration.quickstart.conftest import JOB, Finished
 from tests.integration.quickstart.test_resume import (
@@ -205,11 +206,11 @@ def test_mlflow_away_until_the_end_and_the_driver_killed_in_between(
     }  # fmt: skip
     # Nobody can say now that it is complete; what lies in storage says that nothing is to be done.
     home.kill("mlflow")
-    life = store.read(f"{url}/timeline.json")
+    life = load_attempts(store, url)
     idle = home.call("resume", url, "--endpoint-url", "local", timeout_s=200)
     assert idle.returncode == 0, idle.stderr
     assert "step 1/" not in idle.stdout
-    assert len(json.loads(store.read(f"{url}/timeline.json"))) == len(json.loads(life))
+    assert len(load_attempts(store, url)) == len(life)
     assert home.call("stack", "up", "--mlflow-port", port).returncode == 0
     assert home.call("sync", url, "--endpoint-url", "local").returncode == 0
     after = client(home).get_run(run_id)

@@ -12,6 +12,7 @@ import pytest
 
 from datasets.storage.store import Store, StoreConfig
 from orchestration.run.checkpoint import checkpoint_names, load_checkpoint
+from orchestration.run.timeline import load_attempts
 from tests.integration.conftest import ROOT, Home
 from tests.integration.quickstart.conftest import JOB, Finished
 from tests.waiting import BUSY, wait_for
@@ -126,5 +127,4 @@ def test_a_run_of_an_earlier_version_goes_on(
     assert load_checkpoint(store, outcome["checkpoint_url"]).step == 180
     assert mlflow.get_run(run_id).info.status == "FINISHED"
     assert steps_of(home, run_id) == list(range(1, 181))
-    attempts = json.loads(store.read(f"{url}/timeline.json"))
-    assert [attempt["from_step"] for attempt in attempts] == [0, 80]
+    assert [attempt.from_step for attempt in load_attempts(store, url)] == [0, 80]

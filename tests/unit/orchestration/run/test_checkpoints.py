@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from datasets.errors import StoreError
+from datasets.storage.checksums import decode_json, encode_json
 from datasets.storage.store import Store
 from orchestration.errors import TrainingError
 from orchestration.run.checkpoint import (
@@ -83,7 +84,8 @@ def test_damaged_one_is_passed_over(saved: tuple[Store, str], tmp_path: Path, da
     elif damage == "torn index":
         (folder / "checkpoint.json").write_text(index[:20])
     else:
-        (folder / "checkpoint.json").write_text(index.replace('"format": 2', '"format": 9'))
+        newer = decode_json(index.encode()) | {"format": 9}
+        (folder / "checkpoint.json").write_bytes(encode_json(newer))
     with pytest.raises(TrainingError, match=r"step-000000100.*: got"):
         load_checkpoint(store, f"{run_url}/{checkpoint_name(100)}")
     assert newest_url(store, run_url) == f"{run_url}/{checkpoint_name(10)}"
@@ -92,7 +94,6 @@ def test_damaged_one_is_passed_over(saved: tuple[Store, str], tmp_path: Path, da
 def test_code_in_a_checkpoint_is_never_run(saved: tuple[Store, str]) -> None:
     """weights_only: a pickle that would run code is refused, though its checksum is right."""
     import hashlib
-    import json
 
     store, run_url = saved
 
@@ -104,10 +105,10 @@ def test_code_in_a_checkpoint_is_never_run(saved: tuple[Store, str]) -> None:
     torch.save({"step": Harm()}, buffer)
     url = f"{run_url}/{checkpoint_name(100)}"
     store.write(f"{url}/state.pt", buffer.getvalue())
-    index = json.loads(store.read(f"{url}/checkpoint.json"))
+    index = decode_json(store.read(f"{url}/checkpoint.json"))
     digest = hashlib.sha256(buffer.getvalue()).hexdigest()
     index["files"]["state.pt"] = {"size_bytes": len(buffer.getvalue()), "sha256": digest}
-    store.write(f"{url}/checkpoint.json", json.dumps(index).encode())
+    store.write(f"{url}/checkpoint.json", encode_json(index))
     with pytest.raises(TrainingError, match="something other than tensors"):
         load_checkpoint(store, url)
 
