@@ -88,6 +88,10 @@ def test_damage_is_counted_or_raised_as_without_processes(tmp_path: Path, worker
     samples[250] = {**samples[250], "cls": b"cat"}
     manifest = pack(samples, Store(), tmp_path.as_uri(), classes=classes, samples_per_shard=100)
     (tmp_path / manifest.shards[7].name).unlink()
+    content = bytearray((tmp_path / manifest.shards[3].name).read_bytes())
+    start, length = manifest.shards[3].byte_range(40, 1)
+    content[start + length - 1] ^= 1  # of its padding: it decodes as before
+    (tmp_path / manifest.shards[3].name).write_bytes(content)
     results = []
     for number in (0, workers):
         skipping = loader(Store(), manifest, workers=number, is_skipping=True)
@@ -96,6 +100,13 @@ def test_damage_is_counted_or_raised_as_without_processes(tmp_path: Path, worker
     assert_same(results[0][0], results[1][0])
     assert results[0][1:] == results[1][1:]
     assert results[0][1]["shard"] > 80
+    lost = {
+        tuple(row)
+        for step in results[0][0]
+        for batch in step
+        for row in batch.samples[batch.weights == 0].tolist()
+    }
+    assert (3, 40) in lost
     with pytest.raises(DataError, match=r"\.tar: got no such file"):
         first_steps(loader(Store(), manifest, workers=min(workers, 2)), 29)
 

@@ -51,6 +51,9 @@ def test_its_record_is_the_job_and_resuming_it_keeps_what_the_result_depends_on(
     for name, value in flatten(record.job).items():  # new fields have defaults
         assert now[name] == value, name
     assert find_resumed(Store(), run_url, job).changed == {}
+    verified = load_job(ROOT / "jobs/quickstart.yaml", [*OVERRIDES, "data.verify=true"])
+    changed = find_resumed(Store(), run_url, verified).changed  # once its splits have checksums
+    assert changed == {"rayception.now.data.verify": "True"}
     other = load_job(ROOT / "jobs/quickstart.yaml", [*OVERRIDES, "optim.lr=0.1"])
     with pytest.raises(JobError, match=r"optim\.lr: got 0\.1, but the run began with 0\.045"):
         find_resumed(Store(), run_url, other)
