@@ -1,4 +1,4 @@
-"""CRC-32C (RFC 3720, appendix B.4): of bytes, and of JSON documents that state their own.
+"""CRC-32C (RFC 3720, appendix B.4): of bytes, and of files and JSON documents that carry their own.
 
 It notices every change within 32 consecutive bits; any other passes with probability 2^-32. It
 guards against accidents, not against people.
@@ -11,12 +11,29 @@ import google_crc32c
 import numpy as np
 
 CHECKSUM_FIELD = "crc32c"
+TRAILER = b"CRC-32C:"  # before the four bytes of a file's checksum, little-endian
 
 
 def crc32c(content: bytes | memoryview, before: int = 0) -> int:
     """The checksum of bytes, or of them after others whose checksum is `before`. Copies nothing."""
     # The library takes no writable memoryview, but an array over one.
     return int(google_crc32c.extend(before, np.asarray(memoryview(content))))
+
+
+def seal(content: bytes) -> bytes:
+    """The content with its checksum behind it."""
+    return b"".join((content, TRAILER, crc32c(content).to_bytes(4, "little")))
+
+
+def unseal(stored: bytes, *, or_plain: bool = False) -> bytes:
+    """The content of `seal`. or_plain: a file without a checksum is taken as it is; earlier
+    versions wrote none. Raises ValueError if the checksum is wrong or missing."""
+    content, trailer, checksum = stored[:-12], stored[-12:-4], stored[-4:]
+    if or_plain and trailer != TRAILER:
+        return stored
+    if trailer != TRAILER or crc32c(content) != int.from_bytes(checksum, "little"):
+        raise ValueError("bytes that differ from their checksum")
+    return content
 
 
 def encode_json(values: dict[str, Any], *, indent: int | None = None) -> bytes:

@@ -10,7 +10,7 @@ for tag in manylinux_2_28 manylinux_2_27 manylinux_2_24 manylinux_2_17 manylinux
   platforms+=(--platform "${tag}_x86_64")
 done
 lock=infra/requirements.lock
-for name in simplejpeg turbojpeg webdataset braceexpand boto3 botocore s3transfer jmespath; do
+for name in simplejpeg turbojpeg webdataset braceexpand google-crc32c boto3 botocore s3transfer jmespath; do
   version=$(grep -iE "^$name==" $lock | head -1 || true)
   python3 -m pip download -q --no-deps --only-binary=:all: --python-version 3.12 \
     --implementation cp "${platforms[@]}" -d .gpu/wheels "${version:-$name}"

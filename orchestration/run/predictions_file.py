@@ -6,6 +6,7 @@ import pickle
 import torch
 
 from datasets.errors import DataError
+from datasets.storage.checksums import seal, unseal
 from datasets.storage.store import Store
 from inception.predictions import Predictions
 from orchestration.errors import TrainingError
@@ -16,7 +17,7 @@ PREDICTIONS_FILE = "predictions.pt"
 
 def save_predictions(store: Store, run_url: str, predictions: Predictions) -> None:
     """Raises StoreError."""
-    store.write(f"{run_url}/{PREDICTIONS_FILE}", encode_tensors(predictions))
+    store.write(f"{run_url}/{PREDICTIONS_FILE}", seal(encode_tensors(predictions)))
 
 
 def load_predictions(store: Store, run_url: str) -> Predictions | None:
@@ -26,10 +27,12 @@ def load_predictions(store: Store, run_url: str) -> Predictions | None:
     except DataError:
         return None
     try:
-        values = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+        encoded = unseal(content, or_plain=True)
+        values = torch.load(io.BytesIO(encoded), map_location="cpu", weights_only=True)
         return Predictions(**values)
-    except (pickle.UnpicklingError, RuntimeError, TypeError) as error:
+    except (ValueError, pickle.UnpicklingError, RuntimeError, TypeError) as error:
         raise TrainingError(
-            f"{run_url}/{PREDICTIONS_FILE}: got something other than predictions "
-            f"({type(error).__name__}). Delete it, and `rayception evaluate` the run."
+            f"{run_url}/{PREDICTIONS_FILE}: got something other than the predictions that were "
+            f"written ({type(error).__name__}); the file is damaged. Delete it, and `rayception "
+            "evaluate` the run."
         ) from error

@@ -15,12 +15,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from datasets.errors import DataError
-from datasets.storage.checksums import crc32c, decode_json, encode_json
+from datasets.storage.checksums import decode_json, encode_json, seal, unseal
 from datasets.storage.store import Store
 
 logger = logging.getLogger(__name__)
 
-CRC_BYTES = 4  # after the content of a file, little-endian
 Point = tuple[str, float, int, int]  # key, value, timestamp in ms, step
 
 
@@ -54,20 +53,20 @@ class Outbox:
         return points
 
     def add_file(self, path: str, content: bytes) -> None:
-        checksum = crc32c(content).to_bytes(CRC_BYTES, "little")
-        self.store.write(f"{self.run_url}/outbox/checked-files/{path}", content + checksum)
+        self.store.write(f"{self.run_url}/outbox/sealed-files/{path}", seal(content))
 
     def files(self) -> Iterator[tuple[str, str, bytes]]:
         """(path in MLflow, URL, content) of each file; one is read at a time."""
         prefix = f"{self.run_url}/outbox/"
-        for url, content in self._read_all("files/"):
+        for url, content in self._read_all("files/"):  # of an earlier version
             yield url.removeprefix(f"{prefix}files/"), url, content
-        for url, stored in self._read_all("checked-files/"):
-            content, checksum = stored[:-CRC_BYTES], stored[-CRC_BYTES:]
-            if crc32c(content) == int.from_bytes(checksum, "little"):
-                yield url.removeprefix(f"{prefix}checked-files/"), url, content
-            else:
-                _report(url, "bytes that differ from their checksum")
+        for url, stored in self._read_all("sealed-files/"):
+            try:
+                content = unseal(stored)
+            except ValueError as error:
+                _report(url, str(error))
+                continue
+            yield url.removeprefix(f"{prefix}sealed-files/"), url, content
 
     def set_end(self, status: str, tags: dict[str, str]) -> None:
         """The run has ended: FINISHED, FAILED or KILLED."""

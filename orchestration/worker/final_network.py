@@ -10,6 +10,7 @@ import logging
 from typing import TYPE_CHECKING
 
 from datasets.errors import DataError
+from datasets.storage.checksums import seal, unseal
 from datasets.storage.store import Store
 from orchestration.job.job import Job
 from orchestration.run.checkpoint import Checkpoint, CheckpointSummary, load_checkpoint
@@ -28,19 +29,24 @@ def write_network(job: Job, store: Store, run_url: str, state: Checkpoint) -> No
     """Only logs an error. The last checkpoint is written, so there is no reason to train again: the
     driver makes the file from that checkpoint, and reports an error that persists."""
     try:
-        store.write(network_url(run_url, state.step), encode_network(job, state))
+        store.write(network_url(run_url, state.step), seal(encode_network(job, state)))
     except Exception as error:
         logger.warning("the final network is left to the driver: %s", error)
 
 
 def read_network(job: Job, store: Store, run_url: str, last: CheckpointSummary) -> bytes:
-    """The file that `write_network` wrote, else one made from the last checkpoint. Raises
-    StoreError, TrainingError."""
+    """The file that `write_network` wrote or, if it is missing or damaged, one made from the last
+    checkpoint. Raises StoreError, TrainingError."""
+    url = network_url(run_url, last.step)
     try:
-        return store.read(network_url(run_url, last.step))
+        return unseal(store.read(url), or_plain=True)
     except DataError:
         logger.info("%s has no network file yet; it is made from its checkpoint", run_url)
-        return encode_network(job, load_checkpoint(store, last.url))
+    except ValueError as error:
+        logger.warning(
+            "%s: got %s; the file is damaged. It is made from its checkpoint", url, error
+        )
+    return encode_network(job, load_checkpoint(store, last.url))
 
 
 def encode_network(job: Job, state: Checkpoint) -> bytes:

@@ -21,18 +21,22 @@ from datasets.packing.pack import pack
 from datasets.packing.sources import digits
 from datasets.shards.manifest import Manifest, load_manifest
 from datasets.storage.store import Store
+from inception.predictions import make_predictions
 from orchestration.errors import JobError, TrainingError
 from orchestration.job.load import load_job, to_dict
 from orchestration.run.checkpoint import (
     Checkpoint,
+    encode_tensors,
     load_checkpoint,
     newest_checkpoint,
     newest_summary,
     save_checkpoint,
 )
+from orchestration.run.predictions_file import load_predictions, save_predictions
 from orchestration.run.record import RunRecord, load_record, save_record
 from orchestration.run.timeline import Attempt, load_attempts, save_attempts
 from orchestration.tracking.outbox import Outbox
+from orchestration.worker import final_network
 
 ROOT = Path(__file__).resolve().parents[4]
 STORE = Store()
@@ -171,12 +175,52 @@ def test_in_an_outbox_object(tmp_path: Path, caplog: pytest.LogCaptureFixture) -
     with caplog.at_level(logging.WARNING):
         for path in (
             outbox / "points" / "rank-0" / url.rpartition("/")[2],
-            outbox / "checked-files" / "pictures" / "a.png",
+            outbox / "sealed-files" / "pictures" / "a.png",
             outbox / "end.json",
         ):
             assert_noticed(path, read, ResourceWarning, limit=0.06)  # they are short
             for _ in zip(flipped(path, 12), range(1), strict=False):
                 assert [p for points in box.points("rank-1").values() for p in points]
+
+
+def test_in_the_predictions(tmp_path: Path) -> None:
+    """torch.load would not notice it."""
+    p = torch.rand(40, 4, generator=torch.Generator().manual_seed(0)).softmax(1)
+    samples = torch.arange(80).reshape(40, 2)
+    targets = torch.zeros(40, dtype=torch.int64)
+    keys = tuple(f"sample-{number}" for number in range(40))
+    predictions = make_predictions(p, targets, torch.ones(40), samples, keys)
+    url = tmp_path.as_uri()
+    save_predictions(STORE, url, predictions)
+    assert_noticed(tmp_path / "predictions.pt", lambda: load_predictions(STORE, url), TrainingError)
+    encoded = encode_tensors(predictions)  # as earlier versions wrote it
+    STORE.write(f"{url}/predictions.pt", encoded)
+    assert repr(load_predictions(STORE, url)) == repr(predictions)
+
+
+def test_in_the_final_network(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is made again from the checkpoint, whose bytes are checked."""
+    state = Checkpoint(step=9, model={}, optimizer={}, average=None, data={})
+    url, job = tmp_path.as_uri(), load_job(ROOT / "jobs/quickstart.yaml")
+    save_checkpoint(STORE, url, state)
+    last = newest_summary(STORE, url)
+    assert last is not None
+    made = [bytes(range(256))]
+    monkeypatch.setattr(final_network, "encode_network", lambda job, state: made[0])
+    final_network.write_network(job, STORE, url, state)
+    made[0] = b"made again"
+
+    def read() -> object:
+        caplog.clear()
+        network = final_network.read_network(job, STORE, url, last)
+        if network == b"made again":
+            raise ResourceWarning(caplog.messages[0])
+        return network[:256]  # a flip in the trailer's name leaves it behind the file
+
+    assert read() == bytes(range(256))
+    assert_noticed(tmp_path / "network-000000009.pt2", read, ResourceWarning, limit=0.05)
 
 
 def test_in_a_timeline(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -21,6 +21,11 @@ def test_the_outbox_returns_its_content_in_order(box: Outbox) -> None:
     assert [p[3] for points in box.points().values() for p in points] == [9, 1, 2, 3]
     box.add_file("pictures/a.png", b"png")
     assert [(path, content) for path, _, content in box.files()] == [("pictures/a.png", b"png")]
+    box.store.write(f"{box.run_url}/outbox/files/old.png", b"of an earlier version")
+    old = '[["train/loss", 1.0, 1700000000000, 4]]'
+    box.store.write(f"{box.run_url}/outbox/points/rank-0/9.json", old.encode())
+    assert [path for path, _, _ in box.files()] == ["old.png", "pictures/a.png"]
+    assert [p[3] for points in box.points("rank-0").values() for p in points] == [1, 2, 3, 4]
     assert box.end() is None
     box.set_end("FAILED", {"k": "v"})
     assert box.end() == ("FAILED", {"k": "v"})
