@@ -159,8 +159,10 @@ def no_response(url: str, service: str, error: Exception) -> StoreError:
             "storage.endpoint_url."
         )
     if name == "ParamValidationError":
-        bucket = url.removeprefix("s3://").partition("/")[0]
-        return StoreError(f"{url}: got bucket {bucket!r}; {BUCKET_NAMES}. Mend the URL.")
+        return StoreError(
+            f"{url}: got a URL that names no bucket or no object; s3://BUCKET/PATH, the bucket of "
+            "lower-case letters, digits, dots and hyphens. Correct the URL."
+        )
     return StoreError(
         f"{url}: got no answer from {service} ({name}); the store must be reachable. "
         "Check storage.endpoint_url and the network."

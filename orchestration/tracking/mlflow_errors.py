@@ -8,7 +8,7 @@ from mlflow.exceptions import MlflowException
 from datasets.storage.proxy import through_proxy
 
 PAGE = re.compile(r"<!doctype html|<html", re.IGNORECASE)
-BUSY = (429, 502, 503, 504)
+BUSY = (502, 503, 504)
 LOGIN = "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
 FULL = ("No space left", "database or disk is full", "quota")
 DELETED_RUN = re.compile(r"[Rr]un '?(\w+)'? must be in (?:the )?'active'")
@@ -42,6 +42,11 @@ def describe_error(uri: str, error: Exception) -> str:
         return (
             f"{server} does not answer under this name (403). Start it with --allowed-hosts that "
             "include this name, or use a name that it allows."
+        )
+    if status == 429:
+        return (
+            f"{server} answers that it is asked too often (429). Try again later, or log less "
+            "often: a larger tracking.log_every_steps."
         )
     if status in BUSY:
         return (

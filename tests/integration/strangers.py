@@ -21,7 +21,8 @@ import psutil
 import urllib3
 
 NOBODY = 65534
-LIMIT_S = 3.0
+LIMIT_S = 2.0
+urllib3.disable_warnings()
 REQUESTS = (
     ("GET", "/"), ("GET", "/metrics"), ("GET", "/version"), ("GET", "/ui/index.html"),
     # SeaweedFS: master, volume, filer, S3
@@ -85,22 +86,24 @@ def listening(processes: list[psutil.Process]) -> tuple[list[tuple[str, int]], l
 
 
 def ask_http(scheme: str, host: str, port: int) -> Iterator[tuple[str, str]]:
-    is_silent = False
+    """What is given or taken, of a port that speaks HTTP: one that does not answers nothing."""
     pool = urllib3.PoolManager(
         cert_reqs="CERT_NONE", retries=False, timeout=urllib3.Timeout(LIMIT_S)
     )
+    has_answered = False
     for method, path in REQUESTS:
-        if is_silent:
-            return
         body = None if method == "GET" else b'{"name": "stranger", "entrypoint": "id"}'
         headers = {"Content-Type": "application/json"}
         try:
             url = f"{scheme}://{host}:{port}{path}"
             answer = pool.request(method, url, body=body, headers=headers, redirect=False)
-            if answer.status < 400 and (answer.data or method != "GET"):
-                yield f"{scheme} {method} {path}", f"{answer.status} {answer.data[:80]!r}"
-        except urllib3.exceptions.HTTPError as error:
-            is_silent = isinstance(error, urllib3.exceptions.TimeoutError)
+        except urllib3.exceptions.HTTPError:
+            if not has_answered:
+                return
+            continue
+        has_answered = True
+        if answer.status < 400 and (answer.data or method != "GET"):
+            yield f"{scheme} {method} {path}", f"{answer.status} {answer.data[:80]!r}"
 
 
 def ask_grpc(target: str, certificate: bytes | None) -> Iterator[tuple[str, str]]:

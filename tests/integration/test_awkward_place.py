@@ -18,11 +18,13 @@ import pytest
 from tests.integration.conftest import RAYCEPTION, ROOT, Home
 from tests.waiting import BUSY
 
-# A machine of its own: 64 MB of shared memory (a container's), a host name that no one resolves,
-# 256 open files, and files that only their owner reads.
+# A machine of its own: no network but loopback and no IPv6, 64 MB of shared memory (a container's),
+# a host name that no one resolves, 256 open files, files that only their owner reads, and a working
+# directory where nobody writes.
 PLACE = (
+    "ip link set lo up && echo 1 > /proc/sys/net/ipv6/conf/all/disable_ipv6 && "
     "mount -t tmpfs -o size=64m tmpfs /dev/shm && hostname nowhere.invalid && ulimit -n 256 && "
-    'umask 077 && cd / && exec "$@"'
+    'umask 077 && cd /proc && exec "$@"'
 )
 JOB = (
     str(ROOT / "jobs" / "quickstart.yaml"), "schedule.epochs=2", "schedule.warmup_epochs=0",
@@ -55,7 +57,7 @@ def awkward(tmp_path: Path) -> Home:
 
 
 def in_place(*arguments: str) -> list[str]:
-    return ["unshare", "--mount", "--uts", "sh", "-c", PLACE, "sh", RAYCEPTION, *arguments]
+    return ["unshare", "--mount", "--uts", "--net", "sh", "-c", PLACE, "sh", RAYCEPTION, *arguments]
 
 
 def read_until(terminal: int, pattern: bytes, limit_s: float) -> str:
@@ -90,7 +92,8 @@ def test_a_run_in_an_awkward_place_whose_terminal_closes(awkward: Home) -> None:
     resume = re.search(r"`rayception resume (s3://runs/\S+)` goes on", log.read_text())
     assert resume is not None, log.read_text()
     again = subprocess.run(
-        in_place("resume", resume[1], "--endpoint-url", "local", "--json"), env=home.environment,
+        in_place("resume", resume[1], "--endpoint-url", "local", "--json"),
+        env=home.environment | {"HOME": "/proc"},  # before, there was none; here nobody writes
         capture_output=True, text=True, timeout=300 * BUSY, check=False,
     )  # fmt: skip
     assert again.returncode == 0, again.stderr

@@ -150,7 +150,7 @@ def test_an_endpoint_that_is_none_is_said(url: str) -> None:
 def test_a_bucket_that_can_have_no_such_name_is_said(answers: Answers) -> None:
     problems: list[Any] = []
     for url in ("s3://a b/key", "s3:///key"):
-        with pytest.raises((StoreError, DataError), match="Mend the URL") as caught:
+        with pytest.raises((StoreError, DataError), match="Correct the URL") as caught:
             store(answers.url).read(url)
         problems.append(caught.value)
     assert all(LAW.match(str(problem)) for problem in problems), problems
