@@ -55,7 +55,9 @@ def page(finished: Finished) -> Iterator[Page]:
         assert response.status == 401
         expect(opened.get_by_text("rayception ui")).to_be_visible()
         opened.goto(handed_over.as_uri())
-        opened.wait_for_url(f"**/runs/{finished.outcome['run']['run_id']}/**")
+        uri = finished.outcome["run"]["uri"]
+        page = f"/runs/{finished.outcome['run']['run_id']}/"
+        opened.wait_for_url(lambda url: url.startswith(f"{uri}/#/") and page in url)
         yield opened
         browser.close()
 
