@@ -20,11 +20,16 @@ def bypass_loopback() -> None:
     os.environ["no_proxy"] = os.environ["NO_PROXY"] = "*" if "*" in hosts else everything
 
 
+def is_loopback(host: str) -> bool:
+    """Whether a host of a URL is this machine itself, by its name or address."""
+    return host in LOOPBACK_HOSTS or host.startswith("127.")
+
+
 def proxy_of(url: str) -> str | None:
     """URL of the proxy that a request for `url` goes through; None: it goes directly."""
     parts = urlsplit(url)
     host = parts.hostname or ""
-    if host in LOOPBACK_HOSTS or host.startswith("127.") or proxy_bypass(parts.netloc):
+    if is_loopback(host) or proxy_bypass(parts.netloc):
         return None
     proxies = getproxies()
     proxy = proxies.get(parts.scheme) or proxies.get("all")

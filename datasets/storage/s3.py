@@ -175,7 +175,8 @@ class S3:
             return self._client
 
     def _service(self) -> str:
-        url = self.config.endpoint_url or os.environ.get("AWS_ENDPOINT_URL")
+        named = (os.environ.get(f"AWS_ENDPOINT_URL{end}") for end in ("_S3", ""))  # as botocore
+        url = self.config.endpoint_url or next(filter(None, named), None)
         return re.sub(r"//[^/]*@", "//", url) if url else "AWS"
 
 

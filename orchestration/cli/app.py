@@ -121,6 +121,7 @@ def stack_env() -> None:
     eval "$(rayception stack env)"."""
     from orchestration.stack.services import ray_environment, s3_environment
     from orchestration.stack.state import load_stack, stack_folder
+    from orchestration.tracking.credentials import USER
 
     stack = load_stack(stack_folder())
     if stack is None or not stack.is_any_up():
@@ -128,15 +129,23 @@ def stack_env() -> None:
             f"{stack_folder()}: got a stack that is down; its services must run. Run "
             "`rayception stack up` first."
         )
-    variables = {
-        **s3_environment(stack.secrets),
-        "AWS_ENDPOINT_URL": stack.url("s3"),
-        "MLFLOW_TRACKING_URI": stack.url("mlflow"),
-        "MLFLOW_TRACKING_TOKEN": stack.secrets.mlflow_token,
-        **ray_environment(stack.secrets),
-    }
-    for name, value in variables.items():
-        print(f"export {name}={shlex.quote(value)}")  # noqa: T201 - for a shell
+    variables: dict[str, str] = {}
+    if stack.is_up("s3"):
+        variables |= {**s3_environment(stack.secrets), "AWS_ENDPOINT_URL": stack.url("s3")}
+    if stack.is_up("mlflow"):
+        variables |= {
+            "MLFLOW_TRACKING_URI": stack.url("mlflow"),
+            "MLFLOW_TRACKING_USERNAME": USER,
+            "MLFLOW_TRACKING_PASSWORD": stack.secrets.mlflow_token,
+        }
+    if stack.is_up("ray"):
+        variables |= ray_environment(stack.secrets)
+    # What the shell has of other stores and servers would go before it, or with it.
+    prefixes = tuple({f"{name.partition('_')[0]}_" for name in variables} - {"RAY_"})
+    others = [name for name in os.environ if name.startswith(prefixes) and name not in variables]
+    lines = [f"unset {name}" for name in sorted(others)]
+    lines += [f"export {name}={shlex.quote(value)}" for name, value in variables.items()]
+    print("\n".join(lines))  # noqa: T201 - for a shell
 
 
 @stack_app.command("down")

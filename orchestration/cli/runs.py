@@ -86,10 +86,10 @@ def _login_link(stack: "Stack", page: str) -> str:
 def _private_page(folder: Path, link: str) -> str:
     """URL of a file that only this user reads and that leads to `link`: a browser's arguments are
     seen by every user of the machine."""
-    file = folder / "open-mlflow.html"
-    page = f"<!DOCTYPE html><script>location.replace({json.dumps(link)})</script>"
-    with os.fdopen(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as target:
-        target.write(page)
+    file = folder / "mlflow" / "open.html"  # this user's own folder, whoever may write beside it
+    file.unlink(missing_ok=True)
+    with os.fdopen(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as target:
+        target.write(f"<!DOCTYPE html><script>location.replace({json.dumps(link)})</script>")
     return file.as_uri()
 
 
@@ -182,7 +182,7 @@ def sync(url: RunUrl, endpoint_url: Endpoint = None, as_json: AsJson = False) ->
 def _tracking_server(uri: str | None, log: "Log") -> Iterator[tuple[str, "Stack | None"]]:
     """(URL of the server, the stack if it is the embedded one), for the block: an embedded server
     that this starts is stopped after it. Raises JobError, ServiceError."""
-    from orchestration.stack.state import load_stack, stack_folder
+    from orchestration.tracking.credentials import find_embedded
 
     source = "--tracking-uri" if uri is not None else "MLFLOW_TRACKING_URI"
     if uri is None:
@@ -194,9 +194,7 @@ def _tracking_server(uri: str | None, log: "Log") -> Iterator[tuple[str, "Stack 
                 "server without credentials in it. Write it so, and set MLFLOW_TRACKING_USERNAME "
                 "and MLFLOW_TRACKING_PASSWORD if it asks for them."
             )
-        stack = load_stack(stack_folder())
-        is_embedded = stack is not None and stack.is_up("mlflow") and stack.url("mlflow") == uri
-        yield uri, stack if is_embedded else None
+        yield uri, find_embedded(uri)
         return
     with embedded(frozenset({"s3", "mlflow"}), log) as stack:
         assert stack is not None

@@ -11,6 +11,7 @@ from fnmatch import fnmatch
 from pathlib import PurePosixPath
 
 HIDDEN = "***"
+MAX_LINE_CHARS = 5_000  # of what is searched: nobody reads a longer line
 # As in the templates of https://github.com/github/gitignore and the documentation of each program.
 SECRET_FILES = (
     ".env*", "*.env", ".envrc", "*.pem", "*.key", "*.p12", "*.pfx", "*.jks", "*.keystore",
@@ -21,7 +22,7 @@ SECRET_FILES = (
 SECRET_FOLDERS = (".aws", ".ssh", ".kube", ".gnupg", ".docker")
 
 NAME = r"(?:secret|passwo?r?d|passphrase|token(?!iz)|credential|(?:access|api|private)[_-]?key)"
-KEY = rf"[\"']?[\w.-]*{NAME}[\w.-]*[\"']?\s*(?::=|=>|[:=])\s*"
+KEY = rf"(?<![\w.-])[\"']?[\w.-]*{NAME}[\w.-]*[\"']?\s*(?::=|=>|[:=])\s*"
 QUOTED = rf"(?i:{KEY})[rbfuRBFU]{{0,2}}(?P<quote>[\"'])(?P<quoted>.+?)(?P=quote)"
 # Without quotes the value ends the line; in code it would be a name, not a value.
 UNQUOTED = rf"(?i:{KEY})(?P<plain>[^\s\"'$<{{(\[#,;|>][^\s\"',;]{{2,}})\s*[,;]?\s*(?:#.*)?$"
@@ -71,6 +72,8 @@ def _redact_lines(lines: list[str]) -> Iterator[str]:
             in_hunk, in_key = True, False
         if not in_hunk:
             yield line
+        elif len(line) > MAX_LINE_CHARS:
+            yield line[:1] + HIDDEN
         elif in_key or BEGIN_KEY.search(line):
             in_key = not END_KEY.search(line)
             yield line[:1] + HIDDEN

@@ -77,18 +77,24 @@ def load_job(path: str | Path, overrides: Sequence[str] = ()) -> Job:
     Raises JobError: no such file, not YAML, an unknown key, a value of the wrong type, an
     environment variable that is not set, or a broken rule of a field.
     """
-    return _build(Job, _read(Path(path), ()), overrides, source=str(path))
+    job = _build(Job, _read(Path(path), ()), overrides, source=str(path))
+    _check_urls(job)
+    return job
 
 
 def from_dict(values: dict[str, Any]) -> Job:
-    """The job that `to_dict` wrote. Raises JobError as load_job does."""
+    """The job that `to_dict` wrote, maybe an earlier version, which let URLs with credentials pass.
+    Raises JobError as load_job does."""
     return _build(Job, OmegaConf.create(values), (), source="job")
 
 
 def apply_overrides(job: Job, overrides: Sequence[str]) -> Job:
     """The job with `key=value` overrides. Raises JobError as load_job does."""
-    values = OmegaConf.create(to_dict(job))
-    return _build(Job, values, overrides, source="job") if overrides else job
+    if not overrides:
+        return job
+    changed = _build(Job, OmegaConf.create(to_dict(job)), overrides, source="job")
+    _check_urls(changed, job)
+    return changed
 
 
 def load_options(overrides: Sequence[str]) -> Options:
@@ -197,13 +203,15 @@ def _build(
             _check_types(OmegaConf.to_container(layer), kind, prefix)
         raise JobError(_reword(error, source)) from error
     assert isinstance(built, kind)
-    _check_urls(asdict(cast(Any, built)), prefix)
     return built
 
 
-def _check_urls(values: dict[str, Any], prefix: str) -> None:
-    """Raises JobError for credentials in a URL of any field."""
-    for path, value in flatten(values, prefix).items():
+def _check_urls(job: Job, stored: Job | None = None) -> None:
+    """Raises JobError for credentials in a URL of any field that `stored` has not."""
+    known = {} if stored is None else flatten(to_dict(stored))
+    for path, value in flatten(to_dict(job)).items():
+        if path in known and known[path] == value:
+            continue
         for text in value if isinstance(value, list) else [value]:
             if isinstance(text, str) and URL_CREDENTIALS.search(text):
                 raise JobError(

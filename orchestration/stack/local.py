@@ -30,6 +30,7 @@ from orchestration.stack.state import (
     Stack,
     load_stack,
     new_stack,
+    renew_token,
     save_stack,
 )
 
@@ -61,6 +62,13 @@ def up(
     _check_folder(folder)
     with _locked(folder / "start.lock", fcntl.LOCK_EX, "another start of this stack"):
         stack = load_stack(folder) or new_stack(folder)
+        if not stack.is_any_up():
+            stack = renew_token(stack)
+        elif not stack.secrets.mlflow_token:
+            raise ServiceError(
+                f"{folder}: got a running stack of an earlier version; it answers other users too. "
+                "Run `rayception stack down`, then the command again."
+            )
         uses_s3 = "s3" in parts
         if stack.is_up("ray") and "ray" in parts and stack.ray_uses_own_s3 != uses_s3:
             raise ServiceError(

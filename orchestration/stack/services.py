@@ -27,6 +27,7 @@ from orchestration.errors import ServiceError
 from orchestration.stack.certificate import write_certificate
 
 LOOPBACK = "127.0.0.1"
+TOKEN_VARIABLE = "RAYCEPTION_MLFLOW_TOKEN"
 MLFLOW_APP = "rayception"  # orchestration/tracking/server_app.py, by pyproject.toml's entry point
 REGION = "us-east-1"
 HTTPS_PARTS = ("MASTER", "VOLUME", "FILER", "ADMIN")
@@ -201,7 +202,7 @@ def mlflow_command(folder: Path, port: int, s3_url: str | None, secrets: Secrets
     environment = {
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
-        "RAYCEPTION_MLFLOW_TOKEN": secrets.mlflow_token,
+        TOKEN_VARIABLE: secrets.mlflow_token,
     }
     if s3_url:
         environment |= {"MLFLOW_S3_ENDPOINT_URL": s3_url, **s3_environment(secrets)}

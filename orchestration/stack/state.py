@@ -4,7 +4,7 @@ import json
 import os
 import secrets
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -64,12 +64,18 @@ def load_stack(folder: Path) -> Stack | None:
             f"{folder / 'stack.json'}: got {error}; the stack's state is JSON. Move the file away: "
             "the data beside it stay, under new credentials."
         ) from error
-    # An earlier version's MLflow had no token; the next start saves this one.
-    values["secrets"].setdefault("mlflow_token", secrets.token_hex(32))
+    values["secrets"].setdefault("mlflow_token", "")  # an earlier version's MLflow had none
     values["secrets"] = Secrets(**values["secrets"])
     values["processes"] = {part: tuple(entry) for part, entry in values["processes"].items()}
     values["reaper"] = tuple(values["reaper"]) if values["reaper"] else None
     return Stack(folder=folder, **values)
+
+
+def renew_token(stack: Stack) -> Stack:
+    """Before a start: what has learned MLflow's token, such as another user's process that got the
+    port of a stopped server, does not have the new one's."""
+    token = secrets.token_hex(32)
+    return replace(stack, secrets=replace(stack.secrets, mlflow_token=token))
 
 
 def new_stack(folder: Path) -> Stack:

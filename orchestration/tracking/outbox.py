@@ -10,6 +10,7 @@ is: neither a run nor `sync` ends for it. Objects of earlier versions carry none
 """
 
 import logging
+import re
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from datasets.storage.store import Store
 
 logger = logging.getLogger(__name__)
 
+OBJECT_NAME = re.compile(r"\d+\.json")  # a person may leave a copy of one beside it
 Point = tuple[str, float, int, int]  # key, value, timestamp in ms, step
 
 
@@ -33,8 +35,9 @@ class Outbox:
     def add_points(self, writer: str, points: list[Point]) -> str:
         """-> the URL of the new object, which sorts after the writer's others even if the clock
         went back, or is another machine's: points of earlier steps would be dropped."""
-        newest = max(self._urls(f"points/{writer}/"), default="0").rpartition("/")[2]
-        number = max(time.time_ns(), int(newest.removesuffix(".json")) + 1)
+        names = (url.rpartition("/")[2] for url in self._urls(f"points/{writer}/"))
+        newest = max((int(name[:-5]) for name in names if OBJECT_NAME.fullmatch(name)), default=0)
+        number = max(time.time_ns(), newest + 1)
         url = f"{self.run_url}/outbox/points/{writer}/{number:020d}.json"
         self.store.write(url, encode_json({"points": points}))
         return url
@@ -109,7 +112,7 @@ class Outbox:
 
 def _report(url: str, what: str) -> None:
     logger.warning(
-        "%s: got %s; the object was damaged in storage, and MLflow does not get it. Restore it "
-        "from a copy, or delete it",
+        "%s: got %s; the object was damaged in storage, and MLflow does not get it, nor once later "
+        "ones were sent. Restore it from a copy before the run or `sync` goes on, or delete it",
         *(url, what),
     )

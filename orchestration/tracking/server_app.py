@@ -1,7 +1,7 @@
 """The embedded MLflow server's application: MLflow's own, behind the stack's token.
 
 Another user of this machine reaches loopback too, and whoever writes an artifact of a logged model
-runs code where it is loaded. Programs send the token (MLFLOW_TRACKING_TOKEN). A browser gets it
+runs code where it is loaded. Programs send the token, as a password or as Bearer. A browser gets it
 from a page that `rayception ui` opens with a ticket, and then sends it by HTTP Basic, which it
 keeps for this very port (cookies go to every port of a host). Requests that a page of another
 origin makes are refused, whatever they carry.
@@ -10,7 +10,6 @@ origin makes are refused, whatever they carry.
 """
 
 import base64
-import binascii
 import hashlib
 import hmac
 import json
@@ -20,14 +19,15 @@ from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from pathlib import Path
 from typing import Any
 
+from orchestration.stack.services import TOKEN_VARIABLE
+from orchestration.tracking.credentials import USER
+
 Scope = MutableMapping[str, Any]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 App = Callable[[Scope, Any, Send], Awaitable[None]]
 
-TOKEN_VARIABLE = "RAYCEPTION_MLFLOW_TOKEN"
 TICKET_LIFE_S = 600
 LOGIN_PATH = "/rayception-login"
-USER = "rayception"
 MAX_TICKET_BYTES = 200
 LOGIN_PAGE = (Path(__file__).parent / "login.html").read_bytes()
 NEEDS_LOGIN = (
@@ -50,11 +50,14 @@ def guard(app: App, token: str) -> App:
         if scope["type"] == "lifespan" or scope.get("path") == "/health":
             await app(scope, receive, send)
             return
+        if scope["type"] != "http":  # MLflow needs no websocket
+            await send({"type": "websocket.close", "code": 1008})
+            return
         headers = {
             name.decode("latin-1").lower(): value.decode("latin-1")
             for name, value in scope["headers"]
         }
-        method = scope.get("method", "GET")
+        method = scope["method"]
         if scope.get("path") == LOGIN_PATH and method == "GET":
             await _answer(send, 200, LOGIN_PAGE)
         elif not is_same_origin(method, headers):
@@ -67,8 +70,6 @@ def guard(app: App, token: str) -> App:
                 await _answer(send, 403, b"the ticket is no longer valid")
         elif is_allowed(token, headers.get("authorization", "")):
             await app(scope, receive, send)
-        elif scope["type"] == "websocket":
-            await send({"type": "websocket.close", "code": 1008})
         elif headers.get("sec-fetch-mode") == "navigate":
             await _answer(send, 401, NEEDS_LOGIN)
         else:
@@ -100,7 +101,7 @@ def is_allowed(token: str, authorization: str) -> bool:
     if scheme.lower() == "basic":
         try:
             value = base64.b64decode(value, validate=True).decode().partition(":")[2]
-        except (binascii.Error, UnicodeDecodeError):
+        except ValueError:  # not of base 64, or not of UTF-8
             return False
     elif scheme.lower() != "bearer":
         return False

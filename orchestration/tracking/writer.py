@@ -39,7 +39,6 @@ class MetricWriter:
     def __init__(self, run: RunRef, outbox: Outbox, writer: str) -> None:
         """writer: its name in the outbox. Raises StoreError if the outbox cannot be read."""
         self._run, self._outbox, self._name = run, outbox, writer
-        set_credentials(run.uri)
         self._client = MlflowClient(tracking_uri=run.uri)
         stored = outbox.points(writer)
         self._stored_urls = list(stored)
@@ -130,6 +129,7 @@ class MetricWriter:
     def _send(self) -> None:
         """Sends the queue in batches, each of which leaves the queue once it was sent."""
         while batch := self.unsent()[:MAX_BATCH_METRICS]:
+            set_credentials(self._run.uri)  # the server may have been started again
             _send_points(self._client, self._run, batch, self._logged)
             with self._lock:
                 del self._points[: len(batch)]

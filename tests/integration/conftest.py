@@ -66,7 +66,8 @@ class Home:
 
     def use_mlflow(self) -> str:
         """URL of its MLflow; this process logs in there from now on."""
-        os.environ["MLFLOW_TRACKING_TOKEN"] = self.state["secrets"]["mlflow_token"]
+        os.environ["MLFLOW_TRACKING_USERNAME"] = "anyone"
+        os.environ["MLFLOW_TRACKING_PASSWORD"] = self.state["secrets"]["mlflow_token"]
         return f"http://127.0.0.1:{self.state['ports']['mlflow']}"
 
     def processes(self, named: str = "") -> list[psutil.Process]:

@@ -32,7 +32,8 @@ def laptop(cluster: Home, tmp_path: Path) -> Home:
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN": cluster.state["secrets"]["ray_token"],
         "RAY_API_SERVER_ADDRESS": url(cluster, "dashboard"),
-        "MLFLOW_TRACKING_TOKEN": cluster.state["secrets"]["mlflow_token"],
+        "MLFLOW_TRACKING_USERNAME": "anyone",
+        "MLFLOW_TRACKING_PASSWORD": cluster.state["secrets"]["mlflow_token"],
     }
     return made
 

@@ -43,7 +43,7 @@ def page(finished: Finished) -> Iterator[Page]:
         env=home.environment | {"BROWSER": "true"}, text=True, timeout=60 * BUSY, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    handed_over = home.folder / "open-mlflow.html"
+    handed_over = home.folder / "mlflow" / "open.html"
     assert handed_over.stat().st_mode & 0o777 == 0o600
     with sync_playwright() as tool:
         browser = tool.chromium.launch(executable_path=CHROMIUM, args=FLAGS)

@@ -12,11 +12,14 @@ import pytest
 from tests.waiting import wait_for
 
 PROGRAM = """
-import signal, sys, time
+import os, signal, sys, time
 from orchestration.cluster.signals import handle_endings
 seen = []
 handle_endings(lambda number, _: seen.append(number))
 print("ready", flush=True)
+while os.isatty(1):
+    time.sleep(0.01)
+print("before the signal", flush=True)
 while not seen:
     time.sleep(0.01)
 time.sleep(0.5)
@@ -56,12 +59,14 @@ def test_a_closed_terminal_ends_a_run_as_ctrl_c_does(program: str, tmp_path: Pat
     os.close(theirs)
     read_until(ours, b"ready\r\n")
     os.close(ours)
+    if program is PROGRAM:  # it prints before it is told
+        wait_for(lambda: any(log.read_text() for log in tmp_path.glob("logs/*")), 60)
     for _ in range(2):
         process.send_signal(signal.SIGHUP)
     assert process.wait(60) == 0
     [log] = (tmp_path / "logs").glob("after-hangup-*.log")
-    told = "saved after [1]\nresume it\n" if program is PROGRAM else "as Ctrl-C\n"
-    assert log.read_text() == told
+    told = "before the signal\nsaved after [1]\nresume it\n"
+    assert log.read_text() == (told if program is PROGRAM else "as Ctrl-C\n")
     assert log.stat().st_mode & 0o777 == 0o600
 
 
@@ -77,4 +82,4 @@ def test_an_ignored_hang_up_stays_ignored(tmp_path: Path) -> None:
     process.send_signal(signal.SIGHUP)
     process.send_signal(signal.SIGTERM)
     assert process.wait(60) == 0
-    assert output.read_text() == "ready\nsaved after [15]\nresume it\n"
+    assert output.read_text() == "ready\nbefore the signal\nsaved after [15]\nresume it\n"

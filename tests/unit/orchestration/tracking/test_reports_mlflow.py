@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import mlflow
 import pytest
 
 from datasets.storage.store import Store
@@ -42,6 +43,8 @@ def process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     folder = tmp_path_factory.mktemp("mlflow")
     server = Server()
     with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLFLOW_TRACKING_URI", "")  # the server sets it; it is restored at the end
+        patch.delenv("MLFLOW_TRACKING_URI")
         database = f"sqlite:///{folder}/mlflow.db"
         with runs.connect(database) as client:
             client.search_experiments()  # creates the tables, which takes longer than a request may
@@ -71,6 +74,7 @@ def process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         http.shutdown()
         thread.join(10)
         http.server_close()
+        mlflow.set_tracking_uri(None)
 
 
 @pytest.fixture
