@@ -1,7 +1,6 @@
 """No secret of the checkout is logged to MLflow (code.diff) or uploaded with a submission."""
 
 import subprocess
-import time
 from pathlib import Path
 
 import pytest
@@ -214,7 +213,3 @@ def test_a_long_line_holds_up_nobody() -> None:
     """A minified file, or data in hexadecimal: hidden as a whole, not searched."""
     lines = ["diff --git a/x.json b/x.json", "@@ -1 +1 @@", "+" + "ab-" * 150_000, "+a: b"]
     assert redact_diff("\n".join(lines)).endswith("\n+***\n+a: b")
-    words = ["diff --git a/x.txt b/x.txt", "@@ -1 +1 @@", "+" + "a_b-" * 1_200]
-    began = time.process_time()
-    assert redact_diff("\n".join(words)) == "\n".join(words)
-    assert time.process_time() - began < 10  # with a try at every letter: 400 times as long
