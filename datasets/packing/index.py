@@ -217,7 +217,10 @@ def _list_shard(store: Store, entry: Entry, rule: str | None, field: str | None)
     read = _Headers(store, entry)
     samples: list[ListedSample] = []
     end = 0
-    members = walk(read, entry.size_bytes, entry.url, is_whole=True)
+    partial: list[tuple[Member, str]] = []
+    members = walk(
+        read, entry.size_bytes, entry.url, is_whole=True, on_partial=lambda *p: partial.append(p)
+    )
     for key, files, labels in _read_samples(read, members, entry.url):
         end = max(member.end for member in files.values())
         try:
@@ -233,8 +236,19 @@ def _list_shard(store: Store, entry: Entry, rule: str | None, field: str | None)
                 text=text,
             )
         )
+    _check_are_whole(samples, partial)
     _check_are_together(samples, entry.url)
     return ShardListing(entry, tuple(samples), end)
+
+
+def _check_are_whole(samples: list[ListedSample], partial: list[tuple[Member, str]]) -> None:
+    """Raises ShardError if an image, or the label beside one, is a link or has holes."""
+    with_image = {sample.key for sample in samples if sample.has_image}
+    for member, problem in partial:
+        for key, ((extension, _),) in group_by_key([member], member.name):
+            is_label = extension in LABEL_EXTENSIONS and key in with_image
+            if is_label or extension in IMAGE_EXTENSIONS:
+                raise ShardError(problem)
 
 
 def _check_are_together(samples: list[ListedSample], url: str) -> None:

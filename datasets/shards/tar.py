@@ -35,14 +35,20 @@ class Member(NamedTuple):
 
 
 def walk(
-    read: Callable[[int, int], memoryview], total: int, where: str, *, is_whole: bool = False
+    read: Callable[[int, int], memoryview],
+    total: int,
+    where: str,
+    *,
+    is_whole: bool = False,
+    on_partial: Callable[[Member, str], None] = lambda member, problem: None,
 ) -> Iterator[Member]:
     """The members of `total` bytes of an archive; reads only headers.
 
     read: (start, length) -> these bytes. Ends at a zero block or at the end of the bytes. is_whole:
     the bytes are a whole archive, so a missing zero block means that it was truncated between
-    members, and one after it that somebody joined two. Raises ShardError for a damaged header, a
-    truncated or a joined archive, and a file that is stored as a link or with holes.
+    members, and one after it that somebody joined two. on_partial: called with each file that is
+    stored as a link or with holes, and what is wrong with it as a message. Raises ShardError for a
+    damaged header and for a truncated or a joined archive.
     """
     at = start = 0
     records: dict[bytes, bytes] = {}  # of the extension headers before a member
@@ -79,7 +85,9 @@ def walk(
         else:
             name = _text(records.get(b"path") or _name(header))
             if kind not in FILES or records:
-                _check_is_stored_whole(kind, name, records, where)
+                stored, problem = _stored_in_part(kind, name, records, where)
+                if problem:
+                    on_partial(Member(stored, start, begin, size, end), problem)
             if kind in FILES:
                 yield Member(name, start, begin, size, end)
             records = {}
@@ -177,18 +185,21 @@ def _decimal(digits: bytes) -> int:
     return int(digits) if digits.isdigit() and len(digits) <= 20 else -1
 
 
-def _check_is_stored_whole(kind: str, name: str, records: dict[bytes, bytes], where: str) -> None:
-    """Raises ShardError for a member whose bytes do not follow its header in one piece: GNU tar
-    stores a file with holes as a map and parts, and the second name of a file as a link."""
+def _stored_in_part(
+    kind: str, name: str, records: dict[bytes, bytes], where: str
+) -> tuple[str, str]:
+    """(the file's name, a message) of a member whose bytes do not follow its header in one piece,
+    else an empty message: GNU tar stores a file with holes as a map and parts, and the second name
+    of a file as a link."""
     if kind == "S" or any(key.startswith(b"GNU.sparse.") for key in records):
         name = _text(records.get(b"GNU.sparse.name", b"")) or name
         what, remedy = "stored with holes", "without --sparse"
-    elif kind in "12" and "." in name.rpartition("/")[2][1:]:  # it may be a sample's file
+    elif kind in "12":
         what = f"stored as a {'hard' if kind == '1' else 'symbolic'} link"
         remedy = "with --dereference --hard-dereference"
     else:
-        return
-    raise ShardError(
+        return name, ""
+    return name, (
         f"{where}: got {name} {what}; a sample's files are stored whole, beside each other. "
         f"Write the tar again {remedy}."
     )

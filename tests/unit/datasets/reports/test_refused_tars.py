@@ -98,6 +98,35 @@ def test_is_refused_by_name_when_indexed(tmp_path: Path, kind: str) -> None:
         plan_repack(Store(), find_shards(Store(), url), shard_bytes=10**6)
 
 
+UNREAD = {
+    "latest.txt": b"2", "docs.d": b"2", "._0000.png": b"1", ".0000.cls": b"2", "d/._1.png": b"2",
+    "0000.orig.png": b"1", "0000.json.bak": b"S", "0000.pth": b"1", "link": b"2",
+}  # fmt: skip
+
+
+def test_links_and_holes_that_are_no_part_of_a_sample_are_skipped(tmp_path: Path) -> None:
+    """A link to the newest log or to a folder, a second name of another file: as GNU tar stores
+    what lies beside samples."""
+    cls, png = sample(0)[:1024], sample(0)[1024:]
+    between = b"".join(member(name, kind=kind, link=b"x") for name, kind in UNREAD.items())
+    url = write(tmp_path, cls + between + png + between + sample(1) + END)
+    assert indexed(url).manifest.num_samples == 2
+    assert read(url) == ({"0000": 0, "0001": 1}, [])
+    assert damages_of(url) == []
+
+
+def test_links_in_a_split_that_is_indexed_are_skipped_as_ever(tmp_path: Path) -> None:
+    """Indexes of earlier versions have such shards: a run on them goes on."""
+    shard = sample(0) + member("0000.a") + member("0000.b") + sample(1) + END
+    url = write(tmp_path, shard)
+    indexed(url)
+    links = member("0000.jpg", kind=b"1") + member("0000.webp", kind=b"2")
+    write(tmp_path, shard.replace(member("0000.a") + member("0000.b"), links))
+    assert read(url) == ({"0000": 0, "0001": 1}, [])
+    with pytest.raises(ShardError, match=r"got 0000\.jpg stored as a hard link"):
+        indexed(url)
+
+
 @needs_tar
 @pytest.mark.parametrize(
     ("options", "message"),
