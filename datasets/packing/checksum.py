@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from itertools import starmap
 
 import numpy as np
 
@@ -12,22 +13,33 @@ from datasets.loading.stream import split_range
 from datasets.shards.manifest import Manifest, Shard, load_manifest
 from datasets.shards.tar import BLOCK_BYTES
 from datasets.storage.checksums import crc32c
+from datasets.storage.disk import ETAG_PREFIX
 from datasets.storage.store import Store
 
 
 def keep_index(store: Store, found: Manifest) -> Manifest:
     """A manifest made from headers, with the classes, label rule and SHA-256 of the index that the
-    split has, if that describes the same samples: its fingerprint then stays, and runs that began
+    split has, if that describes the same shards: its fingerprint then stays, and runs that began
     without checksums can be resumed. Raises StoreError."""
     try:
         known = load_manifest(store, found.url, verify=False)
     except DataError:  # none, or a damaged one
         return found
-    if list(map(_samples_of, known.shards)) != list(map(_samples_of, found.shards)):
+    pairs = list(zip(known.shards, found.shards, strict=False))
+    if len(known.shards) != len(found.shards) or not all(starmap(_may_be_same, pairs)):
         return found
-    pairs = zip(known.shards, found.shards, strict=True)
     shards = tuple(replace(shard, sha256=old.sha256) for old, shard in pairs)
     return replace(found, classes=known.classes, label=known.label, shards=shards)
+
+
+def _may_be_same(known: Shard, found: Shard) -> bool:
+    """Whether a shard's samples lie where its index says and, as far as headers tell, are those:
+    labels that were changed in place keep every size. A SHA-256 decides later, when the bytes are
+    read, whatever the ETags: a copy has others. A file's time is none."""
+    etags = [etag for etag in (known.etag, found.etag) if etag and not etag.startswith(ETAG_PREFIX)]
+    return _samples_of(known) == _samples_of(found) and (
+        known.sha256 is not None or len(set(etags)) < 2
+    )
 
 
 def _samples_of(shard: Shard) -> tuple[str, int, bytes]:
@@ -77,6 +89,7 @@ def _read_shard(store: Store, shard: Shard, url: str) -> Shard:
     if shard.sha256 not in (None, digest.hexdigest()):
         raise ShardError(
             f"{url}: got bytes with another SHA-256 than when it was packed; checksums of damaged "
-            "samples would call them whole. Upload the shard again; `rayception verify` names them."
+            "samples would call them whole. Upload the shard again (`rayception verify` says why) "
+            "or, if the change is meant, run `rayception index` without --checksums first."
         )
     return replace(shard, checksums=checksums)

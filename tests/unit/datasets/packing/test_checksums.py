@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from datasets.packing.audit import verify
 from datasets.packing.checksum import add_checksums, keep_index
 from datasets.packing.index import find_shards, index_shards
 from datasets.packing.pack import pack
-from datasets.shards.manifest import Manifest, load_manifest
+from datasets.shards.manifest import Manifest, load_manifest, save_manifest
 from datasets.storage.checksums import decode_json, encode_json
 from datasets.storage.store import Store
 from tests.forks import rayception
@@ -156,6 +157,7 @@ def test_damaged_shards_get_no_checksums_if_that_can_be_known(split: Manifest) -
     assert done.returncode == 2
     assert len(done.stderr.strip().splitlines()) == 1
     assert f"{split.shard_url(1)}: got bytes with another SHA-256" in done.stderr
+    assert "if the change is meant, run `rayception index` without --checksums first" in done.stderr
 
 
 def test_an_index_of_other_samples_is_not_kept(split: Manifest) -> None:
@@ -166,6 +168,23 @@ def test_an_index_of_other_samples_is_not_kept(split: Manifest) -> None:
     assert keep_index(STORE, found).classes == ("0", "1")
     STORE.write(f"{split.url}/index.json", b"{")
     assert keep_index(STORE, found) is found
+
+
+@pytest.mark.parametrize(("old", "kept"), [("of-old-bytes", False), ("mtime:9-9", True)])
+def test_an_index_of_other_bytes_of_the_same_sizes_is_not_kept(
+    s3: Store, old: str, kept: bool
+) -> None:
+    """As after labels were changed in place; a file's time, of a split that was indexed on disk,
+    says nothing. Where there is a SHA-256, reading the bytes decides."""
+    url = f"s3://data/relabelled-{kept}"
+    packed = pack(photo_samples(4), s3, url, classes=CLASSES, samples_per_shard=2)
+    found = index_shards(s3, url, find_shards(s3, url)).manifest
+    shards = [replace(packed.shards[0], etag=old), packed.shards[1]]
+    save_manifest(s3, replace(packed, shards=tuple(shards)))
+    assert keep_index(s3, found).classes == CLASSES
+    add_checksums(s3, keep_index(s3, found), workers=1)
+    save_manifest(s3, replace(packed, shards=tuple(replace(s, sha256=None) for s in shards)))
+    assert keep_index(s3, found).classes == (CLASSES if kept else ("0", "1"))
 
 
 def test_a_file_replaced_during_a_run_is_noticed_without_checksums(split: Manifest) -> None:
