@@ -105,6 +105,30 @@ def test_without_checksums_or_verification_it_passes(split: Manifest) -> None:
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("change", ["hides", "adds", "cuts"])
+def test_a_changed_header_is_damage_and_no_reason_to_index_again(
+    split: Manifest, change: str
+) -> None:
+    """Bytes that still are a tar, but of more or fewer samples: to index them would bless them."""
+    path, (start, length) = path_of(split, 1), split.shards[1].byte_range(4, 1)
+    content = path.read_bytes()
+    part = bytearray(content[start : start + length])
+    if change == "cuts":
+        part[148] ^= 1  # in the header's own checksum
+    else:
+        name = b".0014.cls" if change == "hides" else b"0099.cls"
+        part[: len(name) + 1] = name + b"\0"
+        part[148:156] = b" " * 8
+        part[148:156] = b"%06o\0 " % sum(part[:512])
+    path.write_bytes(content[:start] + part + content[start + length :])
+    lost, [message] = damaged_samples(load_manifest(STORE, split.url))
+    assert lost == [(1, 4)]
+    assert "got bytes that differ from the split's checksum" in message
+    assert "Restore the shard from a copy" in message
+    unverified = load_manifest(STORE, split.url, verify=False)
+    assert damaged_samples(unverified)[0] == [(1, 4)]
+
+
 def test_verify_names_what_still_decodes(split: Manifest) -> None:
     flip_bit(split, 0, 7)
     [of_shard, of_sample] = verify(
