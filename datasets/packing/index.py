@@ -1,8 +1,7 @@
 """Shards that somebody else wrote -> a manifest, from their tar headers alone.
 
 Headers and labels are read by range requests, each where a header is expected: small ones if images
-are large (a sample of 110 kB needs 1.5 kB), larger ones if many small members fit into one. Latency
-dominates, so many shards are read in parallel.
+are large, larger ones if many small members fit into one. Many at once, as latency dominates.
 """
 
 from collections import Counter
@@ -24,6 +23,7 @@ from datasets.shards.labels import (
     is_class_number,
     label_extension,
     label_text,
+    without_mark,
 )
 from datasets.shards.manifest import Manifest, Shard
 from datasets.shards.split_url import is_pattern, split_folder
@@ -225,15 +225,15 @@ def _list_shard(store: Store, entry: Entry, rule: str | None, field: str | None)
         end = max(member.end for member in files.values())
         try:
             sample_rule = rule or find_rule(labels, field)
-            text = (label_text(labels, sample_rule, entry.url) or None) if sample_rule else None
+            text = label_text(labels, sample_rule, entry.url) if sample_rule else ""
         except LabelError:
-            text = None
+            text = ""
         samples.append(
             ListedSample(
                 key=key,
                 start=min(member.start for member in files.values()),
                 has_image=any(extension in files for extension in IMAGE_EXTENSIONS),
-                text=text,
+                text=without_mark(text) or None,
             )
         )
     _check_are_whole(samples, partial)

@@ -14,6 +14,7 @@ LABEL_EXTENSIONS = ("cls", "txt", "json")  # in order of preference
 JSON_FIELDS = ("label", "cls", "class")
 DEFAULT_RULE = "cls"
 MAX_LABEL_BYTES = 2**16
+BYTE_ORDER_MARK = "\ufeff"  # Windows' editors begin a file with it
 
 
 def find_rule(extensions: Mapping[str, Any], field: str | None = None) -> str | None:
@@ -37,7 +38,8 @@ def label_extension(rule: str) -> str:
 
 
 def label_text(sample: Mapping[str, Any], rule: str, where: str) -> str:
-    """The label, a number or a name, as its file states it. Raises LabelError without one."""
+    """The label, a number or a name, as its file states it, with the byte order mark that it may
+    begin with. Raises LabelError without a label."""
     extension, _, field = rule.partition(":")
     content = sample.get(extension)
     if content is None and extension == "cls":
@@ -54,7 +56,7 @@ def label_text(sample: Mapping[str, Any], rule: str, where: str) -> str:
             f"{MAX_LABEL_BYTES}. Fix the label."
         )
     if not field:
-        return content.decode("utf-8-sig", "replace").strip()  # Windows' editors write a mark
+        return content.decode("utf-8", "replace").strip()
     values = _parse_json(content)
     label = values.get(field) if isinstance(values, dict) else None
     if isinstance(label, bool) or not isinstance(label, int | str):
@@ -63,6 +65,11 @@ def label_text(sample: Mapping[str, Any], rule: str, where: str) -> str:
             "or a name. Fix the label, or index the split again with its --label-field."
         )
     return str(label).strip()
+
+
+def without_mark(text: str) -> str:
+    """A label without its byte order mark, which is no part of it."""
+    return text.removeprefix(BYTE_ORDER_MARK).strip()
 
 
 def is_class_number(text: str) -> bool:

@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from datasets.errors import DataError, LabelError
-from datasets.shards.labels import DEFAULT_RULE, is_class_number, label_text
+from datasets.shards.labels import DEFAULT_RULE, is_class_number, label_text, without_mark
 from datasets.shards.split_url import INDEX_FILE, index_url, is_pattern, split_folder
 from datasets.shards.tar import BLOCK_BYTES
 from datasets.storage.checksums import decode_json, encode_json
@@ -130,6 +130,8 @@ class Manifest:
 
     def class_number(self, text: str, where: str) -> int:
         """The class of a label: the number that it is, else that of its name. Raises LabelError."""
+        # In indexes of earlier versions a byte order mark is a part of the name.
+        text = text if text in self._numbers else without_mark(text)
         if is_class_number(text) and int(text) < self.num_classes:
             return int(text)
         number = self._numbers.get(text)

@@ -1,6 +1,7 @@
 """Archives of the kinds that the users of other readers reported: read right, refused when they are
 indexed, or counted and named. Each kind names a report, or the specification where we know none."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from datasets.packing.files import list_images
 from datasets.packing.index import find_shards
 from datasets.packing.pack import pack_shards
 from datasets.packing.repack import plan_repack
+from datasets.shards.manifest import save_manifest
 from datasets.storage.store import Store
 from tests.unit.datasets.reports.archives import (
     END,
@@ -196,6 +198,25 @@ def test_labels_from_windows_editors(tmp_path: Path) -> None:
     url = write(tmp_path, b"".join(files) + END)
     assert indexed(url).manifest.classes == ("0", "1")
     assert read(url) == ({"0": 0, "1": 1}, [])
+
+
+def test_labels_from_windows_editors_in_an_index_of_an_earlier_version(tmp_path: Path) -> None:
+    """The mark was a part of the name: the same samples have the same classes as ever, also where a
+    number with a mark was the name of another class."""
+    mark = b"\xef\xbb\xbf"
+    url = write(
+        tmp_path,
+        member("a.cls", mark + b"1") + member("a.png", picture(0))
+        + member("b.cls", mark + b"0\r\n") + member("b.png", picture(1))
+        + member("c.cls", mark + b"cat") + member("c.png", picture(2))
+        + member("d.cls", b"cat") + member("d.png", picture(3))
+        + END,
+    )  # fmt: skip
+    manifest = indexed(url).manifest
+    assert manifest.classes == ("0", "1", "cat")
+    names = ("\ufeff1", "\ufeff0", "\ufeffcat", "cat")
+    save_manifest(Store(), replace(manifest, classes=names))
+    assert read(url) == ({"a": 0, "b": 1, "c": 2, "d": 3}, [])
 
 
 def test_webdatasets_own_fields_in_an_archive_are_no_files(tmp_path: Path) -> None:
