@@ -7,6 +7,7 @@ import urllib.request
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import google_crc32c
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -38,13 +39,14 @@ class NodeChecks:
 @dataclass(frozen=True, kw_only=True, slots=True)
 class NodeReport:
     """problems: message by check. health: the settings of Ray's health checks in the node's
-    environment."""
+    environment. crc32c: google-crc32c's implementation, `c` or `python`."""
 
     address: str
     is_head: bool
     versions: dict[str, str] = field(default_factory=dict)
     problems: dict[str, str] = field(default_factory=dict)
     health: dict[str, str] = field(default_factory=dict)
+    crc32c: str = "c"
 
 
 def probe_nodes(checks: NodeChecks, nodes: list[dict[str, Any]]) -> list[NodeReport]:
@@ -107,6 +109,7 @@ def _check_node(checks: NodeChecks, report: NodeReport) -> NodeReport:
         versions=versions(),
         problems=problems,
         health={name: os.environ[name] for name in HEALTH_CHECKS if name in os.environ},
+        crc32c=google_crc32c.implementation,
     )
 
 
@@ -162,3 +165,15 @@ def health_check_note(reports: list[NodeReport]) -> str | None:
                 "and a node that hangs for 5 s counts as dead)"
             )
     return None
+
+
+def checksum_note(reports: list[NodeReport]) -> str | None:
+    """The nodes whose samples' checksums are computed in Python, some hundred times slower."""
+    slow = [report.address for report in reports if report.crc32c != "c"]
+    if not slow:
+        return None
+    return (
+        f"node {', '.join(slow)}: got google-crc32c without its C library; samples' checksums are "
+        "slow there. Install its wheel (pip install --force-reinstall --only-binary :all: "
+        "google-crc32c), or set data.verify=false"
+    )

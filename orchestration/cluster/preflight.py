@@ -134,8 +134,8 @@ def run_preflight(
     }
     submitter = json.loads(os.environ.get(VERSIONS_VARIABLE, "{}"))
     differences, notes = node_probe.compare_versions(reports, submitter)
-    if (note := node_probe.health_check_note(reports)) is not None:
-        notes.append(note)
+    more = (node_probe.health_check_note(reports), node_probe.checksum_note(reports))
+    notes += filter(None, more)
     checks = [
         _check("packages", check_imports, f"{', '.join(PACKAGES)} are rayception's"),
         _check("room", describe_capacity),

@@ -4,7 +4,12 @@ from dataclasses import replace
 
 import pytest
 
-from orchestration.cluster.node_probe import NodeReport, compare_versions, health_check_note
+from orchestration.cluster.node_probe import (
+    NodeReport,
+    checksum_note,
+    compare_versions,
+    health_check_note,
+)
 from orchestration.cluster.versions import versions
 from orchestration.manifests.nodes import HEALTH_CHECKS
 
@@ -42,3 +47,12 @@ def test_a_head_with_slow_health_checks_is_noted_with_the_settings_and_their_pri
     assert health_check_note([replace(HEAD, is_head=False)]) is None
     slow = {name: str(10 * int(value)) for name, value in HEALTH_CHECKS.items()}
     assert health_check_note([replace(HEAD, health=slow)]) is not None
+
+
+def test_nodes_that_compute_checksums_in_python_are_noted_with_the_remedy() -> None:
+    slow = replace(HEAD, address="10.0.0.2", crc32c="python")
+    note = checksum_note([HEAD, slow])
+    assert note is not None
+    assert note.startswith("node 10.0.0.2: got google-crc32c without its C library")
+    assert "--only-binary :all: google-crc32c" in note
+    assert checksum_note([HEAD]) is None
