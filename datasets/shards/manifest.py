@@ -9,7 +9,8 @@ shard, from its first header to the next sample's, which is what a loader reads.
 checksum of each file and of itself, and is written last, so an incomplete split has none.
 
 Files have no ETag. Their size and modification time stand for it, but a copy of a folder has other
-times; therefore those that a file has when the manifest is loaded are the ones that it must keep.
+times; therefore those that a file has when the manifest is loaded are the ones that it must keep;
+so are the ETags of shards that were copied from a disk to a server.
 """
 
 import hashlib
@@ -198,7 +199,7 @@ def load_manifest(store: Store, url: str, *, verify: bool | None = None) -> Mani
                 f"compared with. Add them with `rayception index --checksums '{url}'`, or leave "
                 "data.verify out."
             )
-        return _note_times(store, _parse(store, url, values, verify is not False))
+        return _note_etags(store, _parse(store, url, values, verify is not False))
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(_damaged(where, f"{error} ({type(error).__name__})")) from error
 
@@ -245,30 +246,34 @@ def _read_array(store: Store, url: str, file: dict[str, str]) -> NDArray[np.uint
     return np.frombuffer(content, dtype="<u4").astype(np.uint32)
 
 
-def _note_times(store: Store, manifest: Manifest) -> Manifest:
-    """The manifest with the ETags that its shards on this machine's disk have now, or with one that
-    none has where the size is not the index's. Raises StoreError."""
+def _note_etags(store: Store, manifest: Manifest) -> Manifest:
+    """The manifest with the ETags that its shards have now, where the index has none that tells:
+    those on this machine's disk, and remote ones that were indexed on a disk. One that none has
+    stands where the size is not the index's. Raises StoreError."""
 
     def note(shard: Shard, url: str) -> Shard:
+        if not (is_on_disk := store.is_on_disk(url)) and not _is_time(shard.etag):
+            return shard
         try:
             entry = store.stat(url)
         except DataError:  # reading it says so
             return shard
-        is_whole = entry.size_bytes == shard.size_bytes
-        return replace(shard, etag=entry.etag if is_whole else f"{ETAG_PREFIX}{shard.size_bytes}")
+        other = f"{ETAG_PREFIX if is_on_disk else 'size:'}{shard.size_bytes}"
+        return replace(shard, etag=entry.etag if entry.size_bytes == shard.size_bytes else other)
 
     urls = [manifest.shard_url(number) for number in range(len(manifest.shards))]
-    if not any(map(store.is_on_disk, urls)):
-        return manifest
     with ThreadPoolExecutor(16, thread_name_prefix="index") as pool:
         shards = tuple(pool.map(note, manifest.shards, urls))
-    pairs = zip(manifest.shards, shards, strict=True)
     retimed = tuple(
         new.name
-        for old, new in pairs
-        if old.etag != new.etag and old.etag is not None and old.etag.startswith(ETAG_PREFIX)
+        for old, new in zip(manifest.shards, shards, strict=True)
+        if old.etag != new.etag and _is_time(old.etag) and _is_time(new.etag)
     )
     return replace(manifest, shards=shards, retimed=retimed)
+
+
+def _is_time(etag: str | None) -> bool:
+    return etag is not None and etag.startswith(ETAG_PREFIX)
 
 
 def _missing_index(store: Store, url: str, where: str) -> str:

@@ -18,6 +18,7 @@ from datasets.packing.checksum import add_checksums, keep_index
 from datasets.packing.index import find_shards, index_shards
 from datasets.packing.pack import pack
 from datasets.shards.manifest import Manifest, load_manifest, save_manifest
+from datasets.storage.cache import DiskCache
 from datasets.storage.checksums import decode_json, encode_json
 from datasets.storage.store import Store
 from tests.forks import rayception
@@ -245,6 +246,22 @@ def test_a_split_moves_between_disk_and_s3(split: Manifest, s3: Store, tmp_path:
     assert bytes(stream.fetch_run(s3, moved, (1, 0, 10)).content) == bytes(
         stream.fetch_run(STORE, split, (1, 0, 10)).content
     )
+    assert [shard.etag for shard in moved.shards] == [
+        s3.stat(moved.shard_url(number)).etag for number in range(3)
+    ]
+    assert moved.retimed == ()
+    cached = Store(s3.config, DiskCache(tmp_path / "cache", 2**30))
+    stream.fetch_run(cached, moved, (1, 0, 10))
+    parts = [path.stat().st_size for path in (tmp_path / "cache").rglob("*") if path.is_file()]
+    assert max(parts) > moved.shards[1].size_bytes
+    content = s3.read(moved.shard_url(1))
+    for other in (content[:-512] + b"x" * 512, content + bytes(512)):
+        s3.write(moved.shard_url(1), other)
+        again = load_manifest(s3, "s3://data/moved", verify=False)
+        replaced = stream.fetch_run(s3, moved, (1, 0, 10)).error
+        assert "another ETag" in str(replaced)
+        is_longer = len(other) > len(content)
+        assert (stream.fetch_run(s3, again, (1, 0, 10)).error is not None) == is_longer
     url = "s3://data/packed-there"
     pack(photo_samples(30), s3, url, classes=CLASSES, samples_per_shard=10)
     (tmp_path / "back").mkdir()
