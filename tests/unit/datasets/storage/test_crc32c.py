@@ -60,6 +60,7 @@ def test_no_flipped_bit_of_a_document_changes_a_value_unnoticed() -> None:
 
 
 def test_a_document_that_states_no_checksum_in_its_field_is_damaged() -> None:
+    stated: object
     for stated in (None, "", 0, [], "00000000"):
         with pytest.raises(ValueError, match="delete that field"):
             decode_json(json.dumps({"a": 1, "crc32c": stated}).encode())
