@@ -60,6 +60,11 @@ def in_place(*arguments: str) -> list[str]:
     return ["unshare", "--mount", "--uts", "--net", "sh", "-c", PLACE, "sh", RAYCEPTION, *arguments]
 
 
+def hear_hangups() -> None:
+    """Also where these tests run under nohup."""
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
 def read_until(terminal: int, pattern: bytes, limit_s: float) -> str:
     """What is shown until the pattern is."""
     seen, deadline = b"", time.monotonic() + BUSY * limit_s
@@ -78,7 +83,7 @@ def test_a_run_in_an_awkward_place_whose_terminal_closes(awkward: Home) -> None:
     ours, theirs = pty.openpty()
     process = subprocess.Popen(
         in_place("run", *JOB), env=home.environment, stdin=theirs, stdout=theirs, stderr=theirs,
-        start_new_session=True,
+        start_new_session=True, preexec_fn=hear_hangups,
     )  # fmt: skip
     os.close(theirs)
     screen = read_until(ours, rb"in MLflow experiment.*epoch", 180)

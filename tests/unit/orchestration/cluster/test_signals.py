@@ -42,7 +42,13 @@ def start(program: str, home: Path, terminal: int) -> "subprocess.Popen[bytes]":
     return subprocess.Popen(
         [sys.executable, "-c", program], stdin=terminal, stdout=terminal, stderr=terminal,
         start_new_session=True, env={**os.environ, "RAYCEPTION_HOME": str(home)},
+        preexec_fn=hear_hangups,
     )  # fmt: skip
+
+
+def hear_hangups() -> None:
+    """Also where these tests run under nohup."""
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def read_until(terminal: int, words: bytes) -> None:
