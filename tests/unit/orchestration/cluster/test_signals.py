@@ -72,7 +72,10 @@ def test_a_closed_terminal_ends_a_run_as_ctrl_c_does(program: str, tmp_path: Pat
     assert process.wait(60) == 0
     [log] = (tmp_path / "logs").glob("after-hangup-*.log")
     told = "before the signal\nsaved after [1]\nresume it\n"
-    assert log.read_text() == (told if program is PROGRAM else "as Ctrl-C\n")
+    if program is PROGRAM:
+        assert log.read_text() == told
+    else:  # an exception in the middle of a write leaves it to be written again
+        assert log.read_text().removeprefix("ready\n") == "as Ctrl-C\n"
     assert log.stat().st_mode & 0o777 == 0o600
 
 
