@@ -23,15 +23,15 @@ def handle_endings(handler: Callable[..., Any] = signal.default_int_handler) -> 
     folder = stack_folder() / "logs"
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
-        if isinstance(stream, io.TextIOWrapper) and stream.isatty():
+        is_text = isinstance(stream, io.TextIOWrapper)
+        if is_text and stream.isatty() and _terminal(stream) is None:  # not at every attempt
             setattr(sys, name, _Terminal.wrap(stream, folder))
 
     def handle_hangup(*arguments: Any) -> None:
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
         for stream in (sys.stdout, sys.stderr):
-            raw = getattr(getattr(stream, "buffer", None), "raw", None)
-            if isinstance(raw, _Terminal):
-                raw.leave()
+            if (terminal := _terminal(stream)) is not None:
+                terminal.leave()
         handler(*arguments)
 
     signal.signal(signal.SIGINT, handler)
@@ -74,3 +74,9 @@ class _Terminal(io.FileIO):
             target = os.open(os.devnull, os.O_WRONLY)
         os.dup2(target, self.fileno())
         os.close(target)
+
+
+def _terminal(stream: object) -> _Terminal | None:
+    """What `wrap` put under a stream."""
+    raw = getattr(getattr(stream, "buffer", None), "raw", None)
+    return raw if isinstance(raw, _Terminal) else None

@@ -6,9 +6,7 @@ them all.
 
 import re
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Thread
 from typing import Any
 
 import pytest
@@ -16,44 +14,35 @@ import pytest
 from datasets.errors import DataError, StoreBusyError, StoreError
 from datasets.storage import s3
 from datasets.storage.store import Store, StoreConfig
+from tests.unit.datasets.answers import Answers, answering
 
 LAW = re.compile(r"^.+?: got .+; .+\. .+\.$")
 SECRET = "hunter2-secret-key"
 
 
-class Answers:
+class Page:
     """A server whose every answer is the one set."""
 
     def __init__(self) -> None:
-        self.url = ""
         self.status = 200
         self.headers: dict[str, str] = {}
         self.body = b""
-        self.requests = 0
+        self.server = Answers("")
+
+    @property
+    def url(self) -> str:
+        return self.server.url
+
+    @property
+    def requests(self) -> int:
+        return len(self.server.asked)
 
 
 @pytest.fixture
-def answers() -> Iterator[Answers]:
-    made = Answers()
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            made.requests += 1
-            self.send_response(made.status)
-            for name, value in made.headers.items():
-                self.send_header(name, value)
-            self.send_header("Content-Length", str(len(made.body)))
-            self.end_headers()
-            self.wfile.write(made.body)
-
-        def log_message(self, *_: object) -> None: ...
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    Thread(target=server.serve_forever, daemon=True).start()
-    made.url = f"http://127.0.0.1:{server.server_port}"
-    yield made
-    server.shutdown()
-    server.server_close()
+def answers() -> Iterator[Page]:
+    page = Page()
+    with answering(lambda _: (page.status, page.headers, page.body)) as page.server:
+        yield page
 
 
 @pytest.fixture(autouse=True)
@@ -90,7 +79,7 @@ def store(url: str | None) -> Store:
     ],
 )
 def test_a_refusal_is_said_with_its_remedy(
-    answers: Answers, status: int, code: str, remedy: str
+    answers: Page, status: int, code: str, remedy: str
 ) -> None:
     answers.status = status
     answers.headers = {"x-amz-bucket-region": "eu-west-1"}
@@ -105,7 +94,7 @@ def test_a_refusal_is_said_with_its_remedy(
     assert SECRET not in str(caught.value)
 
 
-def test_a_web_page_instead_of_an_api_is_said(answers: Answers) -> None:
+def test_a_web_page_instead_of_an_api_is_said(answers: Page) -> None:
     """The address of a store's console, or a login page before it."""
     answers.body = b"<!DOCTYPE html><html><body>Log in<br></body></html>"
     answers.headers = {"Content-Type": "text/html"}
@@ -126,7 +115,7 @@ CASES: list[tuple[dict[str, str], str, str]] = [
 @pytest.mark.parametrize(("variables", "config", "remedy"), CASES)
 def test_a_broken_configuration_is_said(
     variables: dict[str, str], config: str, remedy: str, monkeypatch: pytest.MonkeyPatch,
-    tmp_path: Path, answers: Answers,
+    tmp_path: Path, answers: Page,
 ) -> None:  # fmt: skip
     (tmp_path / "config").write_text(config)
     if "sso" in config:
@@ -147,7 +136,7 @@ def test_an_endpoint_that_is_none_is_said(url: str) -> None:
     assert LAW.match(str(caught.value)), str(caught.value)
 
 
-def test_a_bucket_that_can_have_no_such_name_is_said(answers: Answers) -> None:
+def test_a_bucket_that_can_have_no_such_name_is_said(answers: Page) -> None:
     problems: list[Any] = []
     for url in ("s3://a b/key", "s3:///key"):
         with pytest.raises((StoreError, DataError), match="Correct the URL") as caught:

@@ -4,9 +4,7 @@ import base64
 import json
 import os
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Thread
 from typing import Any
 
 import pytest
@@ -16,37 +14,29 @@ from orchestration.stack.processes import identify
 from orchestration.tracking.credentials import find_embedded, set_credentials
 from orchestration.tracking.run_ref import RunRef
 from orchestration.tracking.runs import run_status
+from tests.unit.datasets.answers import Answers, answering
 
 TOKEN = "a1" * 32
 TEAM = "hunter2-of-the-team"
 
 
 class Server:
-    def __init__(self) -> None:
-        self.port = 0
-        self.logins: list[str] = []  # of the requests
+    """Refuses every request, and keeps the logins."""
+
+    def __init__(self, answers: Answers) -> None:
+        self._answers = answers
+        self.port = int(answers.url.rpartition(":")[2])
+
+    @property
+    def logins(self) -> list[str]:
+        headers = (asked.headers.get("Authorization", "") for asked in self._answers.asked)
+        return [base64.b64decode(text.removeprefix("Basic ")).decode() for text in headers]
 
 
 @pytest.fixture
 def server() -> Iterator[Server]:
-    made = Server()
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            login = self.headers.get("Authorization", "").removeprefix("Basic ")
-            made.logins.append(base64.b64decode(login).decode())
-            self.send_response(401)
-            self.send_header("Content-Length", "0")
-            self.end_headers()
-
-        def log_message(self, *_: object) -> None: ...
-
-    listening = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    Thread(target=listening.serve_forever, daemon=True).start()
-    made.port = listening.server_port
-    yield made
-    listening.shutdown()
-    listening.server_close()
+    with answering(lambda _: (401, {}, b"")) as answers:
+        yield Server(answers)
 
 
 @pytest.fixture

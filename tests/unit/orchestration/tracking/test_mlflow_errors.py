@@ -4,14 +4,13 @@ own client; those that a real MLflow can be made to give: tests/integration/test
 import json
 import re
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from threading import Thread
 
 import pytest
 
 from orchestration.errors import ServiceError
 from orchestration.tracking.run_ref import RunRef
 from orchestration.tracking.runs import run_status
+from tests.unit.datasets.answers import answering
 
 LAW = re.compile(r"^tracking\.uri: got \S+; the MLflow server.+\. .+\.$")
 PASSWORD = "hunter2-of-mlflow"
@@ -29,24 +28,12 @@ class Server:
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     made = Server()
 
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            self.send_response(made.status)
-            self.send_header("Content-Length", str(len(made.body)))
-            self.end_headers()
-            self.wfile.write(made.body.encode())
-
-        def log_message(self, *_: object) -> None: ...
-
     for name in ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    listening = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    Thread(target=listening.serve_forever, daemon=True).start()
-    made.uri = f"http://127.0.0.1:{listening.server_port}"
-    yield made
-    listening.shutdown()
-    listening.server_close()
+    with answering(lambda _: (made.status, {}, made.body.encode())) as listening:
+        made.uri = listening.url
+        yield made
 
 
 def message_of(uri: str) -> str:
